@@ -1,0 +1,219 @@
+/* libdartquant: the border between the jobs and a compute device.
+ * A backend fills one dq_backend table. Everything behind it (memory, threads, kernels) is its own; the library
+ * only holds opaque handles and never dereferences device memory. This header stands alone: a backend folder
+ * includes it and nothing else of the library.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DARTQUANT_BACKEND_H
+#define DARTQUANT_BACKEND_H
+
+#include "dartquant/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DQ_BACKEND_ABI 1u
+
+/* A row-major matrix in device memory. Element (r, c) lies at
+ * offset + (r * stride + c) * size_of(dtype) bytes inside the allocation `mem`. A vector has rows == 1. */
+typedef struct dq_view {
+    void *mem;       /* handle returned by the backend's alloc */
+    uint64_t offset; /* bytes from the start of the allocation */
+    int64_t rows;
+    int64_t cols;
+    int64_t stride;  /* elements from one row to the next, >= cols */
+    dq_dtype dtype;
+    int32_t reserved;
+} dq_view;
+
+/* What the library lends to a backend for its lifetime. */
+typedef struct dq_host {
+    uint32_t struct_size;
+    uint32_t abi;
+    void *self; /* pass back as first argument */
+    /* 64-byte aligned memory counted in the context; NULL when refused. */
+    void *(*alloc)(void *self, size_t bytes);
+    void (*free)(void *self, void *ptr);
+    /* Calls task(arg, i, thread) once for every i in [0, count), thread in [0, threads()). Returns when all are
+     * done. Order and placement are unspecified, so each task must produce the same bits wherever it runs. */
+    void (*run)(void *self, int64_t count, void (*task)(void *arg, int64_t i, int thread), void *arg);
+    int (*threads)(void *self);
+    /* Records the message of a failure and returns `status`. `vendor_code` is the device library's own code, or 0. */
+    dq_status (*fail)(void *self, dq_status status, int64_t vendor_code, const char *message);
+} dq_host;
+
+/* Precision of the products inside gemm, head_nll and attention. Storage of inputs and outputs is given by their
+ * views; accumulation is fp32 or better (fp64 when the operands are fp64). */
+enum {
+    DQ_MATH_F32 = 0, /* products in fp32 or better */
+    DQ_MATH_BF16 = 1 /* operands may be rounded to bf16 (half to even), accumulation stays fp32 */
+};
+
+/* Gated or plain activation. */
+enum { DQ_ACT_SILU = 0, DQ_ACT_GELU = 1 /* erf */, DQ_ACT_GELU_TANH = 2, DQ_ACT_RELU = 3 };
+
+/* Causal attention over `rows / seqlen` independent sequences. q: [rows, heads*head_dim], k, v: [rows,
+ * kv_heads*head_dim], o like q. Query head h reads key/value head h / (heads / kv_heads). */
+typedef struct dq_attention_desc {
+    int64_t seqlen;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;
+    int32_t window; /* sliding window in tokens including the current one; 0 = unlimited */
+    float scale;    /* multiplies q.k, usually 1/sqrt(head_dim) */
+    int32_t math;   /* DQ_MATH_* */
+} dq_attention_desc;
+
+/* Dynamic fake quantization of rows (rotation.md section 3 of the design notes; QuaRot, arXiv 2404.00456).
+ * Each row is cut in contiguous groups of `group` columns. xmin, xmax are multiplied by `clip` first.
+ *   symmetric:  maxq = 2^(bits-1)-1, s = max(|xmin|,|xmax|)/maxq (1 when zero), y = s*clamp(rint(x/s), -maxq-1, maxq)
+ *   asymmetric: maxq = 2^bits-1, s = (xmax-xmin)/maxq, z = rint(-xmin/s) not clamped,
+ *               y = s*(clamp(rint(x/s)+z, 0, maxq)-z); xmin = xmax = 0 becomes -1, +1.
+ * Rounding is half to even. With zero_in_range the range is first extended to contain 0. A group whose range is
+ * empty (xmin == xmax, not zero, zero_in_range off) is reproduced exactly. */
+typedef struct dq_fake_quant_desc {
+    int32_t bits;          /* 2..15 */
+    int32_t symmetric;     /* 0 or 1 */
+    int64_t group;         /* columns in a group; divides cols */
+    float clip;            /* (0, 1] */
+    int32_t zero_in_range; /* 0 or 1 */
+} dq_fake_quant_desc;
+
+/* Hadamard transform of order n = k * 2^m: H = HK (x) S, S = Sylvester of size n/k in natural order, HK a k x k
+ * table of +-1 (row-major). A row of the input is read as [outer][n][inner] with outer = cols / (n * inner); every
+ * vector along n is replaced by v H^T * scale (out[a] = sum_b H[a][b] v[b]), or by v H when `transpose` is set. */
+typedef struct dq_hadamard_desc {
+    int64_t n;
+    int64_t k;
+    const int8_t *hk; /* host memory, k*k entries of +-1; NULL when k == 1 */
+    int64_t inner;
+    float reserved0;
+    int32_t transpose;
+    double scale; /* usually 1/sqrt(n) */
+} dq_hadamard_desc;
+
+/* Integer weight grid: w = scale * (code - zero), code in 0..2^bits-1, zero integral (stored as float).
+ * symmetric: zero = 2^(bits-1), scale = absmax/(2^(bits-1)-1). Group parameters are [out, groups]. */
+typedef struct dq_grid_desc {
+    int32_t bits;      /* 2..8 */
+    int32_t symmetric; /* 0 or 1 */
+    int64_t group;     /* columns per group; ceil(cols/group) groups */
+    /* Clip search (0 = off): for i in 0..steps-1 shrink the range by p = 1 - i/grid and keep the first p with the
+     * smallest sum |q(w)-w|^norm (strictly smaller replaces). Usual: steps 80, grid 100, norm 2.4. */
+    int32_t search_steps;
+    int32_t search_grid;
+    float search_norm;
+    int32_t reserved;
+} dq_grid_desc;
+
+/* One device of a backend. */
+typedef struct dq_device_info {
+    uint32_t struct_size;
+    uint32_t reserved;
+    char name[64];          /* e.g. "cpu:avx512" */
+    char description[128];  /* vendor text, library versions */
+    uint64_t memory_total;  /* bytes; 0 = unknown */
+    uint64_t memory_free;
+} dq_device_info;
+
+/* The table. Slots may be NULL from `fill` on: the library then runs the op on the host if the context's policy
+ * allows it, and counts it. Any op may return DQ_E_UNSUPPORTED for arguments it cannot serve, before touching any
+ * output; every other status is an error. Ops are enqueued in order on the device; `download` and `sync` wait.
+ * Output views never overlap input views unless the same view is passed for both (x == y where noted "in place"). */
+typedef struct dq_backend {
+    uint32_t struct_size;
+    uint32_t abi; /* DQ_BACKEND_ABI */
+    const char *name;
+
+    /* `options` is a "key=value,key=value" string or "". */
+    dq_status (*open)(const dq_host *host, const char *options, void **dev);
+    void (*close)(void *dev);
+    dq_status (*info)(void *dev, dq_device_info *out);
+
+    dq_status (*alloc)(void *dev, uint64_t bytes, void **mem);
+    void (*free)(void *dev, void *mem);
+    dq_status (*upload)(void *dev, void *mem, uint64_t offset, const void *src, uint64_t bytes);
+    dq_status (*download)(void *dev, void *dst, void *mem, uint64_t offset, uint64_t bytes);
+    dq_status (*sync)(void *dev);
+    /* Address of `mem` for the host, or NULL when the host cannot touch it. May itself be NULL. */
+    void *(*host_pointer)(void *dev, void *mem);
+
+    /* ---- elementwise and data movement ---- */
+    /* y[:] = value */
+    dq_status (*fill)(void *dev, double value, const dq_view *y);
+    /* y = (y.dtype) x for any pair of F64 F32 F16 BF16, round half to even; also same-dtype copy of any dtype. */
+    dq_status (*convert)(void *dev, const dq_view *x, const dq_view *y);
+    /* y += alpha * x; F32 or F64. A row vector x [1, cols] is added to every row of y. */
+    dq_status (*axpy)(void *dev, double alpha, const dq_view *x, const dq_view *y);
+    /* y[r][c] = x[r][c] * v[c]; F32 or F64, v [1, cols] of the same dtype; in place allowed. */
+    dq_status (*scale_cols)(void *dev, const dq_view *x, const dq_view *v, const dq_view *y);
+    /* y[r][:] = x[index[r]][:]; index I32 [1, y.rows], any dtype, same dtype in x and y. */
+    dq_status (*gather_rows)(void *dev, const dq_view *x, const dq_view *index, const dq_view *y);
+    /* y[:][c] = x[:][index[c]]; index I32 [1, y.cols]; any dtype. */
+    dq_status (*gather_cols)(void *dev, const dq_view *x, const dq_view *index, const dq_view *y);
+    /* First non-finite element in row-major order as r * cols + c, or -1. F32, F64, F16, BF16. Waits. */
+    dq_status (*find_nonfinite)(void *dev, const dq_view *x, int64_t *index);
+    /* sum of x*y in fp64. F32 or F64. Waits. */
+    dq_status (*dot)(void *dev, const dq_view *x, const dq_view *y, double *out);
+
+    /* ---- transformer ---- */
+    /* c = alpha * op(a) op(b) + beta * c with op = transpose when the flag is 1. a, b, c F32 (a, b may be BF16 or
+     * F16, c then F32), or all F64. beta == 0 ignores the old content of c. */
+    dq_status (*gemm)(void *dev, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a, const dq_view *b,
+                      double beta, const dq_view *c, int32_t math);
+    /* y = x * rsqrt(mean(x^2) + eps) * weight; weight [1, cols] or NULL for ones. F32; in place allowed. */
+    dq_status (*rmsnorm)(void *dev, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
+    /* Rotate-half RoPE in place on x [rows, heads*head_dim]; row r has position r % table.rows. cos, sin: F32
+     * [seqlen, head_dim/2] for seqlen == table.rows. (RoFormer, arXiv 2104.09864; HF LLaMA half layout.) */
+    dq_status (*rope)(void *dev, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
+    /* y = act(gate) * up, or act(gate) when up is NULL. F32; y may be gate or up. */
+    dq_status (*activation)(void *dev, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
+    dq_status (*attention)(void *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
+                           const dq_view *v, const dq_view *o);
+    /* Streaming cross-entropy against a tile of the vocabulary. logits = x w^T with w = rows [first, first+w.rows)
+     * of the head. state F64 [x.rows, 3] holds running max, sum of exp(logit - max) and the target's logit; start
+     * it with {-inf, 0, -inf} (op fill with -inf on columns 0 and 2, 0 on 1). targets I32 [1, x.rows], -1 = none.
+     * After all tiles nll = log(sum) + max - target logit. */
+    dq_status (*head_nll)(void *dev, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
+                          const dq_view *state, int32_t math);
+
+    /* ---- quantization ---- */
+    /* F32; in place allowed. */
+    dq_status (*fake_quant)(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
+    /* F32 or F64; in place allowed. */
+    dq_status (*hadamard)(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
+    /* h = beta * h + alpha * x^T x, lower triangle (row >= col) of h only; x F32, F16 or BF16 [tokens, n], h F32. */
+    dq_status (*syrk)(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h);
+    /* v[c] = h[c][c] */
+    dq_status (*diag)(void *dev, const dq_view *h, const dq_view *v);
+    /* The GPTQ factor (arXiv 2210.17323): with A = h read from its lower triangle, rows and columns reordered by
+     * perm (I32 [1, n]; NULL = identity: A[i][j] = h[perm[i]][perm[j]]), zero diagonal entries replaced by 1, `damp`
+     * added to the diagonal: u = upper triangular with inv(A) = u^T u, zeros below. h is untouched. *info = 0, or
+     * i+1 when pivot i was not positive (u is then undefined and the call succeeds). F32 storage. Waits. */
+    dq_status (*gptq_factor)(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
+                             int64_t *info);
+    /* q = the Q factor of a = q r (square, F64 or F32, Householder, no sign fix: column signs as LAPACK geqrf gives
+     * them); r (same shape, upper) may be NULL. a is untouched. Waits. */
+    dq_status (*qr)(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
+    /* Finds scale and zero (F32 [out, groups]) of w [out, in] F32. Ranges always contain 0. */
+    dq_status (*weight_grid)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
+                             const dq_view *zero);
+    /* codes U8 [out, in] = clamp(rint(w / scale) + zero, 0, 2^bits-1); group of column c = group_index[c]
+     * (I32 [1, in]), or c / d->group when NULL. */
+    dq_status (*quantize_weight)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
+                                 const dq_view *zero, const dq_view *group_index, const dq_view *codes);
+    /* w F32 [out, in] = scale * (code - zero) */
+    dq_status (*dequantize_weight)(void *dev, const dq_grid_desc *d, const dq_view *codes, const dq_view *scale,
+                                   const dq_view *zero, const dq_view *group_index, const dq_view *w);
+    /* One column block of GPTQ. For j = 0..cols-1: code_j from w[:, j] as in quantize_weight, q_j its value,
+     * e_j = (w_j - q_j) / u[j][j], w[:, j'] -= e_j u[j][j'] for j' >= j. w [out, B] in place, u [B, B] upper,
+     * group_index I32 [1, B] (column into scale/zero), codes U8 [out, B], err F32 [out, B]. */
+    dq_status (*gptq_block)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u,
+                            const dq_view *scale, const dq_view *zero, const dq_view *group_index,
+                            const dq_view *codes, const dq_view *err);
+} dq_backend;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

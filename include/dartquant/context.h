@@ -1,0 +1,64 @@
+/* libdartquant: the context holds the services (memory, log, threads) and the devices that all other objects use.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DARTQUANT_CONTEXT_H
+#define DARTQUANT_CONTEXT_H
+
+#include "dartquant/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Host-supplied memory. alloc returns NULL on failure and memory aligned to at least 16 bytes; free receives the
+ * size that was asked for. Both may be called from any thread. All NULL = malloc/free. */
+typedef struct dq_allocator {
+    void *(*alloc)(void *user, size_t bytes);
+    void (*free)(void *user, void *ptr, size_t bytes);
+    void *user;
+} dq_allocator;
+
+/* Host-supplied threads: must call task(arg, i, thread) once for each i in [0, count) with 0 <= thread < threads,
+ * and return after the last. run == NULL = the library's own pool. */
+typedef struct dq_runner {
+    void (*run)(void *user, int64_t count, void (*task)(void *arg, int64_t i, int thread), void *arg);
+    void *user;
+    int32_t threads; /* upper bound of `thread` + 1 */
+    int32_t reserved;
+} dq_runner;
+
+enum { DQ_LOG_ERROR = 1, DQ_LOG_WARNING = 2, DQ_LOG_INFO = 3, DQ_LOG_DEBUG = 4 };
+/* `text` is one line without newline, valid during the call. Must not call back into the library. */
+typedef void (*dq_log_fn)(void *user, int32_t level, const char *text);
+
+/* Everything a host may inject. Set struct_size to sizeof(dq_services), abi to 1, unused members to zero. */
+typedef struct dq_services {
+    uint32_t struct_size;
+    uint32_t abi;
+    dq_allocator allocator;
+    dq_runner runner;
+    dq_log_fn log;
+    void *log_user;
+} dq_services;
+
+/* Creates a context. `config` (NULL = defaults) supplies "threads", "backend", "policy", "memory_budget" and is
+ * copied; `services` (NULL = defaults) is copied too, what it points to must outlive the context. One thread at a
+ * time per context and its objects. */
+DQ_API dq_status dq_context_new(const dq_config *config, const dq_services *services, dq_context **out);
+/* Frees the context; everything created from it must be freed before. NULL is accepted. */
+DQ_API void dq_context_free(dq_context *ctx);
+
+/* Name of the device in use, e.g. "cpu:avx512"; owned by the context. */
+DQ_API const char *dq_context_device_name(const dq_context *ctx);
+/* JSON text describing device, instruction sets, BLAS and threads; owned by the context. */
+DQ_API const char *dq_context_device_json(const dq_context *ctx);
+/* Bytes the context's objects hold now, and the most they ever held (through the allocator, so without mapped files
+ * and without what OpenBLAS or the system libraries take themselves). */
+DQ_API uint64_t dq_context_memory_now(const dq_context *ctx);
+DQ_API uint64_t dq_context_memory_peak(const dq_context *ctx);
+/* How many ops ran on the host because the device did not support them. */
+DQ_API uint64_t dq_context_fallback_count(const dq_context *ctx);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

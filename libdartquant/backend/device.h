@@ -1,0 +1,83 @@
+/* A device in use, tensors on it, and one checked function per op. Everything above this room talks to devices only
+ * through these. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_BACKEND_DEVICE_H
+#define DQ_BACKEND_DEVICE_H
+
+#include "base/dtype.h"
+#include "base/env.h"
+#include "dartquant/backend.h"
+
+typedef enum dq_policy { DQ_POLICY_FORBID = 0, DQ_POLICY_WARN = 1, DQ_POLICY_ALLOW = 2 } dq_policy;
+
+/* An opened backend plus a `ref` device for ops it lacks. */
+typedef struct dq_device dq_device;
+
+/* name: "auto" (= cpu), "cpu", "ref". options as in dq_backend.open ("simd=plain|avx2|avx512|amx|auto").
+ * A host's own table can be given instead of a name later (dq_device_open_table). */
+dq_status dq_device_open(dq_env *env, const char *name, const char *options, dq_policy policy, dq_device **out);
+dq_status dq_device_open_table(dq_env *env, const dq_backend *table, const char *options, dq_policy policy,
+                               dq_device **out);
+void dq_device_close(dq_device *dev);
+dq_env *dq_device_env(const dq_device *dev);
+dq_status dq_device_get_info(dq_device *dev, dq_device_info *out);
+uint64_t dq_device_fallbacks(const dq_device *dev);
+
+/* Device memory with an owner: ops refuse tensors of another device. A tensor is a view; dq_tensor_alloc makes one
+ * that owns its memory, slices borrow it. Plain struct so that slices need no allocation. */
+typedef struct dq_tensor {
+    dq_device *dev; /* NULL = empty tensor */
+    dq_view view;
+    bool owns;
+} dq_tensor;
+
+/* Contiguous rows x cols; contents undefined. */
+dq_status dq_tensor_alloc(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, dq_tensor *out);
+void dq_tensor_free(dq_tensor *t); /* also accepts slices and empty tensors; leaves an empty tensor */
+/* rows [r0, r0+rows), cols [c0, c0+cols) of t. */
+dq_tensor dq_tensor_slice(const dq_tensor *t, int64_t r0, int64_t rows, int64_t c0, int64_t cols);
+static inline dq_tensor dq_tensor_rows(const dq_tensor *t, int64_t r0, int64_t rows)
+{
+    return dq_tensor_slice(t, r0, rows, 0, t->view.cols);
+}
+static inline bool dq_tensor_is_empty(const dq_tensor *t) { return t == NULL || t->dev == NULL; }
+/* Whole tensor from or to packed host memory of the same dtype. */
+dq_status dq_tensor_upload(dq_tensor *t, const void *src);
+dq_status dq_tensor_download(const dq_tensor *t, void *dst);
+/* alloc + upload */
+dq_status dq_tensor_from_host(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, const void *src,
+                              dq_tensor *out);
+
+/* The ops of dartquant/backend.h, same semantics; shapes, dtypes and owners are checked here so that backends need
+ * not. Tensors documented as optional may be NULL. */
+dq_status dq_op_fill(double value, dq_tensor *y);
+dq_status dq_op_convert(const dq_tensor *x, dq_tensor *y);
+dq_status dq_op_axpy(double alpha, const dq_tensor *x, dq_tensor *y);
+dq_status dq_op_scale_cols(const dq_tensor *x, const dq_tensor *v, dq_tensor *y);
+dq_status dq_op_gather_rows(const dq_tensor *x, const dq_tensor *index, dq_tensor *y);
+dq_status dq_op_gather_cols(const dq_tensor *x, const dq_tensor *index, dq_tensor *y);
+dq_status dq_op_find_nonfinite(const dq_tensor *x, int64_t *index);
+dq_status dq_op_dot(const dq_tensor *x, const dq_tensor *y, double *out);
+dq_status dq_op_gemm(bool trans_a, bool trans_b, double alpha, const dq_tensor *a, const dq_tensor *b, double beta,
+                     dq_tensor *c, int math);
+dq_status dq_op_rmsnorm(const dq_tensor *x, const dq_tensor *weight, double eps, dq_tensor *y);
+dq_status dq_op_rope(const dq_tensor *cos, const dq_tensor *sin, int64_t head_dim, dq_tensor *x);
+dq_status dq_op_activation(int kind, const dq_tensor *gate, const dq_tensor *up, dq_tensor *y);
+dq_status dq_op_attention(const dq_attention_desc *d, const dq_tensor *q, const dq_tensor *k, const dq_tensor *v,
+                          dq_tensor *o);
+dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor *targets, int64_t first,
+                         dq_tensor *state, int math);
+dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *y);
+dq_status dq_op_hadamard(const dq_hadamard_desc *d, const dq_tensor *x, dq_tensor *y);
+dq_status dq_op_syrk(double alpha, const dq_tensor *x, double beta, dq_tensor *h);
+dq_status dq_op_diag(const dq_tensor *h, dq_tensor *v);
+dq_status dq_op_gptq_factor(const dq_tensor *h, const dq_tensor *perm, double damp, dq_tensor *u, int64_t *info);
+dq_status dq_op_qr(const dq_tensor *a, dq_tensor *q, dq_tensor *r);
+dq_status dq_op_weight_grid(const dq_grid_desc *d, const dq_tensor *w, dq_tensor *scale, dq_tensor *zero);
+dq_status dq_op_quantize_weight(const dq_grid_desc *d, const dq_tensor *w, const dq_tensor *scale,
+                                const dq_tensor *zero, const dq_tensor *group_index, dq_tensor *codes);
+dq_status dq_op_dequantize_weight(const dq_grid_desc *d, const dq_tensor *codes, const dq_tensor *scale,
+                                  const dq_tensor *zero, const dq_tensor *group_index, dq_tensor *w);
+dq_status dq_op_gptq_block(const dq_grid_desc *d, dq_tensor *w, const dq_tensor *u, const dq_tensor *scale,
+                           const dq_tensor *zero, const dq_tensor *group_index, dq_tensor *codes, dq_tensor *err);
+
+#endif

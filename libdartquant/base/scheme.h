@@ -1,0 +1,41 @@
+/* What to quantize and how, and the integer codes that result: plain records shared by model, quant and io.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_BASE_SCHEME_H
+#define DQ_BASE_SCHEME_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Dynamic quantization of activations or of K / V. bits == 16: off. */
+typedef struct dq_act_spec {
+    int bits;
+    int64_t group; /* -1 = the whole token row (range extended to contain 0) */
+    bool symmetric;
+    double clip;   /* (0, 1] multiplies the range */
+} dq_act_spec;
+
+typedef enum dq_weight_method { DQ_WEIGHT_RTN = 0, DQ_WEIGHT_GPTQ = 1 } dq_weight_method;
+
+/* Weight quantization. bits == 16: off. */
+typedef struct dq_weight_spec {
+    int bits;
+    dq_weight_method method;
+    int64_t group;       /* columns per group, -1 = whole row */
+    bool symmetric;
+    bool clip_search;    /* MSE grid search of the range */
+    bool act_order;      /* GPTQ: columns by descending Hessian diagonal */
+    bool static_groups;  /* GPTQ: group parameters from the original weights */
+    double percdamp;     /* GPTQ: dampening as a share of the mean Hessian diagonal */
+} dq_weight_spec;
+
+typedef struct dq_scheme {
+    dq_weight_spec w;
+    dq_act_spec a; /* inputs of every linear of the decoder blocks */
+    dq_act_spec k; /* keys after RoPE and R3; group -1 = all kv heads of a token, head_dim = per head */
+    dq_act_spec v; /* v_proj outputs */
+} dq_scheme;
+
+/* How the o_proj input is rotated. */
+typedef enum dq_r2_mode { DQ_R2_NONE = 0, DQ_R2_OFFLINE = 1, DQ_R2_ONLINE = 2 } dq_r2_mode;
+
+#endif

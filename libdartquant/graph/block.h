@@ -1,0 +1,68 @@
+/* One decoder block as a sequence of backend ops, cut at the four points where linears read their inputs:
+ *   attn_in -> [q,k,v]  attn -> [o]  mlp_in -> [gate,up]  mlp -> [down]
+ * GPTQ builds its Hessians, capture takes its rows and fake quantization happens exactly at these points.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_GRAPH_BLOCK_H
+#define DQ_GRAPH_BLOCK_H
+
+#include "backend/device.h"
+#include "base/rotation_set.h"
+#include "base/scheme.h"
+
+enum { DQ_BLOCK_Q, DQ_BLOCK_K, DQ_BLOCK_V, DQ_BLOCK_O, DQ_BLOCK_GATE, DQ_BLOCK_UP, DQ_BLOCK_DOWN, DQ_BLOCK_LINEARS };
+
+typedef struct dq_linear {
+    dq_tensor weight; /* F32 (or BF16) [out, in] */
+    dq_tensor bias;   /* F32 [1, out] or empty */
+} dq_linear;
+
+typedef struct dq_block {
+    dq_tensor attn_norm, mlp_norm; /* F32 [1, hidden]; empty = weightless (fused) */
+    dq_linear linear[DQ_BLOCK_LINEARS];
+} dq_block;
+
+void dq_block_free(dq_block *block);
+
+/* What is the same for all blocks of a model and a run. */
+typedef struct dq_block_spec {
+    int64_t hidden, intermediate, seqlen;
+    int heads, kv_heads, head_dim;
+    double norm_eps;
+    int activation; /* DQ_ACT_* */
+    dq_scheme scheme;            /* only a, k, v are looked at here */
+    const dq_hadamard *r3, *r4;  /* NULL = off */
+    const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */
+    dq_tensor cos, sin;          /* F32 [seqlen, head_dim/2]; owned by the spec's owner */
+    int math;                    /* DQ_MATH_* */
+} dq_block_spec;
+
+/* Scratch of one chunk of `rows` tokens (a whole number of sequences). */
+typedef struct dq_workspace {
+    dq_tensor x;              /* [rows, hidden]: normed input */
+    dq_tensor xq;             /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
+    dq_tensor q, k, v;        /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
+    dq_tensor a;              /* [rows, heads*head_dim]: attention output, o_proj input */
+    dq_tensor gate, up;       /* [rows, intermediate]; gate becomes the down_proj input */
+} dq_workspace;
+dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+void dq_workspace_free(dq_workspace *ws);
+
+/* h: residual stream F32 [rows, hidden]. Each stage leaves its result where the next one finds it in ws. The tensor
+ * named at the cut is the linear's input before activation quantization. */
+dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.x */
+dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws);      /* ws.x -> ws.a */
+/* h += o_proj(fq(a)); `a` may be another tensor than ws.a (kept attention outputs) */
+dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws, dq_tensor *h);
+dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws);  /* ws.x */
+dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws);       /* ws.x -> ws.gate */
+dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
+/* All six in a row. */
+dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
+
+/* y (+)= x w^T + bias */
+dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
+/* y = fake_quant(x) as the spec says; bits 16 copies nothing and returns x through *out, else y. per_head groups: the spec's group,
+ * -1 = whole row with zero in range. */
+dq_status dq_fake_quant_apply(const dq_act_spec *spec, const dq_tensor *x, dq_tensor *y, const dq_tensor **out);
+
+#endif

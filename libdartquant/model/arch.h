@@ -1,0 +1,61 @@
+/* Architecture of a decoder-only model: sizes and switches, independent of the file it came from.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_MODEL_ARCH_H
+#define DQ_MODEL_ARCH_H
+
+#include "base/scheme.h"
+#include "base/source.h"
+
+/* Frequency scaling of RoPE. LLAMA3: the wavelength-dependent rule of Llama 3.1. */
+typedef enum dq_rope_scaling { DQ_ROPE_PLAIN = 0, DQ_ROPE_LINEAR = 1, DQ_ROPE_LLAMA3 = 2, DQ_ROPE_TABLE = 3 } dq_rope_scaling;
+
+typedef struct dq_arch {
+    const struct dq_family *family;
+    int64_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
+    double norm_eps;
+    double rope_theta;
+    dq_rope_scaling rope_scaling;
+    double rope_factor, rope_low_freq, rope_high_freq, rope_original_positions;
+    int activation;      /* DQ_ACT_* */
+    bool tied;           /* head shares the embedding table */
+    bool attention_bias, mlp_bias;
+    int32_t bos_id, eos_id; /* -1 = none */
+} dq_arch;
+
+/* Roles of weights; the first seven are the quantizable linears of a block, in forward order. */
+typedef enum dq_role {
+    DQ_Q_PROJ = 0, DQ_K_PROJ, DQ_V_PROJ, DQ_O_PROJ, DQ_GATE_PROJ, DQ_UP_PROJ, DQ_DOWN_PROJ,
+    DQ_ATTN_NORM, DQ_MLP_NORM,
+    DQ_EMBED, DQ_FINAL_NORM, DQ_HEAD,
+    DQ_ROLES
+} dq_role;
+enum { DQ_LINEARS = 7 };
+
+/* A family as data: how its tensors are called in each container. "%d" stands for the layer. */
+typedef struct dq_family {
+    const char *name;                 /* "llama" */
+    const char *const *hf_model_types; /* NULL-terminated values of config.json model_type it covers */
+    const char *const *gguf_archs;     /* NULL-terminated values of general.architecture */
+    const char *hf_names[DQ_ROLES];    /* without ".weight" */
+    const char *gguf_names[DQ_ROLES];
+    bool gguf_permuted_qk; /* q and k rows are stored in interleaved RoPE order in GGUF */
+} dq_family;
+
+const dq_family *dq_family_by_hf(const char *model_type);   /* NULL when unknown */
+const dq_family *dq_family_by_gguf(const char *architecture);
+/* Comma-separated known model types for error messages. */
+const char *dq_family_list(void);
+
+/* Rows and columns of a role's weight ([1, n] for norms). */
+void dq_arch_shape(const dq_arch *arch, dq_role role, int64_t *rows, int64_t *cols);
+/* Short name: "q_proj", "input_layernorm", ... */
+const char *dq_role_name(dq_role role);
+/* HF tensor name with ".weight" into buf. */
+void dq_arch_tensor_name(const dq_arch *arch, dq_role role, int64_t layer, char *buf, size_t size);
+
+dq_status dq_arch_from_hf_config(dq_env *env, const char *config_path, dq_arch *out);
+dq_status dq_arch_from_gguf(const dq_source *gguf, dq_arch *out);
+/* cos, sin [seqlen, head_dim/2]; computed in double. `inv_freq_divisor` [head_dim/2] for DQ_ROPE_TABLE, else NULL. */
+void dq_arch_rope_table(const dq_arch *arch, const float *inv_freq_divisor, int64_t seqlen, float *cos, float *sin);
+
+#endif

@@ -1,0 +1,76 @@
+/* Immutable models. A model reads weights from a source; a derived model reads them through its base and transforms
+ * what it gets, one weight at a time, in double precision. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_MODEL_MODEL_H
+#define DQ_MODEL_MODEL_H
+
+#include "base/progress.h"
+#include "graph/block.h"
+#include "model/arch.h"
+
+/* Opens a HF folder, a GGUF file, or a model saved by this library (recognised by its manifest). Shapes of all tensors are checked. */
+dq_status dq_model_open_path(dq_device *dev, const char *path, dq_model **out);
+/* Takes over `source`. */
+dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names, dq_model **out);
+dq_model *dq_model_retain(dq_model *model);
+void dq_model_release(dq_model *model); /* NULL is accepted */
+
+/* Norm weights multiplied into the linears that read them (q,k,v / gate,up / head); norms become weightless; a tied head
+ * becomes its own tensor. Fusing twice returns the same function. center_embedding subtracts each embedding row's mean
+ * (upstream's habit; changes an RMSNorm model). */
+dq_status dq_model_derive_fused(dq_model *base, bool center_embedding, dq_model **out);
+/* Folds R1, R2, R4 and remembers what runs online. The base must be fused and not yet rotated. Takes a reference to
+ * nothing: the set is copied. */
+dq_status dq_model_derive_rotated(dq_model *base, const dq_rotation_set *set, dq_model **out);
+/* Linears replaced by integer codes from `store` (names of docs/formats.md; taken over), activations and K/V as in
+ * scheme. store may be NULL: only the activation part changes. */
+dq_status dq_model_derive_quantized(dq_model *base, dq_source *store, const dq_scheme *scheme, dq_model **out);
+
+const dq_arch *dq_model_arch(const dq_model *model);
+dq_device *dq_model_device(const dq_model *model);
+bool dq_model_is_fused(const dq_model *model);
+const dq_rotation_set *dq_model_rotations(const dq_model *model); /* NULL = none */
+const dq_scheme *dq_model_scheme(const dq_model *model);          /* NULL = not quantized */
+dq_source *dq_model_root_source(const dq_model *model);
+/* Hash of the architecture and of the weights' names, types, sizes and sampled content: "xxxxxxxxxxxxxxxx". */
+const char *dq_model_fingerprint(dq_model *model);
+
+/* One weight, all transforms applied, as F32 [rows, cols] on the device (norms [1, cols]). For a linear whose bias exists,
+ * the bias too. Non-finite values are an error naming the tensor. */
+dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_linear *out);
+dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty when weightless */
+/* Rows of the embedding or the head. */
+dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out);
+/* hidden[i] = embedding of ids[i]; F32 [count, hidden], hidden already allocated. Ids are checked against vocab. */
+dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden);
+dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out);
+
+/* What dq_block_* need for this model: sizes, online transforms, quantization, RoPE tables for seqlen. */
+dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_block_spec *out);
+void dq_block_spec_clear(dq_block_spec *spec);
+
+/* Codes of one linear of a quantized model; refused for others. */
+typedef struct dq_codes {
+    int bits;
+    int64_t out, in, groups, group; /* group = columns per group (in when one) */
+    bool symmetric;
+    dq_tensor codes;       /* U8 [out, in] */
+    dq_tensor scale, zero; /* F32 [out, groups] */
+    dq_tensor group_index; /* I32 [1, in] or empty: column / group */
+} dq_codes;
+void dq_codes_free(dq_codes *codes);
+dq_status dq_codes_write(dq_sink *sink, const char *name, const dq_codes *codes);
+dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out);
+
+/* JSON text (fresh memory): architecture, sizes, dtype, quantization, rotations. */
+dq_status dq_model_describe_json(dq_model *model, char **out);
+/* Bits per weight over the quantizable linears, scales, zeros and indices included. */
+double dq_model_bits_per_weight(dq_model *model);
+uint64_t dq_model_bytes(dq_model *model);
+
+/* Saves a model (quantized or only transformed) so that opening it gives the same numbers: docs/formats.md. */
+dq_status dq_model_save_dir(dq_model *model, const char *dir, uint64_t part_size, dq_progress *progress);
+
+/* Full-sequence logits, F32 [count, vocab] to host memory. */
+dq_status dq_model_forward_logits(dq_model *model, const int32_t *ids, int64_t count, int math, float *out);
+
+#endif

@@ -1,0 +1,36 @@
+/* Weight quantization of a whole model, layer by layer. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_QUANT_QUANTIZE_H
+#define DQ_QUANT_QUANTIZE_H
+
+#include "model/model.h"
+
+typedef struct dq_linear_report {
+    int64_t layer;
+    dq_role role;
+    int bits;
+    double error;   /* GPTQ: tr(dW H dW^T) / tr(W H W^T); RTN: |dW|^2 / |W|^2 */
+    double damping; /* share of the mean diagonal that made the factorization succeed; 0 for RTN */
+} dq_linear_report;
+
+typedef struct dq_quantize_report {
+    dq_linear_report *linears; /* dq_free */
+    int64_t count;
+    double seconds_load, seconds_forward, seconds_hessian, seconds_solve, seconds_write;
+} dq_quantize_report;
+
+/* One linear: fills `out` (allocated inside). w F32 [out, in] on the device is overwritten with scratch. h: Hessian sum
+ * (lower triangle) of the linear's inputs, or NULL for RTN. */
+dq_status dq_quantize_linear(const dq_weight_spec *spec, dq_tensor *w, const dq_tensor *h, dq_codes *out,
+                             double *error, double *damping);
+
+/* A job that is stepped one layer at a time. windows: nsamples * seqlen calibration ids (NULL for RTN). Codes go to `sink`
+ * under the linears' names as each layer ends; the model stays as it is. */
+typedef struct dq_quantize_job dq_quantize_job;
+dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const int32_t *windows, int64_t nsamples,
+                              int64_t seqlen, int math, dq_sink *sink, dq_quantize_job **out);
+dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool *finished);
+/* Valid until the job is freed. */
+const dq_quantize_report *dq_quantize_job_report(const dq_quantize_job *job);
+void dq_quantize_job_free(dq_quantize_job *job);
+
+#endif

@@ -1,0 +1,20 @@
+# Targets that set up what they need and run things. Included by the top Makefile.
+
+test:
+	@tests/setup.sh test
+	@$(MAKE) --no-print-directory all tests-bin
+	@tests/run.sh $(O)
+
+demo:
+	@tests/setup.sh build
+	@$(MAKE) --no-print-directory all
+	@examples/demo/run.sh $(O)
+
+bench:
+	@tests/setup.sh bench
+	@$(MAKE) --no-print-directory all
+	@tests/bench/run.sh $(O)
+
+fuzz:
+	@tests/setup.sh fuzz
+	@tests/fuzz/run.sh $(O)
