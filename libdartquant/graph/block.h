@@ -27,6 +27,7 @@ void dq_block_free(dq_block *block);
 typedef struct dq_block_spec {
     int64_t hidden, intermediate, seqlen;
     int heads, kv_heads, head_dim;
+    int window; /* sliding attention window in tokens, 0 = unlimited */
     double norm_eps;
     int activation; /* DQ_ACT_* */
     dq_scheme scheme;            /* only a, k, v are looked at here */
@@ -45,10 +46,11 @@ typedef struct dq_workspace {
     dq_tensor gate, up;       /* [rows, intermediate]; gate becomes the down_proj input */
 } dq_workspace;
 dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
-void dq_workspace_free(dq_workspace *ws);
+void dq_workspace_free(dq_workspace *ws); /* zeroed ones are accepted */
 
-/* h: residual stream F32 [rows, hidden]. Each stage leaves its result where the next one finds it in ws. The tensor
- * named at the cut is the linear's input before activation quantization. */
+/* h: residual stream F32 [rows, hidden] with as many rows as the workspace has. Each stage leaves its result where the
+ * next one finds it in ws. The tensor named at the cut is the linear's input before activation quantization, online
+ * rotations included; the _out stages leave it as it is. */
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.x */
 dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws);      /* ws.x -> ws.a */
 /* h += o_proj(fq(a)); `a` may be another tensor than ws.a (kept attention outputs) */
@@ -61,8 +63,15 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
 
 /* y (+)= x w^T + bias */
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
-/* y = fake_quant(x) as the spec says; bits 16 copies nothing and returns x through *out, else y. per_head groups: the spec's group,
- * -1 = whole row with zero in range. */
-dq_status dq_fake_quant_apply(const dq_act_spec *spec, const dq_tensor *x, dq_tensor *y, const dq_tensor **out);
+/* y = fake_quant(x) as the spec says (y may be x); bits 16 copies nothing and returns x through *out, else y. Group -1 =
+ * one range per row, extended to contain zero; a positive group is a contiguous run of columns, its range as it is.
+ * `what` names the quantized value in errors ("o_proj input"). */
+dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *y,
+                              const dq_tensor **out);
+/* x = (block-diagonal) orthonormal Hadamard of x along a dimension of h->blocks * h->n elements that lie `inner` columns
+ * apart; in place, F32 or F64. */
+dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);
+/* Whether every group size of the scheme divides what it cuts; DQ_E_INVALID with the numbers otherwise. */
+dq_status dq_block_spec_check(const dq_block_spec *s);
 
 #endif

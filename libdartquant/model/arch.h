@@ -17,6 +17,7 @@ typedef struct dq_arch {
     dq_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq, rope_original_positions;
     int activation;      /* DQ_ACT_* */
+    int64_t window;      /* sliding attention window in tokens; 0 = unlimited */
     bool tied;           /* head shares the embedding table */
     bool attention_bias, mlp_bias;
     int32_t bos_id, eos_id; /* -1 = none */

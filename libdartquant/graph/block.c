@@ -1,0 +1,107 @@
+/* The stages of a decoder block. SPDX-License-Identifier: Apache-2.0 */
+#include "graph/block.h"
+
+#include <math.h>
+
+#include "base/status.h"
+
+static dq_status check_rows(const dq_tensor *h, const dq_workspace *ws)
+{
+    if (h->view.rows == ws->x.view.rows) return DQ_OK;
+    return dq_fail(DQ_E_INTERNAL, "block: %lld rows in a workspace of %lld", (long long)h->view.rows,
+                   (long long)ws->x.view.rows);
+}
+
+static dq_status norm(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *h, dq_workspace *ws)
+{
+    DQ_TRY(check_rows(h, ws));
+    return dq_op_rmsnorm(h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, &ws->x);
+}
+
+/* The fake-quantized copy of a linear's input, in ws.xq cut to its width. */
+static dq_status quantize_input(const dq_block_spec *s, const char *what, const dq_tensor *x, dq_workspace *ws,
+                                dq_tensor *slice, const dq_tensor **out)
+{
+    if (s->scheme.a.bits < 16) *slice = dq_tensor_slice(&ws->xq, 0, x->view.rows, 0, x->view.cols);
+    return dq_fake_quant_apply(&s->scheme.a, what, x, slice, out);
+}
+
+dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
+{
+    return norm(s, &b->attn_norm, h, ws);
+}
+
+/* Position and basis of queries and keys: RoPE, then R3. */
+static dq_status place(const dq_block_spec *s, dq_tensor *x)
+{
+    DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, x));
+    return s->r3 ? dq_hadamard_apply(s->r3, 1, x) : DQ_OK;
+}
+
+dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+{
+    dq_tensor slice = {0};
+    const dq_tensor *x, *k, *v;
+    DQ_TRY(quantize_input(s, "q, k, v input", &ws->x, ws, &slice, &x));
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_Q], x, false, s->math, &ws->q));
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_K], x, false, s->math, &ws->k));
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
+    DQ_TRY(dq_fake_quant_apply(&s->scheme.v, "values", &ws->v, &ws->v, &v));
+    DQ_TRY(place(s, &ws->q));
+    DQ_TRY(place(s, &ws->k));
+    DQ_TRY(dq_fake_quant_apply(&s->scheme.k, "keys", &ws->k, &ws->k, &k));
+    dq_attention_desc d = {.seqlen = s->seqlen,
+                           .heads = s->heads,
+                           .kv_heads = s->kv_heads,
+                           .head_dim = s->head_dim,
+                           .window = s->window,
+                           .scale = (float)(1.0 / sqrt((double)s->head_dim)),
+                           .math = s->math};
+    DQ_TRY(dq_op_attention(&d, &ws->q, k, v, &ws->a));
+    return s->r2_heads ? dq_hadamard_apply(s->r2_heads, s->head_dim, &ws->a) : DQ_OK;
+}
+
+dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws,
+                            dq_tensor *h)
+{
+    dq_tensor slice = {0};
+    const dq_tensor *x;
+    DQ_TRY(check_rows(h, ws));
+    DQ_TRY(quantize_input(s, "o_proj input", a, ws, &slice, &x));
+    return dq_linear_forward(&b->linear[DQ_BLOCK_O], x, true, s->math, h);
+}
+
+dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
+{
+    return norm(s, &b->mlp_norm, h, ws);
+}
+
+dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+{
+    dq_tensor slice = {0};
+    const dq_tensor *x;
+    DQ_TRY(quantize_input(s, "gate, up input", &ws->x, ws, &slice, &x));
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
+    DQ_TRY(dq_op_activation(s->activation, &ws->gate, &ws->up, &ws->gate));
+    return s->r4 ? dq_hadamard_apply(s->r4, 1, &ws->gate) : DQ_OK;
+}
+
+dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
+{
+    const dq_tensor *x;
+    DQ_TRY(check_rows(h, ws));
+    /* `up` is free once the activation is computed. */
+    DQ_TRY(dq_fake_quant_apply(&s->scheme.a, "down_proj input", &ws->gate, &ws->up, &x));
+    return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
+}
+
+dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
+{
+    DQ_TRY(dq_block_attn_in(s, b, h, ws));
+    DQ_TRY(dq_block_attn(s, b, ws));
+    DQ_TRY(dq_block_attn_out(s, b, &ws->a, ws, h));
+    DQ_TRY(dq_block_mlp_in(s, b, h, ws));
+    DQ_TRY(dq_block_mlp(s, b, ws));
+    return dq_block_mlp_out(s, b, ws, h);
+}

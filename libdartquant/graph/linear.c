@@ -1,0 +1,62 @@
+/* Linears and the small transforms in front of them. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "base/status.h"
+#include "graph/block.h"
+
+dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y)
+{
+    DQ_TRY(dq_op_gemm(false, true, 1.0, x, &l->weight, accumulate ? 1.0 : 0.0, y, math));
+    return dq_tensor_is_empty(&l->bias) ? DQ_OK : dq_op_axpy(1.0, &l->bias, y);
+}
+
+dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *y,
+                              const dq_tensor **out)
+{
+    if (spec->bits >= 16) {
+        *out = x;
+        return DQ_OK;
+    }
+    int64_t cols = x->view.cols;
+    int64_t group = spec->group > 0 ? spec->group : cols;
+    if (cols % group != 0)
+        return dq_fail(DQ_E_INVALID, "quantization of the %s: group size %lld does not divide its %lld columns", what,
+                       (long long)group, (long long)cols);
+    dq_fake_quant_desc d = {.bits = spec->bits,
+                            .symmetric = spec->symmetric,
+                            .group = group,
+                            .clip = (float)spec->clip,
+                            .zero_in_range = spec->group <= 0};
+    DQ_TRY(dq_op_fake_quant(&d, x, y));
+    *out = y;
+    return DQ_OK;
+}
+
+dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x)
+{
+    dq_hadamard_desc d = {.n = h->n, .k = h->k, .hk = h->hk, .inner = inner, .scale = 1.0 / sqrt((double)h->n)};
+    return dq_op_hadamard(&d, x, x);
+}
+
+static dq_status check_act(const dq_act_spec *spec, const char *what, int64_t cols)
+{
+    if (spec->bits == 16) return DQ_OK;
+    if (spec->bits < 2 || spec->bits > 15)
+        return dq_fail(DQ_E_INVALID, "quantization of the %s: %d bits, 2 to 16 are possible", what, spec->bits);
+    if (!(spec->clip > 0.0 && spec->clip <= 1.0))
+        return dq_fail(DQ_E_INVALID, "quantization of the %s: clip ratio %g is not in (0, 1]", what, spec->clip);
+    if (spec->group != -1 && (spec->group < 1 || cols % spec->group != 0))
+        return dq_fail(DQ_E_INVALID, "quantization of the %s: group size %lld does not divide its %lld columns", what,
+                       (long long)spec->group, (long long)cols);
+    return DQ_OK;
+}
+
+dq_status dq_block_spec_check(const dq_block_spec *s)
+{
+    const dq_scheme *q = &s->scheme;
+    DQ_TRY(check_act(&q->a, "q, k, v and gate, up inputs", s->hidden));
+    DQ_TRY(check_act(&q->a, "o_proj input", (int64_t)s->heads * s->head_dim));
+    DQ_TRY(check_act(&q->a, "down_proj input", s->intermediate));
+    DQ_TRY(check_act(&q->k, "keys", (int64_t)s->kv_heads * s->head_dim));
+    return check_act(&q->v, "values", (int64_t)s->kv_heads * s->head_dim);
+}
