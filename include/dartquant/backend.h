@@ -69,8 +69,9 @@ typedef struct dq_attention_desc {
  *   symmetric:  maxq = 2^(bits-1)-1, s = max(|xmin|,|xmax|)/maxq (1 when zero), y = s*clamp(rint(x/s), -maxq-1, maxq)
  *   asymmetric: maxq = 2^bits-1, s = (xmax-xmin)/maxq, z = rint(-xmin/s) not clamped,
  *               y = s*(clamp(rint(x/s)+z, 0, maxq)-z); xmin = xmax = 0 becomes -1, +1.
- * Rounding is half to even. With zero_in_range the range is first extended to contain 0. A group whose range is
- * empty (xmin == xmax, not zero, zero_in_range off) is reproduced exactly. */
+ * Rounding is half to even. With zero_in_range the range is first extended to contain 0. An asymmetric group whose
+ * range is empty (s == 0: xmin == xmax, not zero, zero_in_range off) is reproduced exactly; a symmetric range is never
+ * empty. Arithmetic is fp32, one rounding per operation, divisions as divisions: results are the same everywhere. */
 typedef struct dq_fake_quant_desc {
     int32_t bits;          /* 2..15 */
     int32_t symmetric;     /* 0 or 1 */
@@ -93,7 +94,11 @@ typedef struct dq_hadamard_desc {
 } dq_hadamard_desc;
 
 /* Integer weight grid: w = scale * (code - zero), code in 0..2^bits-1, zero integral (stored as float).
- * symmetric: zero = 2^(bits-1), scale = absmax/(2^(bits-1)-1). Group parameters are [out, groups]. */
+ *   symmetric: zero = 2^(bits-1), scale = max(absmax, 1e-5) / (2^(bits-1)-1)
+ *   asymmetric: scale = max(xmax - xmin, 1e-5) / (2^bits-1), zero = rint(-xmin/scale), xmin <= 0 <= xmax
+ * in fp32, one rounding per operation. Group parameters are [out, groups]. In the clip search p = (float)(1 - i/grid);
+ * the shrunk scale is p*max(absmax, 1e-5)/maxq or max(p*xmax - p*xmin, 1e-5)/maxq; the difference q(w) - w is fp32,
+ * the power and the sum are fp32 or better. */
 typedef struct dq_grid_desc {
     int32_t bits;      /* 2..8 */
     int32_t symmetric; /* 0 or 1 */

@@ -55,4 +55,19 @@ static inline uint16_t dq_f32_to_f16(float x)
     return sign | (uint16_t)(dq_f32_bits(shifted) - 0x3f000000u);
 }
 
+/* fp64 to the nearest fp32 whose last bit remembers that something was cut off ("round to odd"). Rounding that to 16
+ * bits gives the correctly rounded result; rounding to the nearest fp32 first would round twice. */
+static inline float dq_f64_to_f32_odd(double x)
+{
+    float f = (float)x;
+    if ((double)f == x || x != x) return f;
+    uint32_t u = dq_f32_bits(f);
+    double magnitude = x < 0 ? -x : x;
+    if ((double)dq_f32_from_bits(u & 0x7fffffffu) > magnitude) u--; /* toward zero */
+    return dq_f32_from_bits(u | 1u);
+}
+
+static inline uint16_t dq_f64_to_bf16(double x) { return dq_f32_to_bf16(dq_f64_to_f32_odd(x)); }
+static inline uint16_t dq_f64_to_f16(double x) { return dq_f32_to_f16(dq_f64_to_f32_odd(x)); }
+
 #endif

@@ -1,0 +1,92 @@
+/* The ops of the reference table and what their files share. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_BACKEND_REF_OPS_H
+#define DQ_BACKEND_REF_OPS_H
+
+#include <stdbool.h>
+
+#include "backend/ref/ref.h"
+#include "base/half.h"
+
+/* Records a formatted failure through the host. */
+dq_status dq_ref_fail(void *dev, dq_status status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* count * size bytes of host memory, or NULL with the error recorded; give back with dq_ref_release. */
+void *dq_ref_scratch(void *dev, int64_t count, size_t size);
+void dq_ref_release(void *dev, void *ptr);
+/* Every entry of an I32 [1, n] view must lie in [0, limit). */
+dq_status dq_ref_check_index(void *dev, const dq_view *index, int64_t limit, const char *op);
+/* Bytes of an element, 0 when unknown. */
+int64_t dq_ref_element_size(dq_dtype dtype);
+
+/* One element as fp64: exact for every floating type. */
+static inline double dq_ref_get(const dq_view *v, int64_t row, int64_t col)
+{
+    switch (v->dtype) {
+        case DQ_F64: return *(const double *)dq_view_at(v, row, col, 8);
+        case DQ_F32: return *(const float *)dq_view_at(v, row, col, 4);
+        case DQ_BF16: return dq_bf16_to_f32(*(const uint16_t *)dq_view_at(v, row, col, 2));
+        default: return dq_f16_to_f32(*(const uint16_t *)dq_view_at(v, row, col, 2));
+    }
+}
+
+/* Stores with a single rounding, half to even. */
+static inline void dq_ref_put(const dq_view *v, int64_t row, int64_t col, double x)
+{
+    switch (v->dtype) {
+        case DQ_F64: *(double *)dq_view_at(v, row, col, 8) = x; break;
+        case DQ_F32: *(float *)dq_view_at(v, row, col, 4) = (float)x; break;
+        case DQ_BF16: *(uint16_t *)dq_view_at(v, row, col, 2) = dq_f64_to_bf16(x); break;
+        default: *(uint16_t *)dq_view_at(v, row, col, 2) = dq_f64_to_f16(x); break;
+    }
+}
+
+/* An operand of a product: DQ_MATH_BF16 rounds whatever is wider than bf16, except fp64. */
+static inline double dq_ref_operand(const dq_view *v, int64_t row, int64_t col, int32_t math)
+{
+    double x = dq_ref_get(v, row, col);
+    if (math != DQ_MATH_BF16 || v->dtype == DQ_F64) return x;
+    return dq_bf16_to_f32(dq_f32_to_bf16((float)x));
+}
+
+static inline bool dq_ref_is_float(dq_dtype t) { return t == DQ_F64 || t == DQ_F32 || t == DQ_F16 || t == DQ_BF16; }
+
+/* data.c */
+dq_status dq_ref_fill(void *dev, double value, const dq_view *y);
+dq_status dq_ref_convert(void *dev, const dq_view *x, const dq_view *y);
+dq_status dq_ref_axpy(void *dev, double alpha, const dq_view *x, const dq_view *y);
+dq_status dq_ref_scale_cols(void *dev, const dq_view *x, const dq_view *v, const dq_view *y);
+dq_status dq_ref_gather_rows(void *dev, const dq_view *x, const dq_view *index, const dq_view *y);
+dq_status dq_ref_gather_cols(void *dev, const dq_view *x, const dq_view *index, const dq_view *y);
+dq_status dq_ref_find_nonfinite(void *dev, const dq_view *x, int64_t *index);
+dq_status dq_ref_dot(void *dev, const dq_view *x, const dq_view *y, double *out);
+dq_status dq_ref_diag(void *dev, const dq_view *h, const dq_view *v);
+/* gemm.c */
+dq_status dq_ref_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a, const dq_view *b,
+                      double beta, const dq_view *c, int32_t math);
+dq_status dq_ref_syrk(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h);
+/* norm_rope.c */
+dq_status dq_ref_rmsnorm(void *dev, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
+dq_status dq_ref_rope(void *dev, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
+dq_status dq_ref_activation(void *dev, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
+/* attention.c, head_nll.c */
+dq_status dq_ref_attention(void *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k, const dq_view *v,
+                           const dq_view *o);
+dq_status dq_ref_head_nll(void *dev, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
+                          const dq_view *state, int32_t math);
+/* fake_quant.c, hadamard.c */
+dq_status dq_ref_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
+dq_status dq_ref_hadamard(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
+/* factor.c */
+dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
+                             int64_t *info);
+dq_status dq_ref_qr(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
+/* weight_grid.c, weight_quant.c */
+dq_status dq_ref_weight_grid(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
+                             const dq_view *zero);
+dq_status dq_ref_quantize_weight(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
+                                 const dq_view *zero, const dq_view *group_index, const dq_view *codes);
+dq_status dq_ref_dequantize_weight(void *dev, const dq_grid_desc *d, const dq_view *codes, const dq_view *scale,
+                                   const dq_view *zero, const dq_view *group_index, const dq_view *w);
+dq_status dq_ref_gptq_block(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
+                            const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
+
+#endif
