@@ -30,4 +30,9 @@ typedef struct dq_rotation_set {
     char *origin;        /* how it was made, one line of text: "hadamard, seed 0", file names */
 } dq_rotation_set;
 
+void dq_hadamard_clear(dq_hadamard *h);
+dq_status dq_hadamard_copy(dq_env *env, const dq_hadamard *h, dq_hadamard *out);
+dq_status dq_rotation_set_copy(const dq_rotation_set *set, dq_rotation_set **out);
+void dq_rotation_set_free(dq_rotation_set *set); /* NULL is accepted */
+
 #endif

@@ -1,4 +1,4 @@
-/* Making rotation sets. SPDX-License-Identifier: Apache-2.0 */
+/* Making rotation sets (copying and freeing them: base/rotation_set.h). SPDX-License-Identifier: Apache-2.0 */
 #ifndef DQ_ROTATION_ROTATION_H
 #define DQ_ROTATION_ROTATION_H
 
@@ -10,7 +10,6 @@
  * of testing), then Paley I / II; when n has none, block-diagonal blocks of the largest order found
  * (out->blocks > 1) if allow_blocks, else DQ_E_UNSUPPORTED. */
 dq_status dq_hadamard_make(dq_env *env, int64_t n, bool allow_blocks, dq_hadamard *out);
-void dq_hadamard_clear(dq_hadamard *h);
 /* The dense +-1 matrix of one block [n, n], unnormalised. */
 void dq_hadamard_dense(const dq_hadamard *h, int8_t *out);
 
@@ -25,10 +24,8 @@ typedef struct dq_rotation_options {
 } dq_rotation_options;
 
 dq_status dq_rotation_set_make(dq_device *dev, const dq_arch *arch, const dq_rotation_options *o, dq_rotation_set **out);
-dq_status dq_rotation_set_copy(const dq_rotation_set *set, dq_rotation_set **out);
-void dq_rotation_set_free(dq_rotation_set *set);
-/* Largest |(R^T R - I)_ij| over R1 and all R2. */
-double dq_rotation_set_error(const dq_rotation_set *set);
+/* Largest |(R^T R - I)_ij| over R1 and all R2; 0 when there is neither. */
+dq_status dq_rotation_set_error(dq_device *dev, const dq_rotation_set *set, double *out);
 /* Tensors "R1" F64 and "model.layers.{i}.self_attn.R2" F64 [kv_heads, d, d] in one safetensors file. */
 dq_status dq_rotation_set_save(const dq_rotation_set *set, const char *path);
 
