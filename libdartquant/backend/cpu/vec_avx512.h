@@ -1,0 +1,81 @@
+/* vec.h for AVX-512 F, BW, DQ, VL. SPDX-License-Identifier: Apache-2.0 */
+#include <immintrin.h>
+
+#define DQ_ISA(name) name##_avx512
+#define VF 16
+#define VD 8
+#define V_REGISTERS 32
+
+typedef __m512 vf;
+typedef __m512d vd;
+
+static inline __mmask16 vf_first(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1u); }
+static inline __mmask8 vd_first(int64_t n) { return n >= 8 ? 0xff : (__mmask8)((1u << n) - 1u); }
+
+static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
+static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
+static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void vf_store(float *p, vf v) { _mm512_storeu_ps(p, v); }
+/* The first n lanes, n in 0..VF; the others are zero, memory behind them is not touched. */
+static inline vf vf_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(vf_first(n), p); }
+static inline void vf_store_n(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, vf_first(n), v); }
+/* Lanes below n from v, the others from other. */
+static inline vf vf_keep_n(vf v, vf other, int64_t n) { return _mm512_mask_blend_ps(vf_first(n), other, v); }
+static inline vf vf_madd(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }  /* a b + c */
+static inline vf vf_nmadd(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
+/* a < b ? a : b, and a > b ? a : b: a NaN in a gives b. */
+static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline vf vf_abs(vf a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+/* Half to even. */
+static inline vf vf_rint(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline vf vf_gather(const float *p, const int32_t *index)
+{
+    return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
+}
+/* Lanes hold integers in 0..255. */
+static inline void vf_store_u8(uint8_t *p, vf v)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(v)));
+}
+static inline vf vf_load_u8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static inline float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
+static inline float vf_hmin(vf v) { return _mm512_reduce_min_ps(v); }
+static inline float vf_hmax(vf v) { return _mm512_reduce_max_ps(v); }
+/* x > 0 as 2^e m with m in [1, 2): e, and m. */
+static inline vf vf_exponent(vf x) { return _mm512_getexp_ps(x); }
+static inline vf vf_mantissa(vf x) { return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); }
+/* x 2^n for integral n; underflows to zero. */
+static inline vf vf_scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+/* Exchange of lanes i and i ^ h. */
+static inline vf vf_swap1(vf v) { return _mm512_permute_ps(v, 0xb1); }
+static inline vf vf_swap2(vf v) { return _mm512_permute_ps(v, 0x4e); }
+static inline vf vf_swap4(vf v) { return _mm512_shuffle_f32x4(v, v, 0xb1); }
+static inline vf vf_swap8(vf v) { return _mm512_shuffle_f32x4(v, v, 0x4e); }
+/* +1 in lanes whose bit h is clear, -1 in the others. */
+static inline vf vf_signs(int h)
+{
+    float s[16];
+    for (int i = 0; i < 16; i++) s[i] = i & h ? -1.0f : 1.0f;
+    return vf_load(s);
+}
+
+static inline vd vd_zero(void) { return _mm512_setzero_pd(); }
+static inline vd vd_set1(double x) { return _mm512_set1_pd(x); }
+static inline vd vd_load(const double *p) { return _mm512_loadu_pd(p); }
+static inline void vd_store(double *p, vd v) { _mm512_storeu_pd(p, v); }
+static inline vd vd_load_n(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(vd_first(n), p); }
+static inline void vd_store_n(double *p, vd v, int64_t n) { _mm512_mask_storeu_pd(p, vd_first(n), v); }
+static inline vd vd_madd(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+static inline vd vd_swap1(vd v) { return _mm512_permute_pd(v, 0x55); }
+static inline vd vd_swap2(vd v) { return _mm512_permutex_pd(v, 0x4e); }
+static inline vd vd_swap4(vd v) { return _mm512_shuffle_f64x2(v, v, 0x4e); }
+static inline vd vd_signs(int h)
+{
+    double s[8];
+    for (int i = 0; i < 8; i++) s[i] = i & h ? -1.0 : 1.0;
+    return vd_load(s);
+}
