@@ -7,6 +7,7 @@
 typedef struct dq_map {
     const uint8_t *data; /* NULL when size is 0 */
     uint64_t size;
+    bool borrowed; /* somebody else's memory: close leaves it alone */
 } dq_map;
 
 /* Maps a regular file read-only. Errors carry the path. */
@@ -33,6 +34,16 @@ dq_status dq_writer_write(dq_writer *w, const void *data, uint64_t bytes);
 /* Overwrites bytes already written (headers whose content is known last). */
 dq_status dq_writer_patch(dq_writer *w, uint64_t offset, const void *data, uint64_t bytes);
 uint64_t dq_writer_position(const dq_writer *w);
+/* Leaves `bytes` bytes of zeros to be patched later. */
+dq_status dq_writer_skip(dq_writer *w, uint64_t bytes);
+/* Appends bytes that another writer has already written, inside the kernel where it can. */
+dq_status dq_writer_copy(dq_writer *w, dq_writer *from, uint64_t offset, uint64_t bytes);
+/* For sets of files that are committed together: pause gives the descriptor back and resume takes it again; seal syncs
+ * and pauses; retarget changes the final name (same folder). */
+dq_status dq_writer_pause(dq_writer *w);
+dq_status dq_writer_resume(dq_writer *w);
+dq_status dq_writer_seal(dq_writer *w);
+dq_status dq_writer_retarget(dq_writer *w, const char *path);
 dq_status dq_writer_commit(dq_writer *w);
 void dq_writer_free(dq_writer *w);
 /* open + write + commit + free */
