@@ -23,7 +23,8 @@ typedef struct dq_rotation_options {
     const char *r1_path, *r2_path; /* NULL = made from the seed; .safetensors, .pt, .bin (SpinQuant R.bin) */
 } dq_rotation_options;
 
-dq_status dq_rotation_set_make(dq_device *dev, const dq_arch *arch, const dq_rotation_options *o, dq_rotation_set **out);
+dq_status dq_rotation_set_make(dq_device *dev, const dq_arch *arch, const dq_rotation_options *o,
+                               dq_rotation_set **out);
 /* Largest |(R^T R - I)_ij| over R1 and all R2; 0 when there is neither. */
 dq_status dq_rotation_set_error(dq_device *dev, const dq_rotation_set *set, double *out);
 /* Tensors "R1" F64 and "model.layers.{i}.self_attn.R2" F64 [kv_heads, d, d] in one safetensors file. */

@@ -10,6 +10,7 @@
 #include "rotation/rotation.h"
 
 static dq_env env;
+static uint64_t at_start;
 static char last_log[256];
 
 static void keep_log(void *user, int32_t level, const char *text)
@@ -23,13 +24,15 @@ static int setup(void **state)
 {
     (void)state;
     dq_services services = {.struct_size = sizeof services, .abi = 1, .log = keep_log};
-    return dq_env_init(&env, &services, 1);
+    dq_status status = dq_env_init(&env, &services, 1);
+    at_start = atomic_load(&env.memory_now);
+    return status;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    int leaked = atomic_load(&env.memory_now) != 0;
+    int leaked = atomic_load(&env.memory_now) != at_start;
     dq_env_clear(&env);
     return leaked;
 }
