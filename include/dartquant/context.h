@@ -40,16 +40,19 @@ typedef struct dq_services {
     void *log_user;
 } dq_services;
 
-/* Creates a context. `config` (NULL = defaults) supplies "threads", "backend", "policy", "memory_budget" and is
- * copied; `services` (NULL = defaults) is copied too, what it points to must outlive the context. One thread at a
- * time per context and its objects. */
+/* Creates a context. `config` (NULL = defaults) supplies "threads", "backend", "policy", "simd", "memory_budget" and is
+ * copied; `services` (NULL = defaults) is copied too, what it points to must outlive the context and its objects. One
+ * thread at a time per context and its objects. Errors: DQ_E_INVALID, DQ_E_NOTFOUND (no such backend),
+ * DQ_E_UNSUPPORTED (instruction set absent), DQ_E_BACKEND, DQ_E_NOMEM. */
 DQ_API dq_status dq_context_new(const dq_config *config, const dq_services *services, dq_context **out);
-/* Frees the context; everything created from it must be freed before. NULL is accepted. */
+/* Gives the context up; NULL is accepted. Objects made from it keep what they need alive until they are freed too, so
+ * the order of freeing does not matter. */
 DQ_API void dq_context_free(dq_context *ctx);
 
 /* Name of the device in use, e.g. "cpu:avx512"; owned by the context. */
 DQ_API const char *dq_context_device_name(const dq_context *ctx);
-/* JSON text describing device, instruction sets, BLAS and threads; owned by the context. */
+/* JSON text describing device, backend, threads and memory: {"device","description","backend","threads","memory_total",
+ * "memory_free"}; owned by the context. These getters give "" or 0 for NULL. */
 DQ_API const char *dq_context_device_json(const dq_context *ctx);
 /* Bytes the context's objects hold now, and the most they ever held (through the allocator, so without mapped files
  * and without what OpenBLAS or the system libraries take themselves). */

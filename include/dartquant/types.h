@@ -70,6 +70,7 @@ typedef int32_t dq_dtype;
 
 typedef struct dq_context dq_context;     /* services and devices; outlives all it creates */
 typedef struct dq_config dq_config;       /* options by name */
+typedef struct dq_tensors dq_tensors;     /* named tensors of a file or folder */
 typedef struct dq_model dq_model;         /* immutable model, possibly derived from another */
 typedef struct dq_rotation dq_rotation;   /* a set of rotations R1..R4 */
 typedef struct dq_quantizer dq_quantizer; /* weight quantization job */

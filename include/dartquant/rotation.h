@@ -1,0 +1,33 @@
+/* libdartquant: sets of rotations R1..R4 for a model's sizes. Since 1.0.
+ * R1 rotates the residual stream, R2 each value head, R3 queries and keys after RoPE, R4 the input of down_proj.
+ * SpinQuant, arXiv 2405.16406; QuaRot, arXiv 2404.00456; DartQuant, arXiv 2511.04063.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DARTQUANT_ROTATION_H
+#define DARTQUANT_ROTATION_H
+
+#include "dartquant/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Makes the rotations that `config` (NULL = defaults) asks for, with the sizes of `model`: use_r1, use_r2, use_r3,
+ * use_r4, rotate_mode, seed, and r1_path / r2_path to load learnt ones (.safetensors, .pt, SpinQuant's R.bin). The
+ * model itself is not touched; the set can be used with any model of the same sizes.
+ * Errors: DQ_E_INVALID, DQ_E_UNSUPPORTED (no Hadamard matrix of a needed order), DQ_E_IO, DQ_E_FORMAT, DQ_E_MISMATCH
+ * (file for other sizes), DQ_E_NUMERIC (loaded matrix not orthogonal), DQ_E_NONFINITE, DQ_E_NOMEM. */
+DQ_API dq_status dq_rotation_new(dq_model *model, const dq_config *config, dq_rotation **out);
+/* NULL is accepted. */
+DQ_API void dq_rotation_free(dq_rotation *rotation);
+/* Writes R1 and R2 to one safetensors file that r1_path and r2_path accept. Tensors: "R1" F64 [hidden, hidden],
+ * "model.layers.{i}.self_attn.R2" F64 [kv_heads, head_dim, head_dim]. Errors: DQ_E_INVALID, DQ_E_IO, DQ_E_NOMEM. */
+DQ_API dq_status dq_rotation_save(const dq_rotation *rotation, const char *path);
+/* JSON text: which parts exist, their orders and origin. *out is owned by the rotation. Errors: DQ_E_INVALID. */
+DQ_API dq_status dq_rotation_describe(const dq_rotation *rotation, const char **out);
+/* *out = largest |(R^T R - I)| entry over R1 and all R2; 0 when there are none. Errors: DQ_E_INVALID. */
+DQ_API dq_status dq_rotation_error(const dq_rotation *rotation, double *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

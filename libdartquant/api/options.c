@@ -1,0 +1,101 @@
+/* Every option and preset of the library, in the order of help texts. Names and defaults are those of the original
+ * DartQuant program where it has the option; docs/numerics.md lists where ours differ.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "api/options.h"
+
+#define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
+#define ANY 9007199254740992.0 /* 2^53: the integers a double holds exactly */
+
+#define INT(name, area, initial, min, max, unit, help)                                                                 \
+    {                                                                                                                  \
+        name, area, DQ_OPTION_INT, min, max, initial, unit, "", help                                                   \
+    }
+#define FLOAT(name, area, initial, min, max, help)                                                                     \
+    {                                                                                                                  \
+        name, area, DQ_OPTION_FLOAT, min, max, initial, "", "", help                                                   \
+    }
+#define BOOL(name, area, initial, help)                                                                                \
+    {                                                                                                                  \
+        name, area, DQ_OPTION_BOOL, 0, 1, initial, "", "", help                                                        \
+    }
+#define STRING(name, area, help)                                                                                       \
+    {                                                                                                                  \
+        name, area, DQ_OPTION_STRING, 0, 0, "", "", "", help                                                           \
+    }
+#define CHOICE(name, area, initial, choices, help)                                                                     \
+    {                                                                                                                  \
+        name, area, DQ_OPTION_CHOICE, 0, 0, initial, "", choices, help                                                 \
+    }
+
+/* clang-format off */
+const dq_option dq_options[] = {
+    INT("seed", "general", "0", 0, ANY, "", "Seed of rotations and of the calibration draw."),
+    INT("threads", "general", "0", 0, 1024, "", "Worker threads; 0 = one per processor. Results do not depend on it."),
+    {"backend", "general", DQ_OPTION_STRING, 0, 0, "auto", "", "", "Device: auto (= cpu), cpu, or ref (plain C, slow, the definition of correct)."},
+    CHOICE("policy", "general", "warn", "forbid|warn|allow", "What happens when the device lacks an operation: fail, run it on the host and log that, or run it silently."),
+    CHOICE("simd", "general", "auto", "auto|plain|avx2|avx512|amx", "Highest instruction set the cpu device may use."),
+    CHOICE("math", "general", "f32", "f32|bf16", "Products in fp32, or with operands rounded to bf16 and fp32 sums."),
+    INT("memory_budget", "general", "0", 0, ANY, "bytes", "Memory that jobs may keep resident beyond their minimum; 0 = automatic."),
+
+    BOOL("fuse_norm", "rotation", "true", "Fold norm weights into the linears that read them. Rotations need it."),
+    BOOL("center_embedding", "rotation", "false", "Subtract each embedding row's mean while fusing, as the original program does. Changes an RMSNorm model."),
+    BOOL("use_r1", "rotation", "true", "Rotate the residual stream."),
+    STRING("r1_path", "rotation", "File with R1 (.safetensors, .pt, R.bin); without it R1 is made from rotate_mode and seed."),
+    CHOICE("use_r2", "rotation", "offline", "none|offline|online", "Rotate value heads: folded into v and o, or with a Hadamard transform across heads at run time."),
+    STRING("r2_path", "rotation", "File with R2 of every layer, for use_r2 = offline."),
+    BOOL("use_r3", "rotation", "true", "Hadamard transform of queries and keys after RoPE, at run time."),
+    BOOL("use_r4", "rotation", "true", "Hadamard transform of the down_proj input, at run time."),
+    CHOICE("rotate_mode", "rotation", "hadamard", "hadamard|random", "R1 and R2 without files: Hadamard with random signs, or random orthogonal."),
+    BOOL("fp32_had", "rotation", "false", "Accepted for the original program's sake: run-time Hadamard transforms always compute in fp32 here."),
+
+    INT("w_bits", "weights", "16", 2, 16, "bits", "Bits of the decoder's linears: 2 to 8, or 16 = leave them alone."),
+    INT("w_groupsize", "weights", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole row."),
+    BOOL("w_rtn", "weights", "false", "Round to nearest instead of GPTQ; needs no calibration data."),
+    BOOL("w_clip", "weights", "false", "Search the clipping range with the smallest error."),
+    BOOL("w_asym", "weights", "false", "Asymmetric grid (with zero point)."),
+    BOOL("act_order", "weights", "false", "GPTQ: columns in the order of falling Hessian diagonal."),
+    BOOL("static_groups", "weights", "false", "GPTQ: group scales from the original weights, before any column is changed."),
+    FLOAT("percdamp", "weights", "0.01", 0, 100, "GPTQ: damping as a share of the mean Hessian diagonal; raised, and reported, when the factorization fails."),
+
+    INT("a_bits", "activations", "16", 2, 16, "bits", "Bits of the inputs of the decoder's linears; 16 = off."),
+    INT("a_groupsize", "activations", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole token."),
+    BOOL("a_asym", "activations", "false", "Asymmetric grid."),
+    FLOAT("a_clip_ratio", "activations", "1.0", 0.001, 1, "Factor on the range of each token or group."),
+
+    INT("k_bits", "kv", "16", 2, 16, "bits", "Bits of keys, after RoPE and R3; 16 = off."),
+    INT("k_groupsize", "kv", "-1", -1, ANY, "columns", "-1 = all heads of a token share a scale; 0 or head_dim = one scale per head."),
+    BOOL("k_asym", "kv", "false", "Asymmetric grid."),
+    FLOAT("k_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range."),
+    INT("v_bits", "kv", "16", 2, 16, "bits", "Bits of values; 16 = off."),
+    INT("v_groupsize", "kv", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole token, 0 = one scale per head."),
+    BOOL("v_asym", "kv", "false", "Asymmetric grid."),
+    FLOAT("v_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range."),
+
+    INT("nsamples", "calibration", "128", 1, 1048576, "windows", "Calibration windows of seqlen tokens."),
+
+    INT("seqlen", "evaluation", "2048", 2, 1048576, "tokens", "Length of a window, for calibration and evaluation."),
+    INT("limit", "evaluation", "0", 0, ANY, "windows", "Evaluate only that many windows; 0 = all."),
+
+    INT("part_size", "output", "10G", 1, ANY, "bytes", "Largest size of one saved file; a single larger tensor gets a file of its own."),
+    STRING("spool_dir", "output", "Folder where integer codes are kept while a model is quantized; without it they stay in memory."),
+};
+const int dq_options_count = COUNT(dq_options);
+
+/* What the DartQuant scripts use: asymmetric activations clipped at 0.9, K and V asymmetric per head, GPTQ on symmetric
+ * groups of 128 with range search and damping 0.1. */
+#define W4 "w_bits=4 w_groupsize=128 w_clip=true percdamp=0.1"
+#define A(bits) " a_bits=" bits " a_asym=true a_clip_ratio=0.9"
+#define KV(bits) " k_bits=" bits " k_asym=true k_groupsize=0 v_bits=" bits " v_asym=true v_groupsize=0"
+
+const dq_preset dq_presets[] = {
+    {"w4a16", "4-bit weights (GPTQ, groups of 128), everything else in full precision.", W4},
+    {"w4a8kv8", "4-bit weights, 8-bit activations, 8-bit K and V.", W4 " a_bits=8 a_asym=true" KV("8")},
+    {"w4a4kv16", "4-bit weights, 4-bit activations, K and V in full precision.", W4 A("4")},
+    {"w4a4kv4", "4-bit weights, 4-bit activations, 4-bit K and V: needs rotation.", W4 A("4") KV("4")},
+    {"w3a16", "3-bit weights (GPTQ, groups of 128).", "w_bits=3 w_groupsize=128 w_clip=true percdamp=0.1"},
+    {"w8a8", "8-bit weights per row (round to nearest), 8-bit activations.", "w_bits=8 w_rtn=true a_bits=8 a_asym=true"},
+    {"w8a16", "8-bit weights per row (round to nearest).", "w_bits=8 w_rtn=true"},
+    {"none", "Full precision: all bit widths 16.", "w_bits=16 a_bits=16 k_bits=16 v_bits=16"},
+};
+const int dq_presets_count = COUNT(dq_presets);
+/* clang-format on */
