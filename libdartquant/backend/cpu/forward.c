@@ -1,6 +1,17 @@
-/* Registers the products and transformer ops of the CPU backend.
- * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/cpu.h"
+/* Registers the products and transformer ops of the CPU backend. SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/forward.h"
 
-void dq_cpu_fill_forward(dq_backend *table) { table->gemm = dq_cpu_gemm; }
+void dq_cpu_fill_forward(dq_backend *table)
+{
+    table->fill = dq_cpu_fill;
+    table->convert = dq_cpu_convert;
+    table->axpy = dq_cpu_axpy;
+    table->scale_cols = dq_cpu_scale_cols;
+    table->gather_rows = dq_cpu_gather_rows;
+    table->find_nonfinite = dq_cpu_find_nonfinite;
+    table->dot = dq_cpu_dot;
+    table->gemm = dq_cpu_gemm;
+    table->rmsnorm = dq_cpu_rmsnorm;
+    table->rope = dq_cpu_rope;
+    table->activation = dq_cpu_activation;
+}
