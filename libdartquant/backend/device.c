@@ -1,0 +1,162 @@
+/* Opening devices and lending them the services of the environment. SPDX-License-Identifier: Apache-2.0 */
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backend/device_internal.h"
+#include "backend/ref/ref.h"
+#include "base/status.h"
+
+/* ---- services ---- */
+
+static void *host_alloc(void *self, size_t bytes) { return dq_alloc(((dq_device *)self)->env, bytes); }
+
+static void host_free(void *self, void *ptr)
+{
+    (void)self;
+    dq_free(ptr);
+}
+
+static void host_run(void *self, int64_t count, void (*task)(void *arg, int64_t i, int thread), void *arg)
+{
+    dq_run(((dq_device *)self)->env, count, task, arg);
+}
+
+static int host_threads(void *self) { return dq_threads(((dq_device *)self)->env); }
+
+/* Error records are per thread, and a backend may fail on a worker: keep the first message with the device. */
+static dq_status host_fail(void *self, dq_status status, int64_t vendor_code, const char *message)
+{
+    dq_device *dev = self;
+    pthread_mutex_lock(&dev->failure_lock);
+    if (!dev->failure.set) {
+        dev->failure.set = true;
+        dev->failure.status = status;
+        dev->failure.vendor_code = vendor_code;
+        snprintf(dev->failure.message, sizeof dev->failure.message, "%s", message ? message : "");
+    }
+    pthread_mutex_unlock(&dev->failure_lock);
+    return status;
+}
+
+void dq_device_begin(dq_device *dev)
+{
+    pthread_mutex_lock(&dev->failure_lock);
+    dev->failure.set = false;
+    pthread_mutex_unlock(&dev->failure_lock);
+}
+
+dq_status dq_device_finish(dq_device *dev, dq_status status, const char *what, const char *who)
+{
+    if (status == DQ_OK) return DQ_OK;
+    const char *name = who[0] ? who : dev->name;
+    pthread_mutex_lock(&dev->failure_lock);
+    dq_failure failure = dev->failure;
+    pthread_mutex_unlock(&dev->failure_lock);
+    if (!failure.set || failure.status != status || failure.message[0] == '\0') {
+        dq_fail(status, "%s failed with %s and no message", what, dq_status_name(status));
+        return dq_error_in_backend(status, name, failure.set ? failure.vendor_code : 0);
+    }
+    dq_fail(status, "%s", failure.message);
+    return dq_error_in_backend(status, name, failure.vendor_code);
+}
+
+/* ---- tables ---- */
+
+static dq_status check_table(const dq_backend *table)
+{
+    if (!table) return dq_fail(DQ_E_INVALID, "backend table is NULL");
+    if (table->abi != DQ_BACKEND_ABI)
+        return dq_fail(DQ_E_INVALID, "backend table has abi %u, this library speaks %u", table->abi, DQ_BACKEND_ABI);
+    if (table->struct_size < offsetof(dq_backend, fill))
+        return dq_fail(DQ_E_INVALID, "backend table has struct_size %u, at least %zu is needed", table->struct_size,
+                       offsetof(dq_backend, fill));
+    if (!table->name || table->name[0] == '\0') return dq_fail(DQ_E_INVALID, "backend table has no name");
+    const struct {
+        const char *name;
+        bool present;
+    } slots[] = {{"open", table->open != NULL},         {"close", table->close != NULL},
+                 {"info", table->info != NULL},         {"alloc", table->alloc != NULL},
+                 {"free", table->free != NULL},         {"upload", table->upload != NULL},
+                 {"download", table->download != NULL}, {"sync", table->sync != NULL}};
+    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
+        if (!slots[i].present)
+            return dq_fail(DQ_E_INVALID, "backend '%s' lacks the mandatory slot '%s'", table->name, slots[i].name);
+    return DQ_OK;
+}
+
+/* ---- life of a device ---- */
+
+static dq_status open_states(dq_device *dev, const char *options)
+{
+    dq_device_info info;
+    dq_device_begin(dev);
+    DQ_TRY(dq_device_finish(dev, dev->ref->open(&dev->host, "", &dev->ref_state), "open", dev->ref->name));
+    dq_device_begin(dev);
+    void *state = NULL;
+    DQ_TRY(dq_device_finish(dev, dev->table.open(&dev->host, options ? options : "", &state), "open", ""));
+    dev->state = state;
+    if (!state) return dq_error_in_backend(dq_fail(DQ_E_BACKEND, "open succeeded without a device"), dev->name, 0);
+    DQ_TRY(dq_device_get_info(dev, &info));
+    if (info.name[0]) snprintf(dev->name, sizeof dev->name, "%s", info.name);
+    return DQ_OK;
+}
+
+dq_status dq_device_open_table(dq_env *env, const dq_backend *table, const char *options, dq_policy policy,
+                               dq_device **out)
+{
+    DQ_TRY(check_table(table));
+    dq_device *dev = dq_calloc(env, 1, sizeof *dev);
+    if (!dev) return DQ_E_NOMEM;
+    dev->env = env;
+    dev->host =
+        (dq_host){sizeof(dq_host), DQ_BACKEND_ABI, dev, host_alloc, host_free, host_run, host_threads, host_fail};
+    size_t known = table->struct_size < sizeof dev->table ? table->struct_size : sizeof dev->table;
+    memcpy(&dev->table, table, known);
+    dev->ref = dq_ref_backend();
+    dev->policy = policy;
+    snprintf(dev->name, sizeof dev->name, "%s", table->name);
+    pthread_mutex_init(&dev->failure_lock, NULL);
+    dq_status status = open_states(dev, options);
+    if (status != DQ_OK) {
+        dq_device_close(dev);
+        return status;
+    }
+    *out = dev;
+    return DQ_OK;
+}
+
+dq_status dq_device_open(dq_env *env, const char *name, const char *options, dq_policy policy, dq_device **out)
+{
+    const dq_backend *table = dq_registry_find(name);
+    if (!table) return DQ_E_NOTFOUND;
+    return dq_device_open_table(env, table, options, policy, out);
+}
+
+void dq_device_close(dq_device *dev)
+{
+    if (!dev) return;
+    if (dev->tensors)
+        dq_log(dev->env, DQ_LOG_ERROR, "device %s is closed while %llu tensors are alive", dev->name,
+               (unsigned long long)dev->tensors);
+    if (dev->state) dev->table.close(dev->state);
+    if (dev->ref_state) dev->ref->close(dev->ref_state);
+    pthread_mutex_destroy(&dev->failure_lock);
+    dq_free(dev);
+}
+
+dq_env *dq_device_env(const dq_device *dev) { return dev->env; }
+uint64_t dq_device_fallbacks(const dq_device *dev) { return dev->fallbacks; }
+
+dq_status dq_device_get_info(dq_device *dev, dq_device_info *out)
+{
+    dq_device_info info;
+    memset(&info, 0, sizeof info);
+    info.struct_size = sizeof info;
+    dq_device_begin(dev);
+    DQ_TRY(dq_device_finish(dev, dev->table.info(dev->state, &info), "info", ""));
+    info.name[sizeof info.name - 1] = '\0';
+    info.description[sizeof info.description - 1] = '\0';
+    *out = info;
+    return DQ_OK;
+}

@@ -1,0 +1,111 @@
+/* Running one op: on the device, or counted on the host when the device does not support it. An error never becomes a
+ * fallback. SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "backend/device_internal.h"
+#include "backend/ref/ref.h"
+#include "base/status.h"
+
+static dq_device *device_of(const dq_op_call *call) { return call->operands[0].tensor->dev; }
+
+static bool is_given(const dq_op_call *call, int i) { return !dq_tensor_is_empty(call->operands[i].tensor); }
+
+/* Views of the operands as the host sees them; false when some memory is out of its reach. */
+static bool map_operands(dq_device *dev, const dq_op_call *call, dq_view *views)
+{
+    if (!dev->table.host_pointer) return false;
+    for (int i = 0; i < call->count; i++) {
+        if (!is_given(call, i)) continue;
+        views[i] = *dq_operand_view(call, i);
+        views[i].mem = dev->table.host_pointer(dev->state, views[i].mem);
+        if (!views[i].mem) return false;
+    }
+    return true;
+}
+
+/* A packed host copy of operand i, shared with an earlier operand that is the same view. */
+static dq_status stage(dq_device *dev, const dq_op_call *call, int i, dq_view *views, void **copies)
+{
+    const dq_view *v = dq_operand_view(call, i);
+    bool read = (call->operands[i].access & DQ_READ) != 0;
+    views[i] = *v;
+    views[i].offset = 0;
+    views[i].stride = v->cols;
+    for (int j = 0; j < i; j++)
+        if (is_given(call, j) && dq_view_same(v, dq_operand_view(call, j))) {
+            views[i].mem = views[j].mem;
+            if (read && !(call->operands[j].access & DQ_READ))
+                return dq_tensor_download(call->operands[i].tensor, views[i].mem);
+            return DQ_OK;
+        }
+    copies[i] = dq_calloc(dev->env, (size_t)v->rows * (size_t)v->cols, dq_dtype_size(v->dtype));
+    if (!copies[i]) return DQ_E_NOMEM;
+    views[i].mem = copies[i];
+    return read ? dq_tensor_download(call->operands[i].tensor, copies[i]) : DQ_OK;
+}
+
+static dq_status call_ref(dq_device *dev, const dq_op_call *call, const dq_view *views)
+{
+    const dq_view *given[DQ_OP_MAX_OPERANDS];
+    for (int i = 0; i < call->count; i++) given[i] = is_given(call, i) ? &views[i] : NULL;
+    dq_device_begin(dev);
+    dq_status status = call->fn(dev->ref, dev->ref_state, given, call->args);
+    return dq_device_finish(dev, status, call->name, dev->ref->name);
+}
+
+static dq_status run_on_host(dq_device *dev, const dq_op_call *call)
+{
+    dq_view views[DQ_OP_MAX_OPERANDS];
+    void *copies[DQ_OP_MAX_OPERANDS] = {0};
+    dq_status status = DQ_OK;
+    if (map_operands(dev, call, views)) {
+        dq_device_begin(dev);
+        DQ_TRY(dq_device_finish(dev, dev->table.sync(dev->state), "sync", ""));
+        return call_ref(dev, call, views);
+    }
+    for (int i = 0; i < call->count; i++)
+        if (is_given(call, i)) DQ_GO(stage(dev, call, i, views, copies));
+    DQ_GO(call_ref(dev, call, views));
+    for (int i = 0; i < call->count; i++)
+        if (is_given(call, i) && (call->operands[i].access & DQ_WRITE)) {
+            dq_tensor target = *call->operands[i].tensor;
+            DQ_GO(dq_tensor_upload(&target, views[i].mem));
+        }
+done:
+    for (int i = 0; i < call->count; i++) dq_free(copies[i]);
+    return status;
+}
+
+/* The device said no: the policy decides. */
+static dq_status fall_back(dq_device *dev, const dq_op_call *call)
+{
+    pthread_mutex_lock(&dev->failure_lock);
+    dq_failure failure = dev->failure;
+    pthread_mutex_unlock(&dev->failure_lock);
+    const char *reason = failure.set && failure.message[0] ? failure.message : "";
+    if (dev->policy == DQ_POLICY_FORBID) {
+        dq_fail(DQ_E_UNSUPPORTED, "op %s is not supported by device %s%s%s, and running it on the host is forbidden",
+                call->name, dev->name, reason[0] ? ": " : "", reason);
+        return dq_error_in_backend(DQ_E_UNSUPPORTED, dev->name, failure.set ? failure.vendor_code : 0);
+    }
+    uint64_t bit = (uint64_t)1 << call->id;
+    if (dev->policy == DQ_POLICY_WARN && !(dev->warned & bit)) {
+        dq_log(dev->env, DQ_LOG_WARNING, "op %s runs on the host: device %s does not support it%s%s", call->name,
+               dev->name, reason[0] ? ": " : "", reason);
+        dev->warned |= bit;
+    }
+    dev->fallbacks++;
+    return run_on_host(dev, call);
+}
+
+dq_status dq_op_dispatch(const dq_op_call *call)
+{
+    dq_device *dev = device_of(call);
+    const dq_view *views[DQ_OP_MAX_OPERANDS];
+    for (int i = 0; i < call->count; i++) views[i] = is_given(call, i) ? dq_operand_view(call, i) : NULL;
+    dq_device_begin(dev);
+    dq_status status = call->fn(&dev->table, dev->state, views, call->args);
+    /* What ref itself does not serve has nowhere to fall. */
+    if (status == DQ_E_UNSUPPORTED && dev->table.open != dev->ref->open) return fall_back(dev, call);
+    return dq_device_finish(dev, status, call->name, "");
+}

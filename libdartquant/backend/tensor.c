@@ -1,0 +1,102 @@
+/* Device memory with an owner. SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "backend/device_internal.h"
+#include "base/status.h"
+
+/* Bytes of rows x cols elements. */
+static dq_status tensor_bytes(dq_dtype dtype, int64_t rows, int64_t cols, size_t *out)
+{
+    size_t size = dq_dtype_size(dtype), count;
+    if (size == 0) return dq_fail(DQ_E_INVALID, "tensor: %s has no fixed element size", dq_dtype_name(dtype));
+    if (rows < 0 || cols < 0)
+        return dq_fail(DQ_E_INVALID, "tensor: negative shape [%lld, %lld]", (long long)rows, (long long)cols);
+    if (!dq_mul_ok((size_t)rows, (size_t)cols, &count) || !dq_mul_ok(count, size, out) || *out > INT64_MAX)
+        return dq_fail(DQ_E_NOMEM, "tensor: %s [%lld, %lld] does not fit in memory", dq_dtype_name(dtype),
+                       (long long)rows, (long long)cols);
+    return DQ_OK;
+}
+
+dq_status dq_tensor_alloc(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, dq_tensor *out)
+{
+    size_t bytes = 0;
+    DQ_TRY(tensor_bytes(dtype, rows, cols, &bytes));
+    void *mem = NULL;
+    dq_device_begin(dev);
+    DQ_TRY(dq_device_finish(dev, dev->table.alloc(dev->state, bytes, &mem), "alloc", ""));
+    dev->tensors++;
+    *out = (dq_tensor){dev, {mem, 0, rows, cols, cols, dtype, 0}, true};
+    return DQ_OK;
+}
+
+void dq_tensor_free(dq_tensor *t)
+{
+    if (!t) return;
+    if (t->dev && t->owns) {
+        t->dev->tensors--;
+        t->dev->table.free(t->dev->state, t->view.mem);
+    }
+    memset(t, 0, sizeof *t);
+}
+
+dq_tensor dq_tensor_slice(const dq_tensor *t, int64_t r0, int64_t rows, int64_t c0, int64_t cols)
+{
+    dq_tensor slice = {0};
+    if (dq_tensor_is_empty(t)) return slice;
+    const dq_view *v = &t->view;
+    /* Out of range gives an empty tensor, which every op refuses by name. */
+    if (r0 < 0 || rows < 0 || r0 > v->rows || rows > v->rows - r0) return slice;
+    if (c0 < 0 || cols < 0 || c0 > v->cols || cols > v->cols - c0) return slice;
+    slice.dev = t->dev;
+    slice.view = *v;
+    slice.view.offset += (uint64_t)(r0 * v->stride + c0) * dq_dtype_size(v->dtype);
+    slice.view.rows = rows;
+    slice.view.cols = cols;
+    return slice;
+}
+
+/* Copies between packed host memory and the view, in one piece where the rows touch. Exactly one of src, dst is set. */
+static dq_status copy_rows(dq_device *dev, const dq_view *v, const char *src, char *dst)
+{
+    if (dq_view_is_empty(v)) return DQ_OK;
+    uint64_t size = dq_dtype_size(v->dtype);
+    bool packed = v->stride == v->cols || v->rows == 1;
+    int64_t pieces = packed ? 1 : v->rows;
+    uint64_t bytes = size * (uint64_t)v->cols * (uint64_t)(packed ? v->rows : 1);
+    dq_device_begin(dev);
+    for (int64_t i = 0; i < pieces; i++) {
+        uint64_t at = v->offset + (uint64_t)i * (uint64_t)v->stride * size;
+        dq_status status = src ? dev->table.upload(dev->state, v->mem, at, src + (uint64_t)i * bytes, bytes)
+                               : dev->table.download(dev->state, dst + (uint64_t)i * bytes, v->mem, at, bytes);
+        DQ_TRY(dq_device_finish(dev, status, src ? "upload" : "download", ""));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_tensor_upload(dq_tensor *t, const void *src)
+{
+    if (dq_tensor_is_empty(t)) return dq_fail(DQ_E_INVALID, "upload: the tensor is empty");
+    if (!src && !dq_view_is_empty(&t->view)) return dq_fail(DQ_E_INVALID, "upload: the source is NULL");
+    return copy_rows(t->dev, &t->view, src, NULL);
+}
+
+dq_status dq_tensor_download(const dq_tensor *t, void *dst)
+{
+    if (dq_tensor_is_empty(t)) return dq_fail(DQ_E_INVALID, "download: the tensor is empty");
+    if (!dst && !dq_view_is_empty(&t->view)) return dq_fail(DQ_E_INVALID, "download: the target is NULL");
+    return copy_rows(t->dev, &t->view, NULL, dst);
+}
+
+dq_status dq_tensor_from_host(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, const void *src,
+                              dq_tensor *out)
+{
+    dq_tensor t;
+    DQ_TRY(dq_tensor_alloc(dev, dtype, rows, cols, &t));
+    dq_status status = dq_tensor_upload(&t, src);
+    if (status != DQ_OK) {
+        dq_tensor_free(&t);
+        return status;
+    }
+    *out = t;
+    return DQ_OK;
+}
