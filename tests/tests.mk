@@ -10,6 +10,11 @@ demo:
 	@$(MAKE) --no-print-directory all
 	@examples/demo/run.sh $(O)
 
+# Micro-benchmarks of single kernels; they see the insides like tests do.
+BENCH_PROGRAMS := $(patsubst tests/%.c,$(O)/tests/%,$(wildcard tests/bench/bench_*.c))
+bench-programs: $(BENCH_PROGRAMS)
+.PHONY: bench-programs
+
 bench:
 	@tests/setup.sh bench
 	@$(MAKE) --no-print-directory all

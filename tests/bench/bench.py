@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Runs our program and its peers in turn (A B A B ...) and prints medians, minima and ratios; JSON in BUILD/bench.json.
+
+Each section checks the numbers too: perplexities of ours and of the peer stand side by side.
+"""
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "examples", "demo"))
+from demo import COMMON, find_text  # noqa: E402
+
+p = argparse.ArgumentParser(description=__doc__)
+p.add_argument("--build", required=True)
+p.add_argument("--model", required=True)
+p.add_argument("--only", default="kernels,ppl,pipeline,memory")
+p.add_argument("--repeat", type=int, default=3)
+p.add_argument("--windows", type=int, default=4)
+p.add_argument("--nsamples", type=int, default=8)
+p.add_argument("--cal-file")
+p.add_argument("--text-file")
+args = p.parse_args()
+args.tiny = False
+DQ = os.path.join(args.build, "bin", "dartquant")
+work = os.path.join(args.build, "bench")
+os.makedirs(work, exist_ok=True)
+sections = args.only.split(",")
+results = {}
+
+
+def last_json(command):
+    r = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if r.returncode != 0:
+        print(f"  {os.path.basename(command[1])} failed: {r.stderr.strip().splitlines()[-1:]}", flush=True)
+        return None
+    try:
+        return json.loads(r.stdout)
+    except json.JSONDecodeError:
+        return json.loads(r.stdout.strip().splitlines()[-1])
+
+
+def peer(script, *flags):
+    return [sys.executable, os.path.join(HERE, script), *flags]
+
+
+def interleave(commands, repeat):
+    """commands: {name: command}; {name: list of results}, in turn so that drift of the machine hits all alike."""
+    runs = {name: [] for name in commands}
+    for _ in range(repeat):
+        for name, command in commands.items():
+            r = last_json(command)
+            if r is not None:
+                runs[name].append(r)
+    return runs
+
+
+def busy():
+    """Share of a core that others use, from the load of the last minute."""
+    return os.getloadavg()[0]
+
+
+cal, test, origin = find_text(args, work)
+print(f"machine: {os.cpu_count()} cores, {platform.machine()}; load before the run {busy():.2f}; text: {origin}")
+device = last_json([DQ, "bench", "--json", "--only", "gemm"])
+results["device"] = device
+
+
+def ids_file(path, name):
+    target = os.path.join(work, name)
+    with open(target, "w", encoding="utf-8") as f:
+        json.dump(last_json([DQ, "tokenize", args.model, "--file", path, "--json"])["ids"], f)
+    return target
+
+
+cal_ids, test_ids = ids_file(cal, "cal_ids.json"), ids_file(test, "test_ids.json")
+
+if "ppl" in sections:
+    print("\n== perplexity, SmolLM2-135M, windows of 2048 (tokens/s: median, best; ratio of medians)")
+    limit = ["--limit", str(args.windows)]
+    runs = interleave({
+        "ours f32": [DQ, "ppl", args.model, "--ids", test_ids, "--json", *limit],
+        "transformers f32": peer("peer_ppl.py", "--model", args.model, "--ids", test_ids, *limit),
+        "ours bf16": [DQ, "ppl", args.model, "--ids", test_ids, "--json", "--math", "bf16", *limit],
+        "transformers bf16": peer("peer_ppl.py", "--model", args.model, "--ids", test_ids, "--dtype", "bf16", *limit),
+    }, args.repeat)
+    table = {}
+    for name, rs in runs.items():
+        flat = [r["results"][0] if "results" in r else r for r in rs]
+        if not flat:
+            continue
+        speed = [r["tokens_per_second"] for r in flat]
+        table[name] = {"tokens_per_second": statistics.median(speed), "best": max(speed), "ppl": flat[0]["ppl"]}
+        print(f"  {name:20} {table[name]['tokens_per_second']:8.0f} {table[name]['best']:8.0f}   ppl {flat[0]['ppl']:.4f}")
+    for kind in ("f32", "bf16"):
+        if f"ours {kind}" in table and f"transformers {kind}" in table:
+            ratio = table[f"ours {kind}"]["tokens_per_second"] / table[f"transformers {kind}"]["tokens_per_second"]
+            print(f"  ours / transformers {kind}: {ratio:.2f}x")
+            table[f"ratio {kind}"] = ratio
+    results["ppl"] = table
+
+if "kernels" in sections:
+    print("\n== kernels (each program measures its yardstick in the same run)")
+    for name in sorted(os.listdir(os.path.join(args.build, "tests", "bench"))):
+        if name.startswith("bench_") and not name.endswith(".d"):
+            print(f"-- {name}", flush=True)
+            subprocess.run([os.path.join(args.build, "tests", "bench", name)])
+    if os.path.exists(os.path.join(HERE, "peer_quant.py")):
+        print("-- peer_quant.py (PyTorch)", flush=True)
+        subprocess.run(peer("peer_quant.py"))
+
+if "pipeline" in sections:
+    print("\n== whole W4A4KV4 GPTQ pipeline on SmolLM2 (seconds)")
+    sizes = ["--nsamples", str(args.nsamples), "--limit", str(args.windows)]
+    four = ["--w_bits", "4", "--a_bits", "4", "--k_bits", "4", "--v_bits", "4"]
+    runs = interleave({
+        "ours": [DQ, "quantize", args.model, "--ppl_eval", "--w_clip", "--json", "--cal-file", cal, "--text-file", test,
+                 "--seqlen", "2048", *COMMON, *four, *sizes],
+        "PyTorch": peer("peer_pipeline.py", "--model", args.model, "--cal-ids", cal_ids, "--test-ids", test_ids,
+                        *four, *sizes),
+    }, 1)
+    table = {}
+    for name, rs in runs.items():
+        if rs:
+            r = rs[0]
+            ppl = r["results"][0]["ppl"] if "results" in r else r["ppl"]
+            seconds = r.get("total_seconds", r["seconds"] if isinstance(r.get("seconds"), (int, float)) else None)
+            table[name] = {"seconds": seconds, "ppl": ppl}
+            print(f"  {name:10} {seconds:8.1f} s   ppl {ppl:.2f}")
+    if len(table) == 2:
+        table["ratio"] = table["PyTorch"]["seconds"] / table["ours"]["seconds"]
+        print(f"  PyTorch / ours: {table['ratio']:.2f}x")
+    results["pipeline"] = table
+
+if "memory" in sections:
+    print("\n== peak memory against 1.3 x (weights file + boundary activations + one layer in fp32 + its Hessians)")
+    table = {}
+    for name, command in {
+        "ppl": [DQ, "ppl", args.model, "--ids", test_ids, "--json", "--limit", "8"],
+        "quantize": [DQ, "quantize", args.model, "--json", "--cal-file", cal, "--nsamples", "16", "--seqlen", "2048",
+                     "--w_bits", "4"],
+    }.items():
+        r = last_json(command)
+        if r:
+            total = sum(v for k, v in r["memory_model"].items() if k != "sum")
+            table[name] = {"peak_rss_bytes": r["peak_rss_bytes"], "model": total, "ratio": r["peak_rss_bytes"] / total}
+            print(f"  {name:10} peak {r['peak_rss_bytes'] / 1e6:7.1f} MB, model {total / 1e6:7.1f} MB, "
+                  f"ratio {table[name]['ratio']:.2f}")
+    results["memory"] = table
+
+path = os.path.join(args.build, "bench.json")
+with open(path, "w", encoding="utf-8") as f:
+    json.dump(results, f, indent=1)
+print(f"\nresults: {path}")

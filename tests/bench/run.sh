@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# make bench: ours against PyTorch, transformers and (when importable) llama.cpp, interleaved in one run.
+# BENCH_FLAGS="--only ppl,quant,pipeline,memory --repeat 3" narrows or repeats it.
+set -eu
+out=${1:-build}
+here=$(cd "$(dirname "$0")" && pwd)
+python="$out/bench-venv/bin/python"
+if ! "$python" -c 'import torch, transformers, gguf, accelerate' 2>/dev/null; then
+    echo "setting up $out/bench-venv (torch, transformers, gguf, accelerate)"
+    python3 -m venv "$out/bench-venv"
+    "$out/bench-venv/bin/pip" install --quiet --disable-pip-version-check numpy torch transformers gguf accelerate
+fi
+model=$("$here/../../examples/demo/fetch_model.sh" "$out")
+make --no-print-directory bench-programs
+exec "$python" "$here/bench.py" --build "$out" --model "$model" ${BENCH_FLAGS:-}
