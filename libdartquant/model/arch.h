@@ -51,8 +51,16 @@ const char *dq_family_list(void);
 void dq_arch_shape(const dq_arch *arch, dq_role role, int64_t *rows, int64_t *cols);
 /* Short name: "q_proj", "input_layernorm", ... */
 const char *dq_role_name(dq_role role);
+/* Room for every tensor name the functions below make. */
+enum { DQ_TENSOR_NAME = 160 };
 /* HF tensor name with ".weight" into buf. */
 void dq_arch_tensor_name(const dq_arch *arch, dq_role role, int64_t layer, char *buf, size_t size);
+/* The same without ".weight": under this name the codes of a linear are kept. */
+void dq_arch_module_name(const dq_arch *arch, dq_role role, int64_t layer, char *buf, size_t size);
+bool dq_arch_has_bias(const dq_arch *arch, dq_role role);
+/* Whether the sizes fit together (heads divide, counts positive, within what this library can address). `where` names
+ * the file in errors, may be NULL. */
+dq_status dq_arch_check(const dq_arch *arch, const char *where);
 
 dq_status dq_arch_from_hf_config(dq_env *env, const char *config_path, dq_arch *out);
 dq_status dq_arch_from_gguf(const dq_source *gguf, dq_arch *out);
