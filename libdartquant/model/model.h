@@ -58,8 +58,14 @@ typedef struct dq_codes {
     dq_tensor group_index; /* I32 [1, in] or empty: column / group */
 } dq_codes;
 void dq_codes_free(dq_codes *codes);
+/* `name`: dq_arch_module_name of the linear (a trailing ".weight" is dropped). Rows are packed densely: docs/formats.md. */
 dq_status dq_codes_write(dq_sink *sink, const char *name, const dq_codes *codes);
 dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out);
+bool dq_codes_exist(const dq_source *store, const char *name);
+/* Bytes of everything that `name` has in the store. */
+uint64_t dq_codes_bytes(const dq_source *store, const char *name);
+/* The codes of a model's linear; DQ_E_STATE when it has none. */
+dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
 
 /* JSON text (fresh memory): architecture, sizes, dtype, quantization, rotations. */
 dq_status dq_model_describe_json(dq_model *model, char **out);
@@ -69,6 +75,18 @@ uint64_t dq_model_bytes(dq_model *model);
 
 /* Saves a model (quantized or only transformed) so that opening it gives the same numbers: docs/formats.md. */
 dq_status dq_model_save_dir(dq_model *model, const char *dir, uint64_t part_size, dq_progress *progress);
+
+/* The same as a stream, so that the codes of a large model never stand in memory together:
+ *   dq_saver_open, a quantizer job that puts codes in dq_saver_sink (whose finish does nothing), dq_saver_finish.
+ * `scheme`: what the codes were made for, NULL = the model's own (its codes are then copied). `provenance`: JSON object
+ * text kept in the manifest (seed, calibration, command line), may be NULL. Nothing that opens as a model is there
+ * before finish returned DQ_OK; free without finish removes the unfinished shards. */
+typedef struct dq_saver dq_saver;
+dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out);
+dq_sink *dq_saver_sink(dq_saver *saver);
+dq_status dq_saver_finish(dq_saver *saver, dq_model *model, const dq_scheme *scheme, const char *provenance,
+                          dq_progress *progress);
+void dq_saver_free(dq_saver *saver);
 
 /* Full-sequence logits, F32 [count, vocab] to host memory. */
 dq_status dq_model_forward_logits(dq_model *model, const int32_t *ids, int64_t count, int math, float *out);

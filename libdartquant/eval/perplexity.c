@@ -1,0 +1,210 @@
+/* Perplexity, layers outside and windows inside: the hidden states of all windows stay resident, one layer at a time is
+ * read, and the head meets the loss tile by tile. SPDX-License-Identifier: Apache-2.0 */
+#include "eval/perplexity.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/status.h"
+
+/* Rows of the head at a time: so many bytes of fp32, at most 8192. */
+enum { TILE_ROWS = 8192, TILE_BYTES = 64 << 20 };
+
+static const char STAGE_LAYERS[] = "perplexity";
+static const char STAGE_HEAD[] = "perplexity head";
+
+typedef struct run {
+    dq_model *model;
+    const int32_t *ids;
+    int64_t windows, seqlen;
+    dq_progress *progress;
+    dq_block_spec spec;
+    dq_tensor hidden;  /* F32 [windows * seqlen, hidden] */
+    dq_tensor targets; /* I32 [1, windows * seqlen] */
+    dq_tensor state;   /* F64 [windows * seqlen, 3] of head_nll */
+} run;
+
+static dq_tensor window_of(const dq_tensor *t, const run *r, int64_t w)
+{
+    return dq_tensor_rows(t, w * r->seqlen, r->seqlen);
+}
+
+static dq_status run_layer(run *r, int64_t layer, dq_workspace *ws)
+{
+    dq_block block;
+    dq_status status = DQ_OK;
+    uint64_t units = (uint64_t)(dq_model_arch(r->model)->layers * r->windows);
+    DQ_TRY(dq_model_load_block(r->model, layer, &block));
+    for (int64_t w = 0; w < r->windows; w++) {
+        dq_tensor h = window_of(&r->hidden, r, w);
+        DQ_GO(dq_block_forward(&r->spec, &block, ws, &h));
+        DQ_GO(dq_progress_report(r->progress, STAGE_LAYERS, (uint64_t)(layer * r->windows + w + 1), units, NAN));
+    }
+done:
+    dq_block_free(&block);
+    return status;
+}
+
+static dq_status run_blocks(run *r)
+{
+    dq_workspace ws;
+    dq_status status;
+    memset(&ws, 0, sizeof ws);
+    DQ_GO(dq_workspace_alloc(dq_model_device(r->model), &r->spec, r->seqlen, &ws));
+    for (int64_t layer = 0; layer < dq_model_arch(r->model)->layers; layer++) DQ_GO(run_layer(r, layer, &ws));
+done:
+    dq_workspace_free(&ws);
+    return status;
+}
+
+static dq_status final_norm(run *r)
+{
+    dq_tensor weight = {0};
+    dq_status status;
+    DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &weight));
+    status = dq_op_rmsnorm(&r->hidden, dq_tensor_is_empty(&weight) ? NULL : &weight, r->spec.norm_eps, &r->hidden);
+    dq_tensor_free(&weight);
+    return status;
+}
+
+/* Each position predicts the next token of its window; the last one predicts nothing. */
+static dq_status upload_targets(run *r)
+{
+    int64_t n = r->windows * r->seqlen;
+    dq_env *env = dq_device_env(dq_model_device(r->model));
+    int32_t *targets = dq_alloc(env, (size_t)n * sizeof *targets);
+    if (!targets) return DQ_E_NOMEM;
+    for (int64_t i = 0; i < n; i++) targets[i] = (i + 1) % r->seqlen != 0 ? r->ids[i + 1] : -1;
+    dq_status status = dq_tensor_from_host(dq_model_device(r->model), DQ_I32, 1, n, targets, &r->targets);
+    dq_free(targets);
+    return status;
+}
+
+static dq_status start_loss(run *r)
+{
+    int64_t n = r->windows * r->seqlen;
+    DQ_TRY(upload_targets(r));
+    DQ_TRY(dq_tensor_alloc(dq_model_device(r->model), DQ_F64, n, 3, &r->state));
+    DQ_TRY(dq_op_fill(-INFINITY, &r->state));
+    dq_tensor sum = dq_tensor_slice(&r->state, 0, n, 1, 1);
+    return dq_op_fill(0.0, &sum);
+}
+
+static dq_status run_tile(run *r, int64_t first, int64_t rows)
+{
+    dq_tensor w = {0};
+    dq_status status = DQ_OK;
+    DQ_TRY(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &w));
+    for (int64_t i = 0; i < r->windows; i++) {
+        dq_tensor h = window_of(&r->hidden, r, i), state = window_of(&r->state, r, i);
+        dq_tensor targets = dq_tensor_slice(&r->targets, 0, 1, i * r->seqlen, r->seqlen);
+        DQ_GO(dq_op_head_nll(&h, &w, &targets, first, &state, r->spec.math));
+        DQ_GO(dq_progress_check(r->progress));
+    }
+done:
+    dq_tensor_free(&w);
+    return status;
+}
+
+static dq_status run_head(run *r)
+{
+    const dq_arch *arch = dq_model_arch(r->model);
+    int64_t tile = TILE_BYTES / 4 / arch->hidden / 256 * 256;
+    tile = tile < 256 ? 256 : tile > TILE_ROWS ? TILE_ROWS : tile;
+    DQ_TRY(start_loss(r));
+    for (int64_t first = 0; first < arch->vocab; first += tile) {
+        int64_t rows = arch->vocab - first < tile ? arch->vocab - first : tile;
+        DQ_TRY(run_tile(r, first, rows));
+        DQ_TRY(dq_progress_report(r->progress, STAGE_HEAD, (uint64_t)(first + rows), (uint64_t)arch->vocab, NAN));
+    }
+    return DQ_OK;
+}
+
+/* Means of the windows from the states; a window without a finite loss is an error. */
+static dq_status window_means(const run *r, const double *state, double *out)
+{
+    for (int64_t w = 0; w < r->windows; w++) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < r->seqlen - 1; i++) {
+            const double *s = state + (w * r->seqlen + i) * 3;
+            double nll = log(s[1]) + s[0] - s[2];
+            if (!isfinite(nll))
+                return dq_fail(DQ_E_NONFINITE, "window %lld of %lld: the loss of token %lld is not finite",
+                               (long long)w, (long long)r->windows, (long long)(w * r->seqlen + i + 1));
+            sum += nll;
+        }
+        out[w] = sum / (double)(r->seqlen - 1);
+    }
+    return DQ_OK;
+}
+
+static dq_status collect(const run *r, dq_perplexity *out)
+{
+    dq_env *env = dq_device_env(dq_model_device(r->model));
+    double *state = dq_alloc(env, (size_t)(r->windows * r->seqlen) * 3 * sizeof *state);
+    double *means = dq_alloc(env, (size_t)r->windows * sizeof *means);
+    dq_status status = state && means ? dq_tensor_download(&r->state, state) : DQ_E_NOMEM;
+    if (status == DQ_OK) status = window_means(r, state, means);
+    dq_free(state);
+    if (status != DQ_OK) {
+        dq_free(means);
+        return status;
+    }
+    double sum = 0.0;
+    for (int64_t w = 0; w < r->windows; w++) sum += means[w];
+    out->window_nll = means;
+    out->nll = sum / (double)r->windows;
+    out->ppl = exp(out->nll);
+    return DQ_OK;
+}
+
+static dq_status check(const dq_model *model, int64_t count, int64_t seqlen, int64_t limit)
+{
+    const dq_arch *a = dq_model_arch(model);
+    if (seqlen < 2) return dq_fail(DQ_E_INVALID, "windows of %lld tokens, at least 2 are needed", (long long)seqlen);
+    if (seqlen > INT32_MAX) return dq_fail(DQ_E_INVALID, "windows of %lld tokens", (long long)seqlen);
+    if (limit < 0) return dq_fail(DQ_E_INVALID, "a limit of %lld windows", (long long)limit);
+    if (count < seqlen)
+        return dq_fail(DQ_E_TEXT, "the text has %lld tokens, one window needs %lld", (long long)count,
+                       (long long)seqlen);
+    size_t rows, bytes;
+    if (!dq_mul_ok((size_t)count, (size_t)a->hidden, &rows) || !dq_mul_ok(rows, sizeof(float), &bytes))
+        return dq_fail(DQ_E_NOMEM, "hidden states of %lld tokens overflow", (long long)count);
+    return DQ_OK;
+}
+
+dq_status dq_perplexity_run(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, int64_t limit, int math,
+                            dq_progress *progress, dq_perplexity *out)
+{
+    double start = dq_now();
+    dq_perplexity result;
+    run r;
+    dq_status status;
+    DQ_TRY(check(model, count, seqlen, limit));
+    memset(&r, 0, sizeof r);
+    memset(&result, 0, sizeof result);
+    r.model = model;
+    r.ids = ids;
+    r.seqlen = seqlen;
+    r.windows = count / seqlen;
+    if (limit > 0 && r.windows > limit) r.windows = limit;
+    r.progress = progress;
+    DQ_GO(dq_model_block_spec(model, seqlen, math, &r.spec));
+    DQ_GO(dq_tensor_alloc(dq_model_device(model), DQ_F32, r.windows * seqlen, dq_model_arch(model)->hidden, &r.hidden));
+    DQ_GO(dq_model_embed(model, ids, r.windows * seqlen, &r.hidden));
+    DQ_GO(run_blocks(&r));
+    DQ_GO(final_norm(&r));
+    DQ_GO(run_head(&r));
+    DQ_GO(collect(&r, &result));
+    result.windows = r.windows;
+    result.seqlen = seqlen;
+    result.tokens = r.windows * seqlen;
+    result.seconds = dq_now() - start;
+    *out = result;
+done:
+    dq_tensor_free(&r.hidden);
+    dq_tensor_free(&r.targets);
+    dq_tensor_free(&r.state);
+    dq_block_spec_clear(&r.spec);
+    return status;
+}

@@ -1,0 +1,84 @@
+/* Models whose linears are integer codes and whose activations are fake-quantized. SPDX-License-Identifier: Apache-2.0 */
+#include "base/status.h"
+#include "model/internal.h"
+
+dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out)
+{
+    char name[DQ_TENSOR_NAME];
+    int64_t rows, cols;
+    if (role < 0 || role > DQ_DOWN_PROJ || layer < 0 || layer >= model->arch.layers)
+        return dq_fail(DQ_E_INVALID, "no linear %s in layer %lld", dq_role_name(role), (long long)layer);
+    dq_arch_module_name(&model->arch, role, layer, name, sizeof name);
+    dq_source *store = dq_model_codes_source(model);
+    if (!store || !dq_codes_exist(store, name))
+        return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the linear is not quantized"), name);
+    dq_codes codes;
+    DQ_TRY(dq_codes_read(model->dev, store, name, &codes));
+    dq_arch_shape(&model->arch, role, &rows, &cols);
+    if (codes.out != rows || codes.in != cols) {
+        dq_codes_free(&codes);
+        return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "codes of %lld x %lld, the model needs %lld x %lld",
+                                          (long long)codes.out, (long long)codes.in, (long long)rows, (long long)cols),
+                                  name);
+    }
+    *out = codes;
+    return DQ_OK;
+}
+
+static dq_status check_act(const char *what, const dq_act_spec *s)
+{
+    if (s->bits == 16) return DQ_OK;
+    if (s->bits < 2 || s->bits > 15) return dq_fail(DQ_E_INVALID, "%s: %d bits, 2 to 16 are possible", what, s->bits);
+    if (!(s->clip > 0.0 && s->clip <= 1.0))
+        return dq_fail(DQ_E_INVALID, "%s: clip ratio %g is not in (0, 1]", what, s->clip);
+    if (s->group != -1 && s->group < 1)
+        return dq_fail(DQ_E_INVALID, "%s: group size %lld, -1 or more than 0 is possible", what, (long long)s->group);
+    return DQ_OK;
+}
+
+/* Whether every linear has codes of the width the scheme promises. */
+static dq_status check_store(const dq_model *m)
+{
+    char name[DQ_TENSOR_NAME];
+    if (!m->store || m->scheme->w.bits >= 16) return DQ_OK;
+    for (int64_t layer = 0; layer < m->arch.layers; layer++) {
+        for (int role = 0; role < DQ_LINEARS; role++) {
+            dq_arch_module_name(&m->arch, (dq_role)role, layer, name, sizeof name);
+            if (!dq_codes_exist(m->store, name))
+                return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the store has no codes of this linear"), name);
+        }
+    }
+    return DQ_OK;
+}
+
+dq_status dq_model_derive_quantized(dq_model *base, dq_source *store, const dq_scheme *scheme, dq_model **out)
+{
+    dq_model *m = NULL;
+    dq_status status;
+    DQ_GO(check_act("activations", &scheme->a));
+    DQ_GO(check_act("keys", &scheme->k));
+    DQ_GO(check_act("values", &scheme->v));
+    if (store && base->scheme && base->scheme->w.bits < 16) {
+        status = dq_fail(DQ_E_STATE, "the weights are quantized already");
+        goto done;
+    }
+    DQ_GO(dq_model_derive(base, DQ_MODEL_QUANTIZED, &m));
+    m->own_scheme = *scheme;
+    m->scheme = &m->own_scheme;
+    m->store = store;
+    store = NULL; /* the model frees it from here on */
+    if (!m->store && base->scheme)
+        m->own_scheme.w = base->scheme->w; /* the codes below stay what they are */
+    else if (!m->store)
+        m->own_scheme.w.bits = 16;
+    DQ_GO(check_store(m));
+    dq_block_spec spec; /* group sizes against the sizes of the model */
+    DQ_GO(dq_model_block_spec(m, 1, DQ_MATH_F32, &spec));
+    dq_block_spec_clear(&spec);
+    *out = m;
+    return DQ_OK;
+done:
+    dq_source_free(store);
+    dq_model_release(m);
+    return status;
+}

@@ -1,0 +1,84 @@
+/* Inside of a model, shared by the files of this room only. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_MODEL_INTERNAL_H
+#define DQ_MODEL_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "base/rotation_set.h"
+#include "model/model.h"
+
+typedef enum dq_model_kind { DQ_MODEL_ROOT, DQ_MODEL_FUSED, DQ_MODEL_ROTATED, DQ_MODEL_QUANTIZED } dq_model_kind;
+
+enum { DQ_LAYER_ROLES = DQ_MLP_NORM + 1 };
+
+struct dq_model {
+    atomic_int references;
+    dq_env *env;
+    dq_device *dev;
+    dq_model_kind kind;
+    dq_arch arch;
+    dq_model *base; /* NULL for a root */
+
+    /* roots */
+    dq_source *source;
+    bool gguf_names;
+    bool ones_norms;  /* norms stored as ones beside fused weights (saved models) */
+    int64_t *weights; /* [layers * DQ_LAYER_ROLES + 3] tensor of each weight, -1 = codes instead */
+    int64_t *biases;  /* [layers * DQ_LINEARS], -1 = none */
+    float *rope_divisor; /* [head_dim / 2] for DQ_ROPE_TABLE */
+    char *path;          /* what was opened, NULL when made from a source */
+    char fingerprint[17];
+
+    /* what holds for this model, inherited or its own */
+    bool fused, centered;
+    const dq_rotation_set *rotations; /* NULL = none */
+    const dq_scheme *scheme;          /* NULL = not quantized */
+
+    /* owned by the model that introduced them */
+    dq_rotation_set *own_rotations;
+    dq_tensor r1; /* F64 [hidden, hidden], empty = identity */
+    dq_scheme own_scheme;
+    dq_source *store; /* codes; a loaded model keeps them in `source` */
+};
+
+/* A fresh model that inherits everything from `base` and holds a reference to it. */
+dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out);
+const dq_model *dq_model_root(const dq_model *model);
+/* Where the codes of the linears are, or NULL. */
+dq_source *dq_model_codes_source(const dq_model *model);
+bool dq_model_has_codes(const dq_model *model, int64_t layer, dq_role role);
+
+/* Index of a root's weight or bias in its source, or -1. */
+int64_t dq_root_weight(const dq_model *root, int64_t layer, dq_role role);
+int64_t dq_root_bias(const dq_model *root, int64_t layer, dq_role role);
+/* Finds all tensors and checks their shapes. */
+dq_status dq_root_bind(dq_model *root);
+/* Rows [first, first + out.rows) of a root's tensor in the order of the HF layout, as F32 or F64; non-finite values are
+ * an error. `role` decides about the q/k order of GGUF files; a bias counts as a column. */
+dq_status dq_root_read(const dq_model *root, dq_role role, bool bias, int64_t tensor, int64_t first, dq_tensor *out);
+
+/* Applies one derivation in place: to a whole linear F64 [out, in], to its bias F64 [1, out], to rows of the embedding
+ * or the head F64 [n, hidden]. */
+dq_status dq_fuse_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
+dq_status dq_fuse_rows(dq_model *model, dq_role role, dq_tensor *rows);
+dq_status dq_rotate_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
+dq_status dq_rotate_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias);
+dq_status dq_rotate_rows(dq_model *model, dq_role role, dq_tensor *rows);
+
+/* Order-independent hash of names, types, shapes and sampled content, one tensor at a time: the hash of a source is the
+ * sum over its tensors. `read` copies bytes of the tensor. */
+typedef struct dq_digest {
+    uint64_t sum;
+    int64_t count;
+    uint64_t bytes;
+} dq_digest;
+typedef dq_status (*dq_digest_read)(void *arg, uint64_t offset, uint64_t bytes, void *out);
+dq_status dq_digest_tensor(dq_digest *digest, const char *name, dq_dtype dtype, const char *type_name, int ndim,
+                           const int64_t *shape, uint64_t bytes, dq_digest_read read, void *arg);
+dq_status dq_digest_source(dq_source *source, dq_digest *out);
+
+/* Saved models: dartquant.json beside the shards (docs/formats.md). */
+#define DQ_MANIFEST "dartquant.json"
+dq_status dq_model_load_saved(dq_device *dev, const char *dir, dq_model **out);
+
+#endif

@@ -1,0 +1,218 @@
+/* Reading weights through the chain of derived models: fp32 from the file, fp64 while transforms run, fp32 at the end.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "base/status.h"
+#include "model/internal.h"
+
+/* Rows of the embedding and the head are transformed in blocks that start at multiples of this, so that a row has the
+ * same bits whoever asks for it. */
+enum { ROW_BLOCK = 256 };
+
+static bool is_transformed(const dq_model *m)
+{
+    for (; m->base; m = m->base)
+        if (m->kind != DQ_MODEL_QUANTIZED) return true;
+    return false;
+}
+
+static dq_status linear64(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
+{
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, w);
+    DQ_TRY(linear64(m->base, layer, role, w));
+    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_linear(m, layer, role, w);
+    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_linear(m, layer, role, w) : DQ_OK;
+}
+
+static dq_status bias64(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias)
+{
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, true, dq_root_bias(m, layer, role), 0, bias);
+    DQ_TRY(bias64(m->base, layer, role, bias));
+    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_bias(m, layer, role, bias) : DQ_OK;
+}
+
+static dq_status rows64(dq_model *m, dq_role role, int64_t first, dq_tensor *rows)
+{
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, 0, role), first, rows);
+    DQ_TRY(rows64(m->base, role, first, rows));
+    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_rows(m, role, rows);
+    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_rows(m, role, rows) : DQ_OK;
+}
+
+/* Rounds to fp32 and makes sure that nothing overflowed on the way. */
+static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, const dq_tensor *from, dq_tensor *to)
+{
+    int64_t at;
+    DQ_TRY(dq_op_convert(from, to));
+    DQ_TRY(dq_op_find_nonfinite(to, &at));
+    if (at < 0) return DQ_OK;
+    char name[DQ_TENSOR_NAME];
+    dq_arch_tensor_name(&m->arch, role, layer, name, sizeof name);
+    return dq_error_in_tensor(dq_fail(DQ_E_NONFINITE, "the transformed weight is not finite in row %lld, column %lld",
+                                      (long long)(at / to->view.cols), (long long)(at % to->view.cols)),
+                              name);
+}
+
+static dq_status read_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
+{
+    int64_t rows, cols;
+    dq_tensor wide = {0}, bias = {0};
+    dq_status status;
+    dq_arch_shape(&m->arch, role, &rows, &cols);
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, rows, &wide));
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, rows, &bias));
+    DQ_GO(bias64(m, layer, role, &wide));
+    DQ_GO(round_weight(m, layer, role, &wide, &bias));
+    *out = bias;
+    bias = (dq_tensor){0};
+done:
+    dq_tensor_free(&wide);
+    dq_tensor_free(&bias);
+    return status;
+}
+
+/* The weight of a linear that has no codes. */
+static dq_status read_float(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
+{
+    int64_t rows, cols;
+    dq_tensor wide = {0}, w = {0};
+    dq_status status;
+    dq_arch_shape(&m->arch, role, &rows, &cols);
+    if (is_transformed(m)) {
+        DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, rows, cols, &wide));
+        DQ_GO(linear64(m, layer, role, &wide));
+        DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, rows, cols, &w));
+        DQ_GO(round_weight(m, layer, role, &wide, &w));
+    } else {
+        dq_model *root = m;
+        while (root->base) root = root->base;
+        DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, rows, cols, &w));
+        DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &w));
+    }
+    *out = w;
+    w = (dq_tensor){0};
+done:
+    dq_tensor_free(&wide);
+    dq_tensor_free(&w);
+    return status;
+}
+
+static dq_status read_quantized(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
+{
+    dq_codes codes = {0};
+    dq_tensor w = {0};
+    dq_status status;
+    DQ_GO(dq_model_read_codes(m, layer, role, &codes));
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, codes.out, codes.in, &w));
+    dq_grid_desc grid = {.bits = codes.bits, .symmetric = codes.symmetric, .group = codes.group};
+    DQ_GO(dq_op_dequantize_weight(&grid, &codes.codes, &codes.scale, &codes.zero,
+                                  dq_tensor_is_empty(&codes.group_index) ? NULL : &codes.group_index, &w));
+    *out = w;
+    w = (dq_tensor){0};
+done:
+    dq_tensor_free(&w);
+    dq_codes_free(&codes);
+    return status;
+}
+
+static dq_status check_layer(const dq_model *m, int64_t layer)
+{
+    if (layer >= 0 && layer < m->arch.layers) return DQ_OK;
+    return dq_fail(DQ_E_INVALID, "layer %lld of %lld", (long long)layer, (long long)m->arch.layers);
+}
+
+dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_linear *out)
+{
+    dq_linear l = {0};
+    dq_status status;
+    DQ_TRY(check_layer(model, layer));
+    if (role < 0 || role > DQ_DOWN_PROJ) return dq_fail(DQ_E_INVALID, "%s is not a linear", dq_role_name(role));
+    if (dq_model_has_codes(model, layer, role))
+        DQ_GO(read_quantized(model, layer, role, &l.weight));
+    else
+        DQ_GO(read_float(model, layer, role, &l.weight));
+    if (dq_arch_has_bias(&model->arch, role)) DQ_GO(read_bias(model, layer, role, &l.bias));
+    *out = l;
+    return DQ_OK;
+done:
+    dq_tensor_free(&l.weight);
+    dq_tensor_free(&l.bias);
+    return status;
+}
+
+dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out)
+{
+    dq_tensor t = {0};
+    if (role != DQ_ATTN_NORM && role != DQ_MLP_NORM && role != DQ_FINAL_NORM)
+        return dq_fail(DQ_E_INVALID, "%s is not a norm", dq_role_name(role));
+    if (role != DQ_FINAL_NORM) DQ_TRY(check_layer(model, layer));
+    if (model->fused) {
+        *out = t;
+        return DQ_OK;
+    }
+    const dq_model *root = dq_model_root(model);
+    DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, 1, model->arch.hidden, &t));
+    dq_status status = dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &t);
+    if (status == DQ_OK)
+        *out = t;
+    else
+        dq_tensor_free(&t);
+    return status;
+}
+
+static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first, dq_tensor *out)
+{
+    int64_t hidden = m->arch.hidden, end = first + out->view.rows;
+    dq_tensor wide = {0};
+    dq_status status;
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, ROW_BLOCK, hidden, &wide));
+    for (int64_t start = first / ROW_BLOCK * ROW_BLOCK; start < end; start += ROW_BLOCK) {
+        int64_t rows = m->arch.vocab - start < ROW_BLOCK ? m->arch.vocab - start : ROW_BLOCK;
+        int64_t from = start > first ? start : first;
+        int64_t to = start + rows < end ? start + rows : end;
+        dq_tensor block = dq_tensor_rows(&wide, 0, rows);
+        dq_tensor wanted = dq_tensor_rows(&block, from - start, to - from);
+        dq_tensor part = dq_tensor_rows(out, from - first, to - from);
+        DQ_GO(rows64(m, role, start, &block));
+        DQ_GO(round_weight(m, 0, role, &wanted, &part));
+    }
+done:
+    dq_tensor_free(&wide);
+    return status;
+}
+
+dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out)
+{
+    dq_tensor rows = {0};
+    dq_status status;
+    if (role != DQ_EMBED && role != DQ_HEAD) return dq_fail(DQ_E_INVALID, "%s has no rows", dq_role_name(role));
+    if (first < 0 || count < 1 || count > model->arch.vocab - first)
+        return dq_fail(DQ_E_INVALID, "rows %lld..%lld of a vocabulary of %lld", (long long)first,
+                       (long long)(first + count), (long long)model->arch.vocab);
+    DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, count, model->arch.hidden, &rows));
+    const dq_model *root = dq_model_root(model);
+    if (is_transformed(model))
+        DQ_GO(read_transformed_rows(model, role, first, &rows));
+    else
+        DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, 0, role), first, &rows));
+    *out = rows;
+    return DQ_OK;
+done:
+    dq_tensor_free(&rows);
+    return status;
+}
+
+dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out)
+{
+    dq_block b;
+    dq_status status;
+    memset(&b, 0, sizeof b);
+    DQ_GO(dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm));
+    DQ_GO(dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm));
+    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
+    *out = b;
+    return DQ_OK;
+done:
+    dq_block_free(&b);
+    return status;
+}
