@@ -1,0 +1,140 @@
+/* GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after the other, and what rounding costs is made good
+ * by the columns still to come. Blocks of 128 columns: inside a block by the backend's column kernel, behind it by one
+ * product. SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "base/status.h"
+#include "quant/parts.h"
+
+enum { BLOCK = 128 };
+
+/* One weight on its way. Positions count columns in the order of work. */
+typedef struct solve {
+    const dq_weight_spec *spec;
+    const dq_gptq_plan *plan;
+    dq_device *dev;
+    int64_t out, in;
+    bool upfront; /* group parameters found from the original weights */
+    dq_codes codes;
+    dq_tensor work;     /* F32 [out, in]: weights in order of work, with all updates so far */
+    dq_tensor placed;   /* U8 [out, in]: codes in order of work; empty = codes.codes is in that order */
+    dq_tensor group_at; /* I32 [1, in]: group of each position */
+    dq_tensor err;      /* F32 [out, BLOCK] */
+    double loss;        /* sum of e^2 = tr(dW (H + added) dW^T) */
+} solve;
+
+static dq_status upload_index(solve *s, const int32_t *index, dq_tensor *out)
+{
+    return dq_tensor_from_host(s->dev, DQ_I32, 1, s->in, index, out);
+}
+
+/* group_at, and codes.group_index where column / group does not tell. */
+static dq_status assign_groups(solve *s)
+{
+    dq_status status = DQ_OK;
+    const dq_gptq_plan *p = s->plan;
+    int32_t *index = dq_alloc(p->env, (size_t)s->in * sizeof *index);
+    if (!index) return DQ_E_NOMEM;
+    for (int64_t i = 0; i < s->in; i++) {
+        int64_t c = s->upfront && p->perm ? p->perm[i] : i;
+        index[i] = (int32_t)(c / s->codes.group);
+    }
+    DQ_GO(upload_index(s, index, &s->group_at));
+    if (p->perm && !s->upfront) {
+        for (int64_t c = 0; c < s->in; c++) index[c] = (int32_t)(p->inverse[c] / s->codes.group);
+        DQ_GO(upload_index(s, index, &s->codes.group_index));
+    }
+done:
+    dq_free(index);
+    return status;
+}
+
+static dq_status begin(solve *s, dq_tensor *w)
+{
+    const dq_gptq_plan *p = s->plan;
+    DQ_TRY(dq_codes_alloc(s->dev, s->spec, s->out, s->in, &s->codes));
+    s->upfront = s->spec->static_groups || s->codes.groups == 1;
+    if (!dq_tensor_is_empty(&p->alive)) DQ_TRY(dq_op_scale_cols(w, &p->alive, w));
+    if (s->upfront) {
+        dq_grid_desc d = dq_weight_grid_desc(s->spec, s->codes.group);
+        DQ_TRY(dq_op_weight_grid(&d, w, &s->codes.scale, &s->codes.zero));
+    }
+    DQ_TRY(dq_tensor_alloc(s->dev, DQ_F32, s->out, s->in, &s->work));
+    DQ_TRY(p->perm ? dq_op_gather_cols(w, &p->perm_index, &s->work) : dq_op_convert(w, &s->work));
+    if (p->perm) DQ_TRY(dq_tensor_alloc(s->dev, DQ_U8, s->out, s->in, &s->placed));
+    DQ_TRY(dq_tensor_alloc(s->dev, DQ_F32, s->out, s->in < BLOCK ? s->in : BLOCK, &s->err));
+    return assign_groups(s);
+}
+
+/* Parameters of the groups that start in [c0, c1). They see the updates of earlier blocks only, also where a group begins
+ * inside this block or reaches beyond it. */
+static dq_status find_groups(solve *s, int64_t c0, int64_t c1)
+{
+    int64_t group = s->codes.group;
+    int64_t first = (c0 + group - 1) / group, last = (c1 + group - 1) / group; /* groups first .. last-1 */
+    if (first == last) return DQ_OK;
+    int64_t from = first * group, to = last * group < s->in ? last * group : s->in;
+    dq_tensor w = dq_tensor_slice(&s->work, 0, s->out, from, to - from);
+    dq_tensor scale = dq_tensor_slice(&s->codes.scale, 0, s->out, first, last - first);
+    dq_tensor zero = dq_tensor_slice(&s->codes.zero, 0, s->out, first, last - first);
+    dq_grid_desc d = dq_weight_grid_desc(s->spec, group);
+    return dq_op_weight_grid(&d, &w, &scale, &zero);
+}
+
+static dq_status do_block(solve *s, int64_t c0, int64_t c1)
+{
+    int64_t cols = c1 - c0, after = s->in - c1;
+    dq_tensor *all = dq_tensor_is_empty(&s->placed) ? &s->codes.codes : &s->placed;
+    dq_grid_desc d = dq_weight_grid_desc(s->spec, s->codes.group);
+    dq_tensor w = dq_tensor_slice(&s->work, 0, s->out, c0, cols);
+    dq_tensor u = dq_tensor_slice(&s->plan->u, c0, cols, c0, cols);
+    dq_tensor group_at = dq_tensor_slice(&s->group_at, 0, 1, c0, cols);
+    dq_tensor codes = dq_tensor_slice(all, 0, s->out, c0, cols);
+    dq_tensor err = dq_tensor_slice(&s->err, 0, s->out, 0, cols);
+    double loss;
+    if (!s->upfront) DQ_TRY(find_groups(s, c0, c1));
+    DQ_TRY(dq_op_gptq_block(&d, &w, &u, &s->codes.scale, &s->codes.zero, &group_at, &codes, &err));
+    DQ_TRY(dq_op_dot(&err, &err, &loss));
+    s->loss += loss;
+    if (after == 0) return DQ_OK;
+    dq_tensor rest = dq_tensor_slice(&s->work, 0, s->out, c1, after);
+    dq_tensor u_rest = dq_tensor_slice(&s->plan->u, c0, cols, c1, after);
+    return dq_op_gemm(false, false, -1.0, &err, &u_rest, 1.0, &rest, DQ_MATH_F32);
+}
+
+/* With E the errors, dW = -E U and inv(H + A) = U^T U, so sum e^2 = tr(dW (H + A) dW^T); A is what was added. */
+static dq_status relative_error(solve *s, const dq_tensor *w, double *out)
+{
+    double added, energy;
+    DQ_TRY(dq_codes_dequantize(&s->codes, &s->work));
+    DQ_TRY(dq_op_axpy(-1.0, w, &s->work));
+    DQ_TRY(dq_op_scale_cols(&s->work, &s->plan->added_root, &s->work));
+    DQ_TRY(dq_op_dot(&s->work, &s->work, &added));
+    DQ_TRY(dq_hessian_energy(w, s->plan->h, &energy));
+    double loss = s->loss > added ? s->loss - added : 0;
+    *out = energy > 0 ? loss / energy : 0;
+    return DQ_OK;
+}
+
+dq_status dq_gptq_solve(const dq_weight_spec *spec, const dq_gptq_plan *plan, dq_tensor *w, dq_codes *out,
+                        double *error)
+{
+    dq_status status;
+    solve s = {.spec = spec, .plan = plan, .dev = w->dev, .out = w->view.rows, .in = w->view.cols};
+    if (s.in != plan->n)
+        return dq_fail(DQ_E_INVALID, "a weight with %lld inputs and a Hessian of order %lld", (long long)s.in,
+                       (long long)plan->n);
+    DQ_GO(begin(&s, w));
+    for (int64_t c0 = 0; c0 < s.in; c0 += BLOCK) DQ_GO(do_block(&s, c0, c0 + BLOCK < s.in ? c0 + BLOCK : s.in));
+    if (plan->perm) DQ_GO(dq_op_gather_cols(&s.placed, &plan->inverse_index, &s.codes.codes));
+    DQ_GO(relative_error(&s, w, error));
+    *out = s.codes;
+    memset(&s.codes, 0, sizeof s.codes);
+done:
+    dq_codes_free(&s.codes);
+    dq_tensor_free(&s.work);
+    dq_tensor_free(&s.placed);
+    dq_tensor_free(&s.group_at);
+    dq_tensor_free(&s.err);
+    return status;
+}
