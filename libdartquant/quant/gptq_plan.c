@@ -130,7 +130,10 @@ static dq_status factor_raised(const dq_tensor *h, double mean, const dq_tensor 
                       "the Hessian cannot be factored: pivot %lld is not positive even with %g times the "
                       "mean diagonal added and the diagonal raised to the row sums",
                       (long long)info - 1, MOST_DAMPING));
-    for (int64_t i = 0; i < plan->n; i++) sum += added[i] += (float)damp;
+    for (int64_t i = 0; i < plan->n; i++) {
+        added[i] += (float)damp;
+        sum += added[i];
+    }
     plan->damping = sum / (double)plan->n / mean;
 done:
     dq_tensor_free(&raised);

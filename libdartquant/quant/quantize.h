@@ -13,18 +13,27 @@ typedef struct dq_linear_report {
 } dq_linear_report;
 
 typedef struct dq_quantize_report {
-    dq_linear_report *linears; /* dq_free */
+    dq_linear_report *linears; /* owned by the job */
     int64_t count;
     double seconds_load, seconds_forward, seconds_hessian, seconds_solve, seconds_write;
 } dq_quantize_report;
 
-/* One linear: fills `out` (allocated inside). w F32 [out, in] on the device is overwritten with scratch. h: Hessian sum
- * (lower triangle) of the linear's inputs, or NULL for RTN. */
-dq_status dq_quantize_linear(const dq_weight_spec *spec, dq_tensor *w, const dq_tensor *h, dq_codes *out,
-                             double *error, double *damping);
+/* One linear: fills `out` (allocated inside). w F32 [out, in] on the device may be overwritten with scratch. h: Hessian sum
+ * of the linear's inputs (F32 [in, in]; only the lower triangle counts, above it anything finite), or NULL for RTN. A
+ * Hessian that cannot be factored gets ten times the damping until it can, up to 10 times the mean diagonal; then every
+ * diagonal entry is raised to its row sum; the share that was needed comes back in *damping. */
+dq_status dq_quantize_linear(const dq_weight_spec *spec, dq_tensor *w, const dq_tensor *h, dq_codes *out, double *error,
+                             double *damping);
 
-/* A job that is stepped one layer at a time. windows: nsamples * seqlen calibration ids (NULL for RTN). Codes go to `sink`
- * under the linears' names as each layer ends; the model stays as it is. */
+/* A job that is stepped one layer at a time. windows: nsamples * seqlen calibration ids (NULL for RTN; needed during
+ * _new only). Codes go to `sink` under the linears' names as they are found (the caller finishes the sink); the model
+ * stays as it is. A step that fails or is cancelled ends the job.
+ *
+ * Memory: resident are the residual stream of all windows (F32), one layer in F32, one Hessian with its factor and a
+ * workspace of 2048 tokens (one window when longer). Attention outputs and down_proj inputs are kept between two cuts for as
+ * many windows as env->memory_budget bytes hold and computed again for the others; codes do not depend on it. Budget 0
+ * (automatic): a quarter of (weights file + residual stream + layer in F32 + its Hessians) less workspace and solver
+ * scratch, so that the peak stays within 1.3 times that sum. */
 typedef struct dq_quantize_job dq_quantize_job;
 dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const int32_t *windows, int64_t nsamples,
                               int64_t seqlen, int math, dq_sink *sink, dq_quantize_job **out);

@@ -1,0 +1,192 @@
+/* Walking the calibration windows through one layer. SPDX-License-Identifier: Apache-2.0 */
+#include "quant/walk.h"
+
+#include <string.h>
+
+#include "base/progress.h"
+#include "base/status.h"
+
+enum { CHUNK_TOKENS = 2048 };
+
+/* ---- chunks ---- */
+
+typedef struct chunk {
+    int64_t first, rows;
+    dq_tensor hidden;
+    dq_workspace ws; /* slices */
+} chunk;
+
+static void cut_rows(dq_tensor *t, int64_t rows)
+{
+    if (!dq_tensor_is_empty(t)) *t = dq_tensor_rows(t, 0, rows);
+}
+
+static chunk chunk_at(dq_walk *w, int64_t first)
+{
+    chunk c = {.first = first, .rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk, .ws = w->ws};
+    c.hidden = dq_tensor_rows(&w->hidden, first, c.rows);
+    dq_tensor *all[] = {&c.ws.x, &c.ws.xq, &c.ws.q, &c.ws.k, &c.ws.v, &c.ws.a, &c.ws.gate, &c.ws.up};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) cut_rows(all[i], c.rows);
+    return c;
+}
+
+/* Puts `slot` on the chunk's place in `kept` when there is one; false: the workspace holds it, until the next chunk. */
+static bool place_in_kept(const dq_walk *w, const chunk *c, dq_tensor *slot)
+{
+    int64_t cols = slot->view.cols, rows = dq_tensor_is_empty(&w->kept) ? 0 : w->kept.view.cols / cols;
+    if (c->first + c->rows > rows) return false;
+    dq_tensor all = w->kept;
+    all.owns = false;
+    all.view.rows = rows;
+    all.view.cols = all.view.stride = cols;
+    *slot = dq_tensor_rows(&all, c->first, c->rows);
+    return true;
+}
+
+/* ---- what happens to a chunk ---- */
+
+typedef dq_status (*chunk_fn)(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input);
+
+static dq_status attn_in(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
+{
+    *input = &c->ws.x;
+    return dq_block_attn_in(&w->spec, b, &c->hidden, &c->ws);
+}
+
+static dq_status attn(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
+{
+    place_in_kept(w, c, &c->ws.a);
+    *input = &c->ws.a;
+    DQ_TRY(dq_block_attn_in(&w->spec, b, &c->hidden, &c->ws));
+    return dq_block_attn(&w->spec, b, &c->ws);
+}
+
+static dq_status mlp_in(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
+{
+    if (!place_in_kept(w, c, &c->ws.a)) {
+        DQ_TRY(dq_block_attn_in(&w->spec, b, &c->hidden, &c->ws));
+        DQ_TRY(dq_block_attn(&w->spec, b, &c->ws));
+    }
+    DQ_TRY(dq_block_attn_out(&w->spec, b, &c->ws.a, &c->ws, &c->hidden));
+    *input = &c->ws.x;
+    return dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws);
+}
+
+static dq_status mlp(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
+{
+    place_in_kept(w, c, &c->ws.gate);
+    *input = &c->ws.gate;
+    DQ_TRY(dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws));
+    return dq_block_mlp(&w->spec, b, &c->ws);
+}
+
+static dq_status mlp_out(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
+{
+    *input = NULL;
+    if (!place_in_kept(w, c, &c->ws.gate)) {
+        DQ_TRY(dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws));
+        DQ_TRY(dq_block_mlp(&w->spec, b, &c->ws));
+    }
+    return dq_block_mlp_out(&w->spec, b, &c->ws, &c->hidden);
+}
+
+static dq_status all_chunks(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tensor *h, dq_walk_tick tick)
+{
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        chunk c = chunk_at(w, first);
+        const dq_tensor *input;
+        double start = dq_now();
+        DQ_TRY(fn(w, b, &c, &input));
+        double middle = dq_now();
+        if (h) DQ_TRY(dq_op_syrk(2.0 / (double)w->nsamples, input, 1.0, h));
+        w->seconds_forward += middle - start;
+        w->seconds_hessian += dq_now() - middle;
+        DQ_TRY(tick.fn(tick.arg));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_walk_qkv(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
+{
+    return all_chunks(walk, block, attn_in, h, tick);
+}
+
+dq_status dq_walk_o(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
+{
+    return all_chunks(walk, block, attn, h, tick);
+}
+
+dq_status dq_walk_gate_up(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
+{
+    return all_chunks(walk, block, mlp_in, h, tick);
+}
+
+dq_status dq_walk_down(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
+{
+    return all_chunks(walk, block, mlp, h, tick);
+}
+
+dq_status dq_walk_finish(dq_walk *walk, const dq_block *block, dq_walk_tick tick)
+{
+    return all_chunks(walk, block, mlp_out, NULL, tick);
+}
+
+/* ---- lifetime ---- */
+
+/* Calibration sees full-precision activations; online R2 and R4 stay, R3 changes nothing without K quantization. */
+static dq_status make_spec(dq_model *model, int64_t seqlen, int math, dq_block_spec *spec)
+{
+    DQ_TRY(dq_model_block_spec(model, seqlen, math, spec));
+    spec->scheme.a.bits = spec->scheme.k.bits = spec->scheme.v.bits = 16;
+    spec->r3 = NULL;
+    return DQ_OK;
+}
+
+static dq_status make_kept(dq_walk *w, uint64_t budget)
+{
+    const dq_block_spec *s = &w->spec;
+    int64_t heads = (int64_t)s->heads * s->head_dim;
+    int64_t most = w->tokens * (heads > s->intermediate ? heads : s->intermediate);
+    int64_t elements = budget / 4 < (uint64_t)most ? (int64_t)(budget / 4) : most;
+    if (elements < w->chunk * heads) return DQ_OK; /* not even one chunk */
+    return dq_tensor_alloc(w->dev, DQ_F32, 1, elements, &w->kept);
+}
+
+dq_status dq_walk_new(dq_model *model, const int32_t *windows, int64_t nsamples, int64_t seqlen, int math,
+                      uint64_t budget, dq_walk **out)
+{
+    dq_device *dev = dq_model_device(model);
+    dq_env *env = dq_device_env(dev);
+    dq_status status;
+    int64_t per_chunk = seqlen < CHUNK_TOKENS ? CHUNK_TOKENS / seqlen : 1;
+    dq_walk *w = dq_calloc(env, 1, sizeof *w);
+    if (!w) return DQ_E_NOMEM;
+    w->env = env;
+    w->dev = dev;
+    w->nsamples = nsamples;
+    w->tokens = nsamples * seqlen;
+    w->chunk = (per_chunk < nsamples ? per_chunk : nsamples) * seqlen;
+    DQ_GO(make_spec(model, seqlen, math, &w->spec));
+    DQ_GO(dq_workspace_alloc(dev, &w->spec, w->chunk, &w->ws));
+    DQ_GO(dq_tensor_alloc(dev, DQ_F32, w->tokens, w->spec.hidden, &w->hidden));
+    DQ_GO(make_kept(w, budget));
+    for (int64_t first = 0; first < w->tokens; first += w->chunk) {
+        chunk c = chunk_at(w, first);
+        DQ_GO(dq_model_embed(model, windows + first, c.rows, &c.hidden));
+    }
+    *out = w;
+    return DQ_OK;
+done:
+    dq_walk_free(w);
+    return status;
+}
+
+void dq_walk_free(dq_walk *walk)
+{
+    if (!walk) return;
+    dq_block_spec_clear(&walk->spec);
+    dq_workspace_free(&walk->ws);
+    dq_tensor_free(&walk->hidden);
+    dq_tensor_free(&walk->kept);
+    dq_free(walk);
+}
