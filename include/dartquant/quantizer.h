@@ -12,10 +12,12 @@ extern "C" {
 #endif
 
 /* Order of calls: new, bind (GPTQ only), then run once or step until done, then take_model and the reports. After a
- * failure or a cancel the job can only be freed; the input model is never changed. */
+ * failure or a cancel the job can only be freed; the input model is never changed.
+ * With save_qmodel_path the codes of each layer go to that folder as they are made, the last step completes it (nothing
+ * that opens as a model is there before), and take_model opens it. Without, codes stay in memory. */
 
 /* Prepares a job. `config` (NULL = defaults): w_*, a_*, k_*, v_*, act_order, static_groups, percdamp, nsamples, seqlen,
- * seed, math, spool_dir. The model should be fused and rotated before if it is to be at all.
+ * seed, math, save_qmodel_path, part_size. The model should be fused and rotated before if it is to be at all.
  * Errors: DQ_E_INVALID (options that contradict each other or the model's sizes), DQ_E_STATE (already quantized),
  * DQ_E_NOMEM. */
 DQ_API dq_status dq_quantizer_new(dq_model *model, const dq_config *config, dq_quantizer **out);
@@ -39,12 +41,12 @@ DQ_API dq_status dq_quantizer_run(dq_quantizer *quantizer, const dq_cancel *canc
  * taken), DQ_E_NOMEM. */
 DQ_API dq_status dq_quantizer_take_model(dq_quantizer *quantizer, dq_model **out);
 
-/* JSON text: scheme; layers: [{layer, name, bits, error, damping}], error being tr(dW H dW^T) / tr(W H W^T) for GPTQ and
- * |dW|^2 / |W|^2 for RTN; bits_per_weight (scales, zeros and indices included) once done; calibration {dataset,
- * protocol, nsamples, seqlen, seed, fingerprint}; seconds {load, forward, hessian, solve, write}. Describes what is done
- * so far. *out is owned by the job, valid until the next call with it. Errors: DQ_E_INVALID, DQ_E_NOMEM. */
+/* JSON text: scheme {w, a, k, v}; layers: [{layer, name, bits, error, damping}], error being tr(dW H dW^T) / tr(W H W^T)
+ * for GPTQ and |dW|^2 / |W|^2 for RTN; bits_per_weight (scales, zeros and indices included; null before take_model);
+ * calibration {dataset, protocol, nsamples, seqlen, seed, fingerprint} or null; seconds {load, forward, hessian, solve,
+ * write}; and the numbers of dq_quantizer_get_float. Describes what is done so far. *out is owned by the job, valid until the next call with it. Errors: DQ_E_INVALID, DQ_E_NOMEM. */
 DQ_API dq_status dq_quantizer_report(dq_quantizer *quantizer, const char **out);
-/* One number: "bits_per_weight", "layers_done", "layers", "max_error", "mean_error", "seconds".
+/* One number: "bits_per_weight", "layers_done", "layers_total", "max_error", "mean_error", "total_seconds".
  * Errors: DQ_E_NOTFOUND, DQ_E_INVALID, DQ_E_STATE (not known yet). */
 DQ_API dq_status dq_quantizer_get_float(dq_quantizer *quantizer, const char *key, double *out);
 

@@ -77,7 +77,7 @@ const dq_option dq_options[] = {
     INT("limit", "evaluation", "0", 0, ANY, "windows", "Evaluate only that many windows; 0 = all."),
 
     INT("part_size", "output", "10G", 1, ANY, "bytes", "Largest size of one saved file; a single larger tensor gets a file of its own."),
-    STRING("spool_dir", "output", "Folder where integer codes are kept while a model is quantized; without it they stay in memory."),
+    STRING("save_qmodel_path", "output", "Folder to save the quantized model in; integer codes go there layer by layer instead of staying in memory."),
 };
 const int dq_options_count = COUNT(dq_options);
 

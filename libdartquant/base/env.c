@@ -123,6 +123,8 @@ void dq_free(void *ptr)
     header.env->allocator.free(header.env->allocator.user, header.raw, header.raw_bytes);
 }
 
+dq_env *dq_env_of(const void *ptr) { return header_of((void *)ptr)->env; }
+
 char *dq_strndup(dq_env *env, const char *s, size_t n)
 {
     char *copy = dq_alloc(env, n + 1);

@@ -33,6 +33,8 @@ void *dq_alloc(dq_env *env, size_t bytes);
 void *dq_calloc(dq_env *env, size_t count, size_t size);
 void *dq_realloc(dq_env *env, void *ptr, size_t bytes);
 void dq_free(void *ptr);
+/* The environment a block of dq_alloc belongs to. */
+dq_env *dq_env_of(const void *ptr);
 char *dq_strdup(dq_env *env, const char *s);
 char *dq_strndup(dq_env *env, const char *s, size_t n);
 /* printf into fresh memory; NULL (error recorded) when out of memory. */

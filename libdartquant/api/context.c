@@ -1,0 +1,110 @@
+/* dartquant/context.h, and the life of what handles share. SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "api/check.h"
+#include "api/config.h"
+#include "api/handles.h"
+#include "io/json.h"
+
+dq_context *dq_context_retain(dq_context *ctx)
+{
+    atomic_fetch_add(&ctx->references, 1);
+    return ctx;
+}
+
+void dq_context_release(dq_context *ctx)
+{
+    if (!ctx || atomic_fetch_sub(&ctx->references, 1) != 1) return;
+    dq_free(ctx->device_name);
+    dq_free(ctx->device_json);
+    dq_free(ctx->benchmark_json);
+    dq_device_close(ctx->dev);
+    dq_env_clear(&ctx->env);
+    free(ctx);
+}
+
+static dq_status open_device(dq_context *ctx, const dq_config *config)
+{
+    char options[64] = "";
+    const char *simd = dq_config_text(config, "simd");
+    if (strcmp(simd, "auto") != 0) snprintf(options, sizeof options, "simd=%s", simd);
+    return dq_device_open(&ctx->env, dq_config_text(config, "backend"), options,
+                          (dq_policy)dq_config_int(config, "policy"), &ctx->dev);
+}
+
+static dq_status describe_device(dq_context *ctx, const dq_config *config)
+{
+    dq_device_info info = {.struct_size = sizeof info};
+    DQ_TRY(dq_device_get_info(ctx->dev, &info));
+    ctx->device_name = dq_strdup(&ctx->env, info.name);
+    if (!ctx->device_name) return DQ_E_NOMEM;
+    json_t *facts =
+        json_pack("{s:s, s:s, s:s, s:i, s:I, s:I}", "device", info.name, "description", info.description, "backend",
+                  dq_config_text(config, "backend"), "threads", dq_threads(&ctx->env), "memory_total",
+                  (json_int_t)info.memory_total, "memory_free", (json_int_t)info.memory_free);
+    dq_status status = dq_json_dump(&ctx->env, facts, false, &ctx->device_json);
+    json_decref(facts);
+    return status;
+}
+
+static dq_status open_context(const dq_config *config, const dq_services *services, dq_context **out)
+{
+    dq_status status;
+    dq_context *ctx = calloc(1, sizeof *ctx); /* the allocator to use lives inside */
+    if (!ctx) return dq_fail(DQ_E_NOMEM, "out of memory: context");
+    atomic_init(&ctx->references, 1);
+    DQ_GO(dq_env_init(&ctx->env, services, (int)dq_config_int(config, "threads")));
+    ctx->env.memory_budget = (uint64_t)dq_config_int(config, "memory_budget");
+    DQ_GO(open_device(ctx, config));
+    DQ_GO(describe_device(ctx, config));
+    *out = ctx;
+    return DQ_OK;
+done:
+    dq_context_release(ctx);
+    return status;
+}
+
+dq_status dq_context_new(const dq_config *config, const dq_services *services, dq_context **out)
+{
+    DQ_ENTER(out);
+    if (config) return open_context(config, services, out);
+    dq_config *defaults = NULL;
+    DQ_TRY(dq_config_new(&defaults));
+    dq_status status = open_context(defaults, services, out);
+    dq_config_free(defaults);
+    return status;
+}
+
+void dq_context_free(dq_context *ctx) { dq_context_release(ctx); }
+
+const char *dq_context_device_name(const dq_context *ctx) { return ctx ? ctx->device_name : ""; }
+const char *dq_context_device_json(const dq_context *ctx) { return ctx ? ctx->device_json : ""; }
+uint64_t dq_context_memory_now(const dq_context *ctx) { return ctx ? atomic_load(&ctx->env.memory_now) : 0; }
+uint64_t dq_context_memory_peak(const dq_context *ctx) { return ctx ? atomic_load(&ctx->env.memory_peak) : 0; }
+uint64_t dq_context_fallback_count(const dq_context *ctx) { return ctx ? dq_device_fallbacks(ctx->dev) : 0; }
+
+int dq_config_math(const dq_config *config) { return config ? (int)dq_config_int(config, "math") : DQ_MATH_F32; }
+
+dq_status dq_facts_float(const json_t *facts, const char *key, const char *what, double *out)
+{
+    const json_t *value = json_object_get(facts, key);
+    if (!value) return dq_fail(DQ_E_NOTFOUND, "%s has no \"%s\"", what, key);
+    if (json_is_boolean(value))
+        *out = json_is_true(value);
+    else if (json_is_number(value))
+        *out = json_number_value(value);
+    else
+        return dq_fail(DQ_E_INVALID, "\"%s\" of %s is no number", key, what);
+    return DQ_OK;
+}
+
+dq_status dq_facts_int(const json_t *facts, const char *key, const char *what, int64_t *out)
+{
+    double number;
+    DQ_TRY(dq_facts_float(facts, key, what, &number));
+    const json_t *value = json_object_get(facts, key);
+    if (json_is_real(value)) return dq_fail(DQ_E_INVALID, "\"%s\" of %s is no integer", key, what);
+    *out = json_is_integer(value) ? (int64_t)json_integer_value(value) : (int64_t)number;
+    return DQ_OK;
+}

@@ -1,0 +1,381 @@
+/* dartquant/quantizer.h. SPDX-License-Identifier: Apache-2.0 */
+#include "dartquant/quantizer.h"
+
+#include <stdio.h>
+
+#include "api/check.h"
+#include "api/config.h"
+#include "api/handles.h"
+#include "api/scheme.h"
+#include "dartquant/version.h"
+#include "io/formats.h"
+#include "io/json.h"
+#include "quant/quantize.h"
+
+typedef enum state { READY, RUNNING, DONE, TAKEN, FAILED } state;
+
+struct dq_quantizer {
+    dq_context *ctx;
+    dq_model *model;
+    dq_config *config;
+    dq_scheme scheme;
+    int64_t nsamples, seqlen;
+    uint64_t seed;
+    state state;
+    dq_ids windows; /* [nsamples, seqlen]; empty = nothing bound */
+    char *dataset, *protocol;
+    char fingerprint[20]; /* of the calibration windows */
+    const char *save_dir; /* "" = codes stay in memory; inside config */
+    dq_saver *saver;
+    dq_sink *memory;
+    dq_source *store; /* finished codes in memory */
+    dq_quantize_job *job;
+    dq_progress progress;
+    double bits_per_weight; /* negative = not known yet */
+    json_t *facts;
+    char *report;
+};
+
+static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16; }
+static bool needs_data(const dq_quantizer *q) { return quantizes_weights(q) && q->scheme.w.method == DQ_WEIGHT_GPTQ; }
+
+/* ---- life ---- */
+
+static dq_status check_request(dq_quantizer *q)
+{
+    const dq_scheme *present = dq_model_scheme(q->model);
+    if (!present) return DQ_OK;
+    if (present->w.bits < 16 && quantizes_weights(q))
+        return dq_fail(DQ_E_STATE, "the model's weights are quantized already (%d bits)", present->w.bits);
+    if (!quantizes_weights(q)) q->scheme.w = present->w; /* new activation settings on the same codes */
+    return DQ_OK;
+}
+
+static dq_status new_job(dq_model *model, const dq_config *config, dq_quantizer **out)
+{
+    dq_context *ctx = dq_context_of_model(model);
+    dq_status status;
+    dq_quantizer *q = dq_calloc(&ctx->env, 1, sizeof *q);
+    if (!q) return DQ_E_NOMEM;
+    q->ctx = dq_context_retain(ctx);
+    q->model = dq_model_retain(model);
+    q->bits_per_weight = -1;
+    DQ_GO(dq_config_copy(config, &q->config));
+    DQ_GO(dq_scheme_from_config(config, dq_model_arch(model), &q->scheme));
+    q->nsamples = dq_config_int(config, "nsamples");
+    q->seqlen = dq_config_int(config, "seqlen");
+    q->seed = (uint64_t)dq_config_int(config, "seed");
+    q->save_dir = dq_config_text(q->config, "save_qmodel_path");
+    DQ_GO(check_request(q));
+    *out = q;
+    return DQ_OK;
+done:
+    dq_quantizer_free(q);
+    return status;
+}
+
+dq_status dq_quantizer_new(dq_model *model, const dq_config *config, dq_quantizer **out)
+{
+    DQ_ENTER(model && out);
+    if (config) return new_job(model, config, out);
+    dq_config *defaults = NULL;
+    DQ_TRY(dq_config_new(&defaults));
+    dq_status status = new_job(model, defaults, out);
+    dq_config_free(defaults);
+    return status;
+}
+
+void dq_quantizer_free(dq_quantizer *q)
+{
+    if (!q) return;
+    dq_context *ctx = q->ctx;
+    dq_quantize_job_free(q->job);
+    if (q->memory) q->memory->ops->free(q->memory);
+    dq_saver_free(q->saver);
+    dq_source_free(q->store);
+    dq_model_release(q->model);
+    dq_config_free(q->config);
+    dq_free(q->windows.data);
+    dq_free(q->dataset);
+    dq_free(q->protocol);
+    json_decref(q->facts);
+    dq_free(q->report);
+    dq_free(q);
+    dq_context_release(ctx);
+}
+
+/* ---- calibration data ---- */
+
+dq_status dq_quantizer_needs_data(const dq_quantizer *q, int32_t *out)
+{
+    DQ_ENTER(q && out);
+    *out = needs_data(q);
+    return DQ_OK;
+}
+
+static dq_status check_ids(const dq_quantizer *q, const dq_ids *ids, const char *name)
+{
+    int64_t vocab = dq_model_arch(q->model)->vocab;
+    for (size_t i = 0; i < ids->count; i++)
+        if (ids->data[i] < 0 || ids->data[i] >= vocab)
+            return dq_fail(DQ_E_INVALID, "token %d of dataset %s is outside the model's vocabulary of %lld",
+                           ids->data[i], name, (long long)vocab);
+    return DQ_OK;
+}
+
+/* FNV-1a, 64 bits. */
+static uint64_t hash_ids(const dq_ids *ids)
+{
+    uint64_t h = 1469598103934665603u;
+    for (size_t i = 0; i < ids->count; i++)
+        for (int shift = 0; shift < 32; shift += 8)
+            h = (h ^ (((uint32_t)ids->data[i] >> shift) & 0xffu)) * 1099511628211u;
+    return h;
+}
+
+dq_status dq_quantizer_bind(dq_quantizer *q, const dq_dataset *dataset)
+{
+    DQ_ENTER(q && dataset);
+    dq_status status;
+    dq_env *env = &q->ctx->env;
+    dq_ids windows = {0};
+    char *name = NULL, *protocol = NULL;
+    if (dataset->ctx != q->ctx) return dq_fail(DQ_E_INVALID, "the dataset belongs to another context than the model");
+    if (q->state != READY) return dq_fail(DQ_E_STATE, "the quantizer has started already");
+    if (!needs_data(q)) return DQ_OK;
+    DQ_GO(dq_stream_sample(env, &dataset->stream, q->seed, q->nsamples, q->seqlen, &windows));
+    DQ_GO(check_ids(q, &windows, dataset->stream.name));
+    name = dq_strdup(env, dataset->stream.name);
+    protocol = dq_strdup(env, dataset->stream.protocol);
+    DQ_GO(name && protocol ? DQ_OK : DQ_E_NOMEM);
+    dq_free(q->windows.data);
+    dq_free(q->dataset);
+    dq_free(q->protocol);
+    q->windows = windows;
+    q->dataset = name;
+    q->protocol = protocol;
+    snprintf(q->fingerprint, sizeof q->fingerprint, "%016llx", (unsigned long long)hash_ids(&windows));
+    return DQ_OK;
+done:
+    dq_free(windows.data);
+    dq_free(name);
+    dq_free(protocol);
+    return status;
+}
+
+/* ---- running ---- */
+
+static dq_status start(dq_quantizer *q)
+{
+    dq_env *env = &q->ctx->env;
+    if (needs_data(q) && !q->windows.data)
+        return dq_fail(DQ_E_STATE, "GPTQ needs calibration data: call dq_quantizer_bind first");
+    if (!quantizes_weights(q)) return DQ_OK;
+    dq_sink *sink;
+    if (q->save_dir[0]) {
+        DQ_TRY(dq_saver_open(env, q->save_dir, (uint64_t)dq_config_int(q->config, "part_size"), &q->saver));
+        sink = dq_saver_sink(q->saver);
+    } else {
+        DQ_TRY(dq_memory_sink(env, &q->memory));
+        sink = q->memory;
+    }
+    return dq_quantize_job_new(q->model, &q->scheme, q->windows.data, q->nsamples, q->seqlen,
+                               (int)dq_config_int(q->config, "math"), sink, &q->job);
+}
+
+/* Options that were set, as text: how the model can be made again. */
+static json_t *set_options(const dq_config *config)
+{
+    json_t *object = json_object();
+    for (int32_t i = 0; i < dq_option_count(); i++) {
+        dq_option_info info = {.struct_size = sizeof info};
+        int32_t set = 0;
+        const char *text = "";
+        if (dq_option_get(i, &info) != DQ_OK || dq_config_is_set(config, info.name, &set) != DQ_OK || !set) continue;
+        if (strcmp(info.name, "save_qmodel_path") == 0) continue;
+        if (dq_config_get(config, info.name, &text) == DQ_OK) json_object_set_new(object, info.name, json_string(text));
+    }
+    return object;
+}
+
+static json_t *calibration_json(const dq_quantizer *q)
+{
+    if (!q->windows.data) return json_null();
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:s}", "dataset", q->dataset, "protocol", q->protocol, "nsamples",
+                     (json_int_t)q->nsamples, "seqlen", (json_int_t)q->seqlen, "seed", (json_int_t)q->seed,
+                     "fingerprint", q->fingerprint);
+}
+
+static dq_status provenance_text(const dq_quantizer *q, char **out)
+{
+    json_t *object = json_pack("{s:s, s:I, s:o, s:o}", "library", dq_version_string(), "seed", (json_int_t)q->seed,
+                               "calibration", calibration_json(q), "options", set_options(q->config));
+    dq_status status = dq_json_dump(&q->ctx->env, object, false, out);
+    json_decref(object);
+    return status;
+}
+
+/* After the last layer: codes become readable, or the saved folder complete. */
+static dq_status complete(dq_quantizer *q)
+{
+    if (q->saver) {
+        char *provenance = NULL;
+        DQ_TRY(provenance_text(q, &provenance));
+        dq_status status = dq_saver_finish(q->saver, q->model, &q->scheme, provenance, &q->progress);
+        dq_free(provenance);
+        DQ_TRY(status);
+        dq_saver_free(q->saver);
+        q->saver = NULL;
+    } else if (q->memory) {
+        DQ_TRY(q->memory->ops->finish(q->memory));
+        DQ_TRY(dq_memory_source(q->memory, &q->store));
+        q->memory->ops->free(q->memory);
+        q->memory = NULL;
+    }
+    return DQ_OK;
+}
+
+static dq_status step(dq_quantizer *q, bool *finished)
+{
+    if (q->state == READY) {
+        DQ_TRY(start(q));
+        q->state = RUNNING;
+    }
+    bool last = true;
+    if (q->job) DQ_TRY(dq_quantize_job_step(q->job, &q->progress, &last));
+    if (last) DQ_TRY(complete(q));
+    *finished = last;
+    return DQ_OK;
+}
+
+static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user,
+                              bool *finished)
+{
+    if (q->state == FAILED) return dq_fail(DQ_E_STATE, "the quantizer failed or was cancelled: free it and start anew");
+    if (q->state == DONE || q->state == TAKEN) return dq_fail(DQ_E_STATE, "the quantizer is done");
+    q->progress.cancel = cancel;
+    q->progress.fn = progress;
+    q->progress.user = user;
+    bool fresh = q->state == READY;
+    dq_status status = step(q, finished);
+    if (status != DQ_OK) {
+        /* Nothing was begun when only the data was missing: binding it is still possible. */
+        q->state = fresh && status == DQ_E_STATE && !q->job ? READY : FAILED;
+        return status;
+    }
+    if (*finished) q->state = DONE;
+    return DQ_OK;
+}
+
+dq_status dq_quantizer_step(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user,
+                            int32_t *done)
+{
+    DQ_ENTER(q && done);
+    bool finished = false;
+    DQ_TRY(checked_step(q, cancel, progress, user, &finished));
+    *done = finished;
+    return DQ_OK;
+}
+
+dq_status dq_quantizer_run(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user)
+{
+    DQ_ENTER(q);
+    for (bool finished = false; !finished;) DQ_TRY(checked_step(q, cancel, progress, user, &finished));
+    return DQ_OK;
+}
+
+static bool changes_activations(const dq_scheme *s) { return s->a.bits < 16 || s->k.bits < 16 || s->v.bits < 16; }
+
+dq_status dq_quantizer_take_model(dq_quantizer *q, dq_model **out)
+{
+    DQ_ENTER(q && out);
+    if (q->state == TAKEN) return dq_fail(DQ_E_STATE, "the quantizer's model was taken already");
+    if (q->state != DONE) return dq_fail(DQ_E_STATE, "the quantizer is not done");
+    dq_model *model = NULL;
+    char *provenance = NULL;
+    dq_status status;
+    bool opened = quantizes_weights(q) && q->save_dir[0] && q->job;
+    if (opened) {
+        DQ_TRY(dq_model_open_path(q->ctx->dev, q->save_dir, &model));
+    } else if (q->store || changes_activations(&q->scheme) || dq_model_scheme(q->model)) {
+        dq_source *store = q->store;
+        q->store = NULL; /* taken over by the model, also when it fails */
+        DQ_TRY(dq_model_derive_quantized(q->model, store, &q->scheme, &model));
+    } else {
+        model = dq_model_retain(q->model);
+    }
+    DQ_GO(provenance_text(q, &provenance));
+    q->bits_per_weight = dq_model_bits_per_weight(model);
+    status = dq_model_publish(model, provenance, out);
+    model = NULL;
+    if (status == DQ_OK) q->state = TAKEN;
+done:
+    dq_model_release(model);
+    dq_free(provenance);
+    return status;
+}
+
+/* ---- reports ---- */
+
+static const dq_quantize_report *job_report(const dq_quantizer *q)
+{
+    static const dq_quantize_report empty;
+    return q->job ? dq_quantize_job_report(q->job) : &empty;
+}
+
+static json_t *layers_json(const dq_quantize_report *r)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; i < r->count; i++) {
+        const dq_linear_report *l = &r->linears[i];
+        json_array_append_new(list, json_pack("{s:I, s:s, s:i, s:f, s:f}", "layer", (json_int_t)l->layer, "name",
+                                              dq_role_name(l->role), "bits", l->bits, "error", l->error, "damping",
+                                              l->damping));
+    }
+    return list;
+}
+
+/* Parses nothing twice: the facts are what get_float looks at. */
+static dq_status refresh(dq_quantizer *q)
+{
+    const dq_quantize_report *r = job_report(q);
+    double worst = 0, sum = 0;
+    for (int64_t i = 0; i < r->count; i++) {
+        sum += r->linears[i].error;
+        if (r->linears[i].error > worst) worst = r->linears[i].error;
+    }
+    double total = r->seconds_load + r->seconds_forward + r->seconds_hessian + r->seconds_solve + r->seconds_write;
+    json_t *facts =
+        json_pack("{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f}}", "scheme",
+                  dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
+                  (json_int_t)(r->count / DQ_LINEARS), "layers_total", (json_int_t)dq_model_arch(q->model)->layers,
+                  "max_error", worst, "mean_error", r->count ? sum / (double)r->count : 0.0, "total_seconds", total,
+                  "bits_per_weight", q->bits_per_weight >= 0 ? json_real(q->bits_per_weight) : json_null(), "layers",
+                  layers_json(r), "seconds", "load", r->seconds_load, "forward", r->seconds_forward, "hessian",
+                  r->seconds_hessian, "solve", r->seconds_solve, "write", r->seconds_write);
+    if (!facts) return dq_fail(DQ_E_NOMEM, "out of memory: report");
+    json_decref(q->facts);
+    q->facts = facts;
+    return DQ_OK;
+}
+
+dq_status dq_quantizer_report(dq_quantizer *q, const char **out)
+{
+    DQ_ENTER(q && out);
+    char *text = NULL;
+    DQ_TRY(refresh(q));
+    DQ_TRY(dq_json_dump(&q->ctx->env, q->facts, false, &text));
+    dq_free(q->report);
+    q->report = text;
+    *out = text;
+    return DQ_OK;
+}
+
+dq_status dq_quantizer_get_float(dq_quantizer *q, const char *key, double *out)
+{
+    DQ_ENTER(q && key && out);
+    DQ_TRY(refresh(q));
+    if (json_is_null(json_object_get(q->facts, key)))
+        return dq_fail(DQ_E_STATE, "\"%s\" is not known before the model was taken", key);
+    return dq_facts_float(q->facts, key, "the quantizer's report", out);
+}

@@ -1,0 +1,88 @@
+/* From options to quantization schemes. SPDX-License-Identifier: Apache-2.0 */
+#include "api/scheme.h"
+
+#include <stdio.h>
+
+#include "api/config.h"
+#include "base/status.h"
+
+static dq_act_spec act_spec(const dq_config *config, char prefix)
+{
+    char bits[16], group[24], asym[16], clip[24];
+    snprintf(bits, sizeof bits, "%c_bits", prefix);
+    snprintf(group, sizeof group, "%c_groupsize", prefix);
+    snprintf(asym, sizeof asym, "%c_asym", prefix);
+    snprintf(clip, sizeof clip, "%c_clip_ratio", prefix);
+    return (dq_act_spec){
+        .bits = (int)dq_config_int(config, bits),
+        .group = dq_config_int(config, group),
+        .symmetric = !dq_config_int(config, asym),
+        .clip = dq_config_float(config, clip),
+    };
+}
+
+static dq_status check_group(const char *option, int64_t group, const char *what, int64_t columns)
+{
+    if (group == -1 || (group > 0 && columns % group == 0)) return DQ_OK;
+    return dq_fail(DQ_E_INVALID, "%s = %lld does not divide the %lld columns of %s", option, (long long)group,
+                   (long long)columns, what);
+}
+
+static dq_status check_activations(const dq_scheme *s, const dq_arch *arch)
+{
+    if (s->a.bits < 16) {
+        DQ_TRY(check_group("a_groupsize", s->a.group, "the hidden state", arch->hidden));
+        DQ_TRY(check_group("a_groupsize", s->a.group, "the o_proj input", arch->heads * arch->head_dim));
+        DQ_TRY(check_group("a_groupsize", s->a.group, "the down_proj input", arch->intermediate));
+    }
+    if (s->v.bits < 16) DQ_TRY(check_group("v_groupsize", s->v.group, "the values", arch->kv_heads * arch->head_dim));
+    if (s->k.bits < 16 && s->k.group != -1 && s->k.group != arch->head_dim)
+        return dq_fail(DQ_E_INVALID, "k_groupsize = %lld: keys share a scale per token (-1) or per head (0 or %lld)",
+                       (long long)s->k.group, (long long)arch->head_dim);
+    return DQ_OK;
+}
+
+dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq_scheme *out)
+{
+    dq_scheme s = {
+        .w =
+            {
+                .bits = (int)dq_config_int(config, "w_bits"),
+                .method = dq_config_int(config, "w_rtn") ? DQ_WEIGHT_RTN : DQ_WEIGHT_GPTQ,
+                .group = dq_config_int(config, "w_groupsize"),
+                .symmetric = !dq_config_int(config, "w_asym"),
+                .clip_search = dq_config_int(config, "w_clip"),
+                .act_order = dq_config_int(config, "act_order"),
+                .static_groups = dq_config_int(config, "static_groups"),
+                .percdamp = dq_config_float(config, "percdamp"),
+            },
+        .a = act_spec(config, 'a'),
+        .k = act_spec(config, 'k'),
+        .v = act_spec(config, 'v'),
+    };
+    if (s.k.group == 0) s.k.group = arch->head_dim;
+    if (s.v.group == 0) s.v.group = arch->head_dim;
+    if (s.w.bits > 8 && s.w.bits != 16)
+        return dq_fail(DQ_E_INVALID, "w_bits = %d: weights have 2 to 8 bits, or 16 for none", s.w.bits);
+    if (s.w.group == 0) return dq_fail(DQ_E_INVALID, "w_groupsize = 0: give a number of columns, or -1 for the row");
+    DQ_TRY(check_activations(&s, arch));
+    *out = s;
+    return DQ_OK;
+}
+
+static json_t *act_json(const dq_act_spec *a)
+{
+    return json_pack("{s:i, s:I, s:b, s:f}", "bits", a->bits, "groupsize", (json_int_t)a->group, "symmetric",
+                     a->symmetric, "clip_ratio", a->clip);
+}
+
+json_t *dq_scheme_json(const dq_scheme *s)
+{
+    return json_pack("{s:{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f}, s:o, s:o, s:o}", "w", "bits", s->w.bits, "method",
+                     s->w.bits == 16                ? "none"
+                     : s->w.method == DQ_WEIGHT_RTN ? "rtn"
+                                                    : "gptq",
+                     "groupsize", (json_int_t)s->w.group, "symmetric", s->w.symmetric, "clip_search", s->w.clip_search,
+                     "act_order", s->w.act_order, "static_groups", s->w.static_groups, "percdamp", s->w.percdamp, "a",
+                     act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
+}

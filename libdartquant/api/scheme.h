@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_API_SCHEME_H
+#define DQ_API_SCHEME_H
+
+#include <jansson.h>
+
+#include "base/scheme.h"
+#include "dartquant/config.h"
+#include "model/arch.h"
+
+/* What a config asks for, checked against the model's sizes. */
+dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq_scheme *out);
+/* {"w": {...}, "a": {...}, "k": {...}, "v": {...}}; NULL when out of memory. */
+json_t *dq_scheme_json(const dq_scheme *scheme);
+
+#endif
