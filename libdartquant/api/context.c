@@ -101,7 +101,7 @@ dq_status dq_facts_float(const json_t *facts, const char *key, const char *what,
 
 dq_status dq_facts_int(const json_t *facts, const char *key, const char *what, int64_t *out)
 {
-    double number;
+    double number = 0;
     DQ_TRY(dq_facts_float(facts, key, what, &number));
     const json_t *value = json_object_get(facts, key);
     if (json_is_real(value)) return dq_fail(DQ_E_INVALID, "\"%s\" of %s is no integer", key, what);
