@@ -1,0 +1,64 @@
+/* How far a device may be from the reference, op by op. An element passes when
+ *   |got - want| <= absolute * scale + relative * |want|
+ * with the scale named in the comment. Zero means equal to the bit (up to the sign of zero). Integer results (codes) and
+ * everything whose arithmetic backend.h defines in fp32 must be equal; what may differ is counted in the tests.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_TESTS_BANDS_H
+#define DQ_TESTS_BANDS_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct band {
+    const char *op;
+    const char *variant; /* storage type, or "bf16 math" */
+    double absolute;
+    double relative;
+} band;
+
+static const band bands[] = {
+    {"fill", "any", 0, 0},
+    {"convert", "any", 0, 0},
+    {"axpy", "f32", 3e-7, 0}, /* scale 1 + |alpha|; inputs in [-1, 1] here and below */
+    {"axpy", "f64", 5e-16, 0},
+    {"scale_cols", "f32", 0, 0},
+    {"scale_cols", "f64", 0, 0},
+    {"gather", "any", 0, 0},
+    {"find_nonfinite", "any", 0, 0},
+    {"dot", "f32", 1e-13, 0}, /* elements; products and sum are fp64 */
+    {"dot", "f64", 1e-13, 0},
+    {"gemm", "f32", 2e-6, 0}, /* |alpha| sqrt(depth) + |beta| */
+    {"gemm", "f64", 4e-15, 0},
+    {"gemm", "bf16 math", 2e-6, 0}, /* from the rounded or from the unrounded product */
+    {"rmsnorm", "f32", 0, 1e-6},
+    {"rope", "f32", 3e-7, 0},          /* 1 */
+    {"activation", "f32", 1e-6, 2e-6}, /* 1 */
+    {"attention", "f32", 4e-6, 0},     /* 1 */
+    {"attention", "bf16 math", 2e-2, 0},
+    {"head_nll", "f32", 3e-6, 3e-6}, /* sqrt(depth) */
+    {"head_nll", "bf16 math", 3e-6, 3e-6},
+    {"fake_quant", "f32", 0, 0},
+    {"hadamard", "f32", 1e-6, 0}, /* |scale| sqrt(order) */
+    {"hadamard", "f64", 2e-15, 0},
+    {"syrk", "f32", 2e-6, 3e-6}, /* |alpha| sqrt(tokens) + |beta| */
+    {"diag", "f32", 0, 0},
+    {"gptq_factor", "f32", 5e-5, 0}, /* largest entry; condition number below 1e4 */
+    {"qr", "f32", 1e-4, 0},          /* 1; r: largest entry */
+    {"qr", "f64", 1e-12, 0},
+    {"weight_grid", "f32", 0, 0},       /* without search */
+    {"weight_grid", "search", 0, 1e-4}, /* error of the chosen range against the smallest error */
+    {"quantize_weight", "u8", 0, 0},
+    {"dequantize_weight", "f32", 0, 0},
+    {"gptq_block", "f32", 2e-5, 2e-5}, /* 1; rows with another code at a rounding tie are counted apart */
+};
+
+static inline const band *band_of(const char *op, const char *variant)
+{
+    for (size_t i = 0; i < sizeof bands / sizeof bands[0]; i++)
+        if (strcmp(bands[i].op, op) == 0 && strcmp(bands[i].variant, variant) == 0) return &bands[i];
+    fprintf(stderr, "no band for %s %s\n", op, variant);
+    exit(1);
+}
+
+#endif

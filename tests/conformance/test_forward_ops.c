@@ -1,0 +1,306 @@
+/* Conformance of products and transformer ops. SPDX-License-Identifier: Apache-2.0 */
+#include "pair.h"
+
+/* ---- gemm ---- */
+
+typedef struct gemm_case {
+    int64_t m, n, k;
+    bool trans_a, trans_b;
+    dq_dtype a, b, c;
+    double alpha, beta;
+    int math;
+} gemm_case;
+
+static void gemm_run(run_ctx *c, const void *params)
+{
+    const gemm_case *p = params;
+    bool bf16 = p->math == DQ_MATH_BF16;
+    made *a = make_random(c, p->a, p->trans_a ? p->k : p->m, p->trans_a ? p->m : p->k);
+    made *b = make_random(c, p->b, p->trans_b ? p->n : p->k, p->trans_b ? p->k : p->n);
+    /* With beta 0 the old contents must not matter. */
+    made *y = p->beta == 0 ? make_constant(c, p->c, p->m, p->n, NAN) : make_random(c, p->c, p->m, p->n);
+    must(dq_op_gemm(p->trans_a, p->trans_b, p->alpha, &a->view, &b->view, p->beta, &y->view,
+                    c->alternate ? DQ_MATH_F32 : p->math));
+    const band *limit = band_of("gemm", p->c == DQ_F64 ? "f64" : bf16 ? "bf16 math" : "f32");
+    keep(c, "c", y, limit, fabs(p->alpha) * sqrt((double)p->k + 1) + fabs(p->beta));
+}
+
+static void gemm_over(gemm_case p)
+{
+    static const int64_t sizes[][3] = {{1, 1, 1},      {1, 17, 5},   {4, 3, 0},      {0, 3, 4},     {33, 65, 127},
+                                       {130, 70, 257}, {5, 515, 64}, {64, 128, 576}, {257, 33, 31}, {2, 2, 1030}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        p.m = sizes[i][0], p.n = sizes[i][1], p.k = sizes[i][2];
+        char label[120];
+        snprintf(label, sizeof label, "gemm %s x %s%s %s%s [%d, %d, %d] beta %g", dq_dtype_name(p.a),
+                 dq_dtype_name(p.b), p.math ? " bf16 math" : "", p.trans_a ? "T" : "N", p.trans_b ? "T" : "N", (int)p.m,
+                 (int)p.n, (int)p.k, p.beta);
+        run_case_with(label, gemm_run, &p, (int)(i % LAYOUTS), p.math == DQ_MATH_BF16 && p.c != DQ_F64, NULL);
+    }
+}
+
+static void gemm(void **state)
+{
+    (void)state;
+    for (int trans = 0; trans < 4; trans++) {
+        gemm_case p = {.trans_a = trans & 1, .trans_b = trans >> 1, .a = DQ_F32, .b = DQ_F32, .c = DQ_F32, .alpha = 1};
+        gemm_over(p);
+        p.alpha = -0.5, p.beta = 0.75;
+        gemm_over(p);
+    }
+    finish_cases();
+}
+
+static void gemm_mixed(void **state)
+{
+    (void)state;
+    static const dq_dtype types[][2] = {{DQ_F32, DQ_BF16}, {DQ_BF16, DQ_BF16}, {DQ_F32, DQ_F16}, {DQ_F16, DQ_BF16}};
+    for (int i = 0; i < 4; i++)
+        for (int trans_b = 0; trans_b < 2; trans_b++) {
+            gemm_case p = {
+                .trans_b = trans_b, .a = types[i][0], .b = types[i][1], .c = DQ_F32, .alpha = 1, .beta = trans_b};
+            gemm_over(p);
+        }
+    finish_cases();
+}
+
+static void gemm_bf16(void **state)
+{
+    (void)state;
+    static const dq_dtype types[][2] = {{DQ_F32, DQ_F32}, {DQ_F32, DQ_BF16}, {DQ_BF16, DQ_BF16}, {DQ_F32, DQ_F16}};
+    for (int i = 0; i < 4; i++)
+        for (int trans = 0; trans < 4; trans++) {
+            gemm_case p = {.trans_a = trans & 1,
+                           .trans_b = trans >> 1,
+                           .a = types[i][0],
+                           .b = types[i][1],
+                           .c = DQ_F32,
+                           .alpha = 1,
+                           .beta = trans == 2,
+                           .math = DQ_MATH_BF16};
+            gemm_over(p);
+        }
+    finish_cases();
+}
+
+static void gemm_f64(void **state)
+{
+    (void)state;
+    for (int trans = 0; trans < 4; trans++) {
+        gemm_case p = {.trans_a = trans & 1,
+                       .trans_b = trans >> 1,
+                       .a = DQ_F64,
+                       .b = DQ_F64,
+                       .c = DQ_F64,
+                       .alpha = 1,
+                       .beta = trans == 1,
+                       .math = trans == 3 ? DQ_MATH_BF16 : DQ_MATH_F32};
+        gemm_over(p);
+    }
+    finish_cases();
+}
+
+/* ---- norm, rope, activation ---- */
+
+typedef struct row_case {
+    int64_t rows, cols, head_dim, positions;
+    int kind;
+    double size;
+} row_case;
+
+static made *make_scaled(run_ctx *c, int64_t rows, int64_t cols, double size)
+{
+    double *values = random_values(c, rows * cols);
+    for (int64_t i = 0; i < rows * cols; i++) values[i] *= size;
+    made *m = make_values(c, DQ_F32, rows, cols, values);
+    free(values);
+    return m;
+}
+
+static void rmsnorm_run(run_ctx *c, const void *params)
+{
+    const row_case *p = params;
+    const band *b = band_of("rmsnorm", "f32");
+    made *x = make_scaled(c, p->rows, p->cols, p->size);
+    made *w = make_random(c, DQ_F32, 1, p->cols);
+    made *y = make_constant(c, DQ_F32, p->rows, p->cols, NAN);
+    must(dq_op_rmsnorm(&x->view, NULL, 1e-5, &y->view));
+    keep(c, "no weight", y, b, 1);
+    must(dq_op_rmsnorm(&x->view, &w->view, 1e-6, &x->view));
+    keep(c, "in place", x, b, 1);
+}
+
+static void rmsnorm(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {3, 16}, {0, 8}, {7, 576}, {2, 1031}, {33, 100}};
+    static const double magnitude[] = {1, 1e-4, 3000};
+    for (int i = 0; i < 7; i++)
+        for (int k = 0; k < 3; k++) {
+            row_case p = {.rows = sizes[i][0], .cols = sizes[i][1], .size = magnitude[k]};
+            char label[80];
+            snprintf(label, sizeof label, "rmsnorm [%d, %d] size %g", (int)p.rows, (int)p.cols, p.size);
+            run_case(label, rmsnorm_run, &p, k);
+        }
+    finish_cases();
+}
+
+static void rope_run(run_ctx *c, const void *params)
+{
+    const row_case *p = params;
+    int64_t half = p->head_dim / 2;
+    double *cs = random_values(c, p->positions * half), *sn = random_values(c, p->positions * half);
+    for (int64_t i = 0; i < p->positions * half; i++) {
+        double angle = 10 * cs[i];
+        cs[i] = cos(angle), sn[i] = sin(angle);
+    }
+    made *x = make_random(c, DQ_F32, p->rows, p->cols);
+    made *cosines = make_values(c, DQ_F32, p->positions, half, cs);
+    made *sines = make_values(c, DQ_F32, p->positions, half, sn);
+    must(dq_op_rope(&cosines->view, &sines->view, p->head_dim, &x->view));
+    keep(c, "x", x, band_of("rope", "f32"), 1);
+    free(cs);
+    free(sn);
+}
+
+static void rope(void **state)
+{
+    (void)state;
+    static const row_case cases[] = {{1, 2, 2, 1, 0, 0},        {6, 3 * 64, 64, 3, 0, 0}, {5, 2 * 10, 10, 5, 0, 0},
+                                     {0, 64, 64, 4, 0, 0},      {8, 128, 128, 4, 0, 0},   {3, 5 * 6, 6, 7, 0, 0},
+                                     {40, 9 * 80, 80, 20, 0, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int layout = 0; layout < LAYOUTS; layout++) {
+            char label[80];
+            snprintf(label, sizeof label, "rope [%d, %d] head_dim %d", (int)cases[i].rows, (int)cases[i].cols,
+                     (int)cases[i].head_dim);
+            run_case(label, rope_run, &cases[i], layout);
+        }
+    finish_cases();
+}
+
+static void activation_run(run_ctx *c, const void *params)
+{
+    const row_case *p = params;
+    const band *b = band_of("activation", "f32");
+    made *gate = make_scaled(c, p->rows, p->cols, p->size);
+    made *up = make_random(c, DQ_F32, p->rows, p->cols);
+    made *y = make_constant(c, DQ_F32, p->rows, p->cols, NAN);
+    must(dq_op_activation(p->kind, &gate->view, NULL, &y->view));
+    keep(c, "plain", y, b, 1);
+    must(dq_op_activation(p->kind, &gate->view, &up->view, &y->view));
+    keep(c, "gated", y, b, 1);
+    must(dq_op_activation(p->kind, &gate->view, &up->view, &up->view));
+    keep(c, "into up", up, b, 1);
+    must(dq_op_activation(p->kind, &gate->view, &y->view, &gate->view));
+    keep(c, "into gate", gate, b, p->size < 1 ? 1 : p->size);
+}
+
+static void activation(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][2] = {{1, 1}, {3, 17}, {0, 8}, {5, 1536}, {33, 31}};
+    static const double magnitude[] = {1, 12, 200};
+    for (int kind = DQ_ACT_SILU; kind <= DQ_ACT_RELU; kind++)
+        for (int i = 0; i < 5; i++)
+            for (int k = 0; k < 3; k++) {
+                row_case p = {.rows = sizes[i][0], .cols = sizes[i][1], .kind = kind, .size = magnitude[k]};
+                char label[80];
+                snprintf(label, sizeof label, "activation %d [%d, %d] size %g", kind, (int)p.rows, (int)p.cols, p.size);
+                run_case(label, activation_run, &p, k);
+            }
+    finish_cases();
+}
+
+/* ---- attention ---- */
+
+static void attention_run(run_ctx *c, const void *params)
+{
+    dq_attention_desc d = *(const dq_attention_desc *)params;
+    int64_t rows = d.seqlen * 2;
+    if (d.scale < 0) rows = 0, d.scale = 1;
+    double size = d.scale > 1 ? 3 : 1; /* sharp softmax */
+    made *q = make_scaled(c, rows, (int64_t)d.heads * d.head_dim, size);
+    made *k = make_scaled(c, rows, (int64_t)d.kv_heads * d.head_dim, size);
+    made *v = make_random(c, DQ_F32, rows, (int64_t)d.kv_heads * d.head_dim);
+    made *o = make_constant(c, DQ_F32, rows, (int64_t)d.heads * d.head_dim, NAN);
+    must(dq_op_attention(&d, &q->view, &k->view, &v->view, &o->view));
+    keep(c, "o", o, band_of("attention", d.math ? "bf16 math" : "f32"), d.scale > 1 && !d.math ? 10 : 1);
+}
+
+static void attention(void **state)
+{
+    (void)state;
+    /* seqlen, heads, kv_heads, head_dim, window, scale, math; scale -1: no rows */
+    static const dq_attention_desc cases[] = {
+        {1, 1, 1, 1, 0, 1.0f, 0},     {7, 2, 1, 4, 0, 0.5f, 0},       {65, 3, 3, 64, 0, 0.125f, 0},
+        {129, 4, 2, 20, 0, 0.25f, 0}, {200, 6, 2, 64, 33, 0.125f, 0}, {33, 2, 2, 80, 1, 0.2f, 0},
+        {300, 1, 1, 128, 0, 0.1f, 0}, {50, 4, 1, 16, 64, 2.0f, 0},    {5, 2, 1, 8, 0, -1.0f, 0},
+        {65, 3, 3, 64, 0, 0.125f, 1}, {200, 6, 2, 64, 33, 0.125f, 1}, {131, 4, 2, 20, 0, 0.25f, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int layout = 0; layout < 2; layout++) {
+            const dq_attention_desc *d = &cases[i];
+            char label[100];
+            snprintf(label, sizeof label, "attention seqlen %d heads %d/%d head_dim %d window %d%s", (int)d->seqlen,
+                     d->heads, d->kv_heads, d->head_dim, d->window, d->math ? " bf16 math" : "");
+            run_case(label, attention_run, d, layout);
+        }
+    finish_cases();
+}
+
+/* ---- head ---- */
+
+typedef struct head_case {
+    int64_t rows, depth, vocab, tile;
+    dq_dtype w;
+    int math;
+} head_case;
+
+static void head_run(run_ctx *c, const void *params)
+{
+    const head_case *p = params;
+    made *x = make_random(c, DQ_F32, p->rows, p->depth);
+    made *w = make_random(c, p->w, p->vocab, p->depth);
+    double *values = random_values(c, p->rows * 3);
+    for (int64_t r = 0; r < p->rows; r++) values[r] = r % 4 == 3 ? -1 : (double)next_below(c, p->vocab);
+    made *targets_of = make_values(c, DQ_I32, 1, p->rows, values);
+    for (int64_t r = 0; r < p->rows; r++) values[3 * r] = values[3 * r + 2] = -INFINITY, values[3 * r + 1] = 0;
+    made *s = make_values(c, DQ_F64, p->rows, 3, values);
+    free(values);
+    for (int64_t first = 0; first < p->vocab; first += p->tile) {
+        int64_t count = p->vocab - first < p->tile ? p->vocab - first : p->tile;
+        dq_tensor part = dq_tensor_rows(&w->view, first, count);
+        must(dq_op_head_nll(&x->view, &part, &targets_of->view, first, &s->view, c->alternate ? DQ_MATH_F32 : p->math));
+    }
+    keep(c, "state", s, band_of("head_nll", p->math ? "bf16 math" : "f32"), sqrt((double)p->depth));
+}
+
+static void head_nll(void **state)
+{
+    (void)state;
+    static const head_case cases[] = {
+        {1, 1, 1, 1, DQ_F32, 0},        {5, 17, 33, 8, DQ_F32, 0},     {33, 64, 1000, 1000, DQ_F32, 0},
+        {0, 8, 9, 9, DQ_F32, 0},        {9, 576, 130, 50, DQ_BF16, 0}, {130, 31, 257, 100, DQ_F16, 0},
+        {33, 64, 1000, 300, DQ_F32, 1}, {9, 576, 130, 50, DQ_BF16, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int layout = 0; layout < 2; layout++) {
+            const head_case *p = &cases[i];
+            char label[100];
+            snprintf(label, sizeof label, "head_nll [%d, %d] vocabulary %d of %s%s", (int)p->rows, (int)p->depth,
+                     (int)p->vocab, dq_dtype_name(p->w), p->math ? " bf16 math" : "");
+            run_case_with(label, head_run, p, layout, p->math == DQ_MATH_BF16, NULL);
+        }
+    finish_cases();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gemm),       cmocka_unit_test(gemm_mixed), cmocka_unit_test(gemm_bf16),
+        cmocka_unit_test(gemm_f64),   cmocka_unit_test(rmsnorm),    cmocka_unit_test(rope),
+        cmocka_unit_test(activation), cmocka_unit_test(attention),  cmocka_unit_test(head_nll),
+    };
+    return cmocka_run_group_tests_name("conformance: forward", tests, open_all, close_all);
+}
