@@ -34,7 +34,7 @@ dq_status dq_stream_from_ids_file(dq_env *env, const char *path, dq_token_stream
 
 /* Calibration windows of the upstream loader: random.seed(seed); nsamples draws of start = randint(0, L-seqlen-1).
  * Fails with a clear text when the stream is shorter than seqlen + 1. out: nsamples * seqlen ids. */
-dq_status dq_stream_sample(dq_env *env, const dq_token_stream *stream, uint64_t seed, int64_t nsamples,
-                           int64_t seqlen, dq_ids *out);
+dq_status dq_stream_sample(dq_env *env, const dq_token_stream *stream, uint64_t seed, int64_t nsamples, int64_t seqlen,
+                           dq_ids *out);
 
 #endif
