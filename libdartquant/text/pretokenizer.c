@@ -38,7 +38,7 @@ dq_status dq_pretokenizers_add_split(dq_chain *chain, const char *regex, const c
 
 dq_status dq_pretokenizers_add_bytelevel(dq_chain *chain, bool prefix_space, bool use_regex)
 {
-    dq_step step = {.kind = BYTE_LEVEL, .flag = prefix_space};
+    dq_step step = {.kind = BYTE_LEVEL, .behavior = ISOLATED, .flag = prefix_space};
     if (use_regex)
         DQ_TRY(dq_pattern_regex(chain->env, gpt2_regex, strlen(gpt2_regex), NULL, "GPT-2 split", &step.pattern));
     return dq_chain_add(chain, step);
