@@ -11,6 +11,7 @@ void dq_cpu_fill_forward(dq_backend *table)
     table->find_nonfinite = dq_cpu_find_nonfinite;
     table->dot = dq_cpu_dot;
     table->gemm = dq_cpu_gemm;
+    table->attention = dq_cpu_attention;
     table->rmsnorm = dq_cpu_rmsnorm;
     table->rope = dq_cpu_rope;
     table->activation = dq_cpu_activation;

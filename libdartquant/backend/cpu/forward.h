@@ -55,6 +55,9 @@ dq_status dq_cpu_dot(void *device, const dq_view *x, const dq_view *y, double *o
 dq_status dq_cpu_rmsnorm(void *device, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
 dq_status dq_cpu_rope(void *device, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
 dq_status dq_cpu_activation(void *device, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
+/* attention.c */
+dq_status dq_cpu_attention(void *device, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
+                           const dq_view *v, const dq_view *o);
 /* gemm.c */
 dq_status dq_cpu_gemm(void *device, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a, const dq_view *b,
                       double beta, const dq_view *c, int32_t math);

@@ -21,7 +21,7 @@ static inline vf vf_load_n(const float *p, int64_t n) { return _mm512_maskz_load
 static inline void vf_store_n(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, vf_first(n), v); }
 /* Lanes below n from v, the others from other. */
 static inline vf vf_keep_n(vf v, vf other, int64_t n) { return _mm512_mask_blend_ps(vf_first(n), other, v); }
-static inline vf vf_madd(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }  /* a b + c */
+static inline vf vf_madd(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
 static inline vf vf_nmadd(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
 /* a < b ? a : b, and a > b ? a : b: a NaN in a gives b. */
 static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }

@@ -1,0 +1,39 @@
+/* Between attention.c, which cuts the op into blocks, and the kernels that serve a block.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_BACKEND_CPU_ATTENTION_H
+#define DQ_BACKEND_CPU_ATTENTION_H
+
+#include "backend/cpu/forward.h"
+
+/* `count` consecutive queries of one head against the keys and values of its sequence. */
+typedef struct dq_attention_block {
+    const float *q; /* first query's row at the head's columns */
+    float *o;
+    int64_t q_stride, o_stride;
+    const void *k, *v; /* packed for the kernel, from position 0 of the sequence */
+    int64_t first, count, seqlen;
+    int64_t dim;
+    int64_t window; /* 0 = unlimited */
+    float scale;    /* times log2 e: the kernels work with powers of two */
+    bool round_q;   /* to bf16 */
+    float *scratch;
+} dq_attention_block;
+
+enum {
+    DQ_ATTENTION_QUERIES = 96, /* queries in a block of the fp32 kernels: whole strips at every level */
+    DQ_ATTENTION_STRIP = 48,   /* the widest strip */
+    DQ_ATTENTION_KEYS = 64     /* keys taken at a time */
+};
+
+/* Floats of scratch the fp32 kernels need. */
+static inline int64_t dq_attention_scratch(int64_t dim)
+{
+    return DQ_ATTENTION_STRIP * (2 * dim + DQ_ATTENTION_KEYS + 3);
+}
+
+/* fp32 kernels; k, v: [seqlen, dim] floats. */
+void dq_attend_plain(const dq_attention_block *b);
+void dq_attend_avx2(const dq_attention_block *b);
+void dq_attend_avx512(const dq_attention_block *b);
+
+#endif

@@ -1,0 +1,2 @@
+/* The fp32 attention kernel in plain C. SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/attention.inc"
