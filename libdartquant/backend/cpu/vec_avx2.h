@@ -105,6 +105,15 @@ static inline void vd_store(double *p, vd v) { _mm256_storeu_pd(p, v); }
 static inline vd vd_load_n(const double *p, int64_t n) { return _mm256_maskload_pd(p, vd_first(n)); }
 static inline void vd_store_n(double *p, vd v, int64_t n) { _mm256_maskstore_pd(p, vd_first(n), v); }
 static inline vd vd_madd(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+static inline vd vd_min(vd a, vd b) { return _mm256_min_pd(a, b); }
+static inline vd vd_max(vd a, vd b) { return _mm256_max_pd(a, b); }
+static inline vd vd_rint(vd a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline void vd_store_u8(uint8_t *p, vd v)
+{
+    __m128i i = _mm256_cvttpd_epi32(v), w = _mm_packus_epi32(i, i);
+    int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(w, w));
+    memcpy(p, &bytes, 4);
+}
 static inline vd vd_swap1(vd v) { return _mm256_permute_pd(v, 0x5); }
 static inline vd vd_swap2(vd v) { return _mm256_permute2f128_pd(v, v, 1); }
 static inline vd vd_signs(int h)

@@ -70,6 +70,14 @@ static inline void vd_store(double *p, vd v) { _mm512_storeu_pd(p, v); }
 static inline vd vd_load_n(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(vd_first(n), p); }
 static inline void vd_store_n(double *p, vd v, int64_t n) { _mm512_mask_storeu_pd(p, vd_first(n), v); }
 static inline vd vd_madd(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+static inline vd vd_min(vd a, vd b) { return _mm512_min_pd(a, b); }
+static inline vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
+static inline vd vd_rint(vd a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* Lanes hold integers in 0..255. */
+static inline void vd_store_u8(uint8_t *p, vd v)
+{
+    _mm_storel_epi64((__m128i *)(void *)p, _mm256_cvtepi32_epi8(_mm512_cvttpd_epi32(v)));
+}
 static inline vd vd_swap1(vd v) { return _mm512_permute_pd(v, 0x55); }
 static inline vd vd_swap2(vd v) { return _mm512_permutex_pd(v, 0x4e); }
 static inline vd vd_swap4(vd v) { return _mm512_shuffle_f64x2(v, v, 0x4e); }

@@ -104,5 +104,12 @@ static inline void vd_store_n(double *p, vd v, int64_t n)
     for (int64_t i = 0; i < n && i < VD; i++) p[i] = v[i];
 }
 static inline vd vd_madd(vd a, vd b, vd c) { return a * b + c; }
+static inline vd vd_min(vd a, vd b) { return (vd){a[0] < b[0] ? a[0] : b[0], a[1] < b[1] ? a[1] : b[1]}; }
+static inline vd vd_max(vd a, vd b) { return (vd){a[0] > b[0] ? a[0] : b[0], a[1] > b[1] ? a[1] : b[1]}; }
+static inline vd vd_rint(vd a) { return (vd){rint(a[0]), rint(a[1])}; }
+static inline void vd_store_u8(uint8_t *p, vd v)
+{
+    for (int i = 0; i < VD; i++) p[i] = (uint8_t)v[i];
+}
 static inline vd vd_swap1(vd v) { return (vd){v[1], v[0]}; }
 static inline vd vd_signs(int h) { return (vd){1.0, h & 1 ? -1.0 : 1.0}; }

@@ -1,0 +1,123 @@
+/* Hadamard transform over rows: butterflies for the 2^m part, then the k x k table. One task is a run of whole
+ * transforms, so the bits do not depend on threads. SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/quantize.h"
+
+enum { TASK_ELEMENTS = 32768 };
+
+typedef struct hadamard_job {
+    const dq_quant_kernels *kernels;
+    const dq_view *x, *y;
+    int64_t element;     /* bytes */
+    int64_t unit;        /* elements of one transform with its inner axis: n * inner */
+    int64_t outer, rows; /* transforms in a row, rows; a packed matrix counts as one long row */
+    int64_t per_task;
+    int64_t k, block, inner; /* block: elements between the k blocks, 2^m * inner */
+    int log_p;
+    const uint8_t *pick;
+    char *scratch;
+    size_t scratch_each;
+    double scale;
+} hadamard_job;
+
+/* The k blocks of one transform, or several whole transforms when k == 1 and inner == 1. */
+static void butterflies(const hadamard_job *j, const void *x, void *y, int64_t count)
+{
+    double scale = j->k == 1 ? j->scale : 1.0;
+    if (j->inner == 1 || j->log_p == 0) {
+        int64_t total = count * j->unit;
+        if (j->element == 4) j->kernels->fwht_f32(x, y, total, j->log_p, (float)scale);
+        else j->kernels->fwht_f64(x, y, total, j->log_p, scale);
+        return;
+    }
+    for (int64_t b = 0; b < count * j->k; b++) {
+        const char *from = (const char *)x + b * j->block * j->element;
+        char *to = (char *)y + b * j->block * j->element;
+        if (j->element == 4)
+            j->kernels->fwht_strided_f32((const void *)from, (void *)to, j->inner, j->log_p, (float)scale);
+        else j->kernels->fwht_strided_f64((const void *)from, (void *)to, j->inner, j->log_p, scale);
+    }
+}
+
+static void transform_run(const hadamard_job *j, const char *x, char *y, int64_t count, void *scratch)
+{
+    if (j->k == 1) {
+        butterflies(j, x, y, count);
+        return;
+    }
+    for (int64_t i = 0; i < count; i++, x += j->unit * j->element, y += j->unit * j->element) {
+        const void *mixed_from = x;
+        if (j->log_p > 0) {
+            butterflies(j, x, y, 1);
+            mixed_from = y;
+        }
+        if (j->element == 4)
+            j->kernels->mix_f32(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, (float)j->scale);
+        else j->kernels->mix_f64(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, j->scale);
+    }
+}
+
+static void hadamard_task(void *arg, int64_t i, int thread)
+{
+    const hadamard_job *j = arg;
+    int64_t u = i * j->per_task, end = dq_least(u + j->per_task, j->rows * j->outer);
+    void *scratch = j->scratch ? j->scratch + (size_t)thread * j->scratch_each : NULL;
+    while (u < end) {
+        int64_t row = u / j->outer, col = u % j->outer, run = dq_least(j->outer - col, end - u);
+        transform_run(j, dq_view_at(j->x, row, col * j->unit, j->element),
+                      dq_view_at(j->y, row, col * j->unit, j->element), run, scratch);
+        u += run;
+    }
+}
+
+/* The choices of mix (fwht_kernel.h): bit i of a choice is set where the table is negative. */
+static void make_picks(const dq_hadamard_desc *d, uint8_t *pick)
+{
+    int64_t k = d->k, groups = (k + 3) / 4, padded = groups * 4;
+    for (int64_t a = 0; a < padded; a++)
+        for (int64_t g = 0; g < groups; g++) {
+            unsigned bits = 0;
+            for (int64_t i = 0; i < 4; i++) {
+                int64_t b = 4 * g + i;
+                if (a >= k || b >= k) continue;
+                int8_t sign = d->transpose ? d->hk[b * k + a] : d->hk[a * k + b];
+                if (sign < 0) bits |= 1u << i;
+            }
+            pick[(a / 4 * groups + g) * 4 + a % 4] = (uint8_t)bits;
+        }
+}
+
+dq_status dq_cpu_hadamard(void *device, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y)
+{
+    dq_cpu_dev *dev = device;
+    const dq_host *host = dev->ref.host;
+    hadamard_job j = {.kernels = dq_cpu_quant_kernels(dev), .x = x, .y = y, .k = d->k, .inner = d->inner};
+    int64_t p = d->n / d->k;
+    if (p * d->k != d->n || (p & (p - 1)) != 0)
+        return host->fail(host->self, DQ_E_INVALID, 0, "hadamard: n is not k times a power of two");
+    if (x->rows == 0 || x->cols == 0) return DQ_OK;
+    while ((int64_t)1 << j.log_p < p) j.log_p++;
+    j.element = x->dtype == DQ_F64 ? 8 : 4;
+    j.scale = d->scale;
+    j.block = p * d->inner;
+    j.unit = d->n * d->inner;
+    j.outer = x->cols / j.unit;
+    j.rows = x->rows;
+    if (x->stride == x->cols && y->stride == y->cols) {
+        j.outer *= j.rows;
+        j.rows = 1;
+    }
+    j.per_task = j.unit >= TASK_ELEMENTS ? 1 : TASK_ELEMENTS / j.unit;
+    uint8_t *pick = NULL;
+    if (d->k > 1) {
+        size_t padded = ((size_t)d->k + 3) / 4 * 4, picks = (padded * padded / 4 + 63) / 64 * 64;
+        j.scratch_each = DQ_MIX_SCRATCH(d->k);
+        pick = dq_cpu_scratch_take(dev, picks + j.scratch_each * (size_t)dev->threads);
+        if (!pick) return DQ_E_NOMEM;
+        make_picks(d, pick);
+        j.pick = pick;
+        j.scratch = (char *)pick + picks;
+    }
+    host->run(host->self, (j.rows * j.outer + j.per_task - 1) / j.per_task, hadamard_task, &j);
+    dq_cpu_scratch_give(dev, pick);
+    return DQ_OK;
+}

@@ -1,0 +1,6 @@
+/* Quantization kernels for AVX2. SPDX-License-Identifier: Apache-2.0 */
+#if defined(__x86_64__)
+#include "backend/cpu/quant_kernels.h"
+#else
+typedef int dq_no_avx2; /* a translation unit may not be empty */
+#endif
