@@ -73,13 +73,20 @@ VEC_INLINE void FN(pass)(const REAL *x, REAL *y, int64_t total, int64_t h, int l
                     _Pragma("GCC unroll 16") for (int i = 0; i < radix; i++) v[i] = FN(lanes)(v[i], LOG_LANES, sign);
                 }
                 FN(network)(v, log_radix);
-                _Pragma("GCC unroll 16") for (int i = 0; i < radix; i++) V(store)(to + i * h, last ? v[i] * s : v[i]);
+                _Pragma("GCC unroll 16") for (int i = 0; i < radix; i++)
+                {
+                    if (last) v[i] = v[i] * s;
+                    V(store)(to + i * h, v[i]);
+                }
             } else {
                 int64_t n = h - j;
                 _Pragma("GCC unroll 16") for (int i = 0; i < radix; i++) v[i] = V(load_n)(from + i * h, n);
                 FN(network)(v, log_radix);
                 _Pragma("GCC unroll 16") for (int i = 0; i < radix; i++)
-                    V(store_n)(to + i * h, last ? v[i] * s : v[i], n);
+                {
+                    if (last) v[i] = v[i] * s;
+                    V(store_n)(to + i * h, v[i], n);
+                }
             }
         }
     }

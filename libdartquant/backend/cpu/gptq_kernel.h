@@ -4,7 +4,7 @@
 
 /* Lanes of rows worked on together, and columns whose accumulators fit in registers beside them. */
 enum { GPTQ_ROWS = 2 * VD, GPTQ_COLS = V_REGISTERS >= 32 ? 8 : 4 };
-_Static_assert(GPTQ_ROWS <= DQ_GPTQ_ROWS_MAX, "scratch of gptq_rows");
+_Static_assert((int)GPTQ_ROWS <= (int)DQ_GPTQ_ROWS_MAX, "scratch of gptq_rows");
 
 typedef struct gptq_lanes {
     vd scale[2], zero[2];
