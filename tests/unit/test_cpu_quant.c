@@ -24,7 +24,7 @@ typedef struct bench {
 
 static void ok(dq_status status)
 {
-    if (status != DQ_OK) fail_msg("%s", dq_error_last());
+    if (status != DQ_OK) fail_msg("%s", dq_error_text());
 }
 
 static void open_bench(bench *b, int level)
@@ -81,8 +81,9 @@ static void fake_quant_case(bench *b, const dq_fake_quant_desc *d, int64_t rows,
     size_t bytes = (size_t)(rows * cols) * sizeof(float);
     float *x = malloc(bytes), *y[3];
     fill_random(b, x, rows * cols);
-    for (int64_t i = 0; i < cols && i < d->group; i++) x[i] = 0;                  /* an all-zero group */
-    if (rows > 1) for (int64_t i = 0; i < d->group; i++) x[cols + i] = 0.75f;      /* an empty range */
+    for (int64_t i = 0; i < cols && i < d->group; i++) x[i] = 0; /* an all-zero group */
+    if (rows > 1)
+        for (int64_t i = 0; i < d->group; i++) x[cols + i] = 0.75f; /* an empty range */
     for (int w = 0; w < 3; w++) {
         dq_tensor whole_x, whole_y = {0}, tx = padded(device(b, w), DQ_F32, rows, cols, 3, &whole_x), ty = tx;
         if (!in_place) ty = padded(device(b, w), DQ_F32, rows, cols, 5, &whole_y);
@@ -148,8 +149,10 @@ static void hadamard_case(bench *b, dq_hadamard_desc *d, int64_t rows, int64_t o
     void *wide = malloc(bytes), *y[4];
     fill_random(b, x, count);
     for (int64_t i = 0; i < count; i++) {
-        if (dtype == DQ_F64) ((double *)wide)[i] = x[i];
-        else ((float *)wide)[i] = x[i];
+        if (dtype == DQ_F64)
+            ((double *)wide)[i] = x[i];
+        else
+            ((float *)wide)[i] = x[i];
     }
     for (int w = 0; w < 4; w++) { /* the last in place */
         dq_tensor whole_x, whole_y = {0}, tx = padded(device(b, w % 3), dtype, rows, cols, w, &whole_x), ty = tx;
@@ -174,8 +177,10 @@ static void hadamard_case(bench *b, dq_hadamard_desc *d, int64_t rows, int64_t o
     if (previous) {
         uint64_t sum = 0, *slot = previous;
         for (size_t i = 0; i < bytes; i++) sum = sum * 1099511628211u + ((unsigned char *)y[1])[i];
-        if (*slot == 0) *slot = sum;
-        else if (*slot != sum) fail_msg("hadamard n=%d: levels differ", (int)d->n);
+        if (*slot == 0)
+            *slot = sum;
+        else if (*slot != sum)
+            fail_msg("hadamard n=%d: levels differ", (int)d->n);
     }
     for (int w = 0; w < 4; w++) free(y[w]);
     free(wide);
@@ -187,12 +192,12 @@ static void hadamard(void **state)
     (void)state;
     static const struct {
         int64_t k, p, inner, outer, rows;
-    } cases[] = {{1, 1, 1, 5, 3},  {1, 2, 1, 7, 3},   {1, 4, 1, 3, 2},   {1, 8, 1, 3, 5},    {1, 16, 1, 3, 5},
-                 {1, 32, 1, 3, 5}, {1, 64, 1, 1, 9},  {1, 128, 1, 9, 3}, {1, 256, 1, 1, 3},  {1, 512, 1, 2, 3},
-                 {1, 1024, 1, 1, 3}, {1, 2048, 1, 1, 2}, {1, 4096, 1, 1, 2}, {1, 8192, 1, 1, 2}, {1, 16384, 1, 1, 2},
-                 {1, 32768, 1, 1, 1}, {1, 4, 7, 2, 3},  {1, 8, 64, 2, 3},  {1, 32, 13, 1, 3},  {1, 64, 33, 1, 2},
-                 {12, 1, 1, 2, 3}, {12, 1, 64, 1, 3}, {12, 2, 5, 2, 3},  {12, 128, 1, 1, 3}, {20, 4, 1, 2, 3},
-                 {12, 64, 3, 1, 2}, {60, 16, 1, 1, 2}, {140, 8, 1, 1, 2}, {684, 2, 1, 1, 1}};
+    } cases[] = {{1, 1, 1, 5, 3},     {1, 2, 1, 7, 3},    {1, 4, 1, 3, 2},    {1, 8, 1, 3, 5},    {1, 16, 1, 3, 5},
+                 {1, 32, 1, 3, 5},    {1, 64, 1, 1, 9},   {1, 128, 1, 9, 3},  {1, 256, 1, 1, 3},  {1, 512, 1, 2, 3},
+                 {1, 1024, 1, 1, 3},  {1, 2048, 1, 1, 2}, {1, 4096, 1, 1, 2}, {1, 8192, 1, 1, 2}, {1, 16384, 1, 1, 2},
+                 {1, 32768, 1, 1, 1}, {1, 4, 7, 2, 3},    {1, 8, 64, 2, 3},   {1, 32, 13, 1, 3},  {1, 64, 33, 1, 2},
+                 {12, 1, 1, 2, 3},    {12, 1, 64, 1, 3},  {12, 2, 5, 2, 3},   {12, 128, 1, 1, 3}, {20, 4, 1, 2, 3},
+                 {12, 64, 3, 1, 2},   {60, 16, 1, 1, 2},  {140, 8, 1, 1, 2},  {684, 2, 1, 1, 1}};
     enum { CASES = sizeof cases / sizeof cases[0] };
     static uint64_t sums[CASES][2][2];
     memset(sums, 0, sizeof sums);

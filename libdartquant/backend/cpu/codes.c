@@ -40,8 +40,10 @@ static void codes_task(void *arg, int64_t i, int thread)
     for (int64_t r = i * j->rows_per_task; r < end; r++) {
         row.scale = dq_view_f32(j->scale, r);
         row.zero = dq_view_f32(j->zero, r);
-        if (j->back) j->kernels->dequantize(&row, dq_view_u8(j->codes, r), dq_view_f32(j->w, r));
-        else j->kernels->quantize(&row, dq_view_f32(j->w, r), dq_view_u8(j->codes, r));
+        if (j->back)
+            j->kernels->dequantize(&row, dq_view_u8(j->codes, r), dq_view_f32(j->w, r));
+        else
+            j->kernels->quantize(&row, dq_view_f32(j->w, r), dq_view_u8(j->codes, r));
     }
 }
 

@@ -41,8 +41,7 @@ static void dequantize(const dq_code_row *row, const uint8_t *codes, float *w)
             vf s = vf_gather(row->scale, row->index + c), z = vf_gather(row->zero, row->index + c);
             vf_store(w + c, s * (vf_load_u8(codes + c) - z));
         }
-        for (; c < row->cols; c++)
-            w[c] = row->scale[row->index[c]] * ((float)codes[c] - row->zero[row->index[c]]);
+        for (; c < row->cols; c++) w[c] = row->scale[row->index[c]] * ((float)codes[c] - row->zero[row->index[c]]);
         return;
     }
     for (int64_t first = 0, g = 0; first < row->cols; first += row->group, g++) {

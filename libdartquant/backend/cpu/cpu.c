@@ -186,6 +186,7 @@ static void fill_table(void)
     table.close = cpu_close;
     table.info = cpu_info;
     dq_cpu_fill_forward(&table);
+    dq_cpu_fill_quantize(&table);
 }
 
 const dq_backend *dq_cpu_backend(void)

@@ -69,7 +69,9 @@ static void fake_quant(const dq_fake_quant_desc *d, int64_t cols, const float *x
         }
         lo *= d->clip;
         hi *= d->clip;
-        if (d->symmetric) quantize_symmetric(x + c, y + c, d->group, fmaxf(fabsf(lo), fabsf(hi)), d->bits);
-        else quantize_asymmetric(x + c, y + c, d->group, lo, hi, d->bits);
+        if (d->symmetric)
+            quantize_symmetric(x + c, y + c, d->group, fmaxf(fabsf(lo), fabsf(hi)), d->bits);
+        else
+            quantize_asymmetric(x + c, y + c, d->group, lo, hi, d->bits);
     }
 }

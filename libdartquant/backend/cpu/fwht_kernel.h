@@ -215,8 +215,10 @@ static void FN(mix)(const REAL *x, REAL *y, int64_t width, int64_t k, const uint
             }
             for (int64_t i = 0; i < 4 && a + i < k; i++) {
                 REAL *to = y + (a + i) * width + c;
-                if (n == LANES) V(store)(to, sum[i] * s);
-                else V(store_n)(to, sum[i] * s, n);
+                if (n == LANES)
+                    V(store)(to, sum[i] * s);
+                else
+                    V(store_n)(to, sum[i] * s, n);
             }
         }
     }

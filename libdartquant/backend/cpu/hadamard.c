@@ -25,8 +25,10 @@ static void butterflies(const hadamard_job *j, const void *x, void *y, int64_t c
     double scale = j->k == 1 ? j->scale : 1.0;
     if (j->inner == 1 || j->log_p == 0) {
         int64_t total = count * j->unit;
-        if (j->element == 4) j->kernels->fwht_f32(x, y, total, j->log_p, (float)scale);
-        else j->kernels->fwht_f64(x, y, total, j->log_p, scale);
+        if (j->element == 4)
+            j->kernels->fwht_f32(x, y, total, j->log_p, (float)scale);
+        else
+            j->kernels->fwht_f64(x, y, total, j->log_p, scale);
         return;
     }
     for (int64_t b = 0; b < count * j->k; b++) {
@@ -34,7 +36,8 @@ static void butterflies(const hadamard_job *j, const void *x, void *y, int64_t c
         char *to = (char *)y + b * j->block * j->element;
         if (j->element == 4)
             j->kernels->fwht_strided_f32((const void *)from, (void *)to, j->inner, j->log_p, (float)scale);
-        else j->kernels->fwht_strided_f64((const void *)from, (void *)to, j->inner, j->log_p, scale);
+        else
+            j->kernels->fwht_strided_f64((const void *)from, (void *)to, j->inner, j->log_p, scale);
     }
 }
 
@@ -52,7 +55,8 @@ static void transform_run(const hadamard_job *j, const char *x, char *y, int64_t
         }
         if (j->element == 4)
             j->kernels->mix_f32(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, (float)j->scale);
-        else j->kernels->mix_f64(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, j->scale);
+        else
+            j->kernels->mix_f64(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, j->scale);
     }
 }
 

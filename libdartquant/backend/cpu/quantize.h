@@ -27,7 +27,7 @@ typedef struct dq_gptq_job {
 } dq_gptq_job;
 
 enum { DQ_GPTQ_ROWS_MAX = 16 };
-#define DQ_GPTQ_SCRATCH(cols) ((size_t)(cols) * DQ_GPTQ_ROWS_MAX * (2 * sizeof(double) + 1))
+#define DQ_GPTQ_SCRATCH(cols) ((size_t)(cols)*DQ_GPTQ_ROWS_MAX * (2 * sizeof(double) + 1))
 
 typedef struct dq_quant_kernels {
     /* Sylvester transforms of order 1 << log_n, times scale, of `total` contiguous elements (a multiple of the order);

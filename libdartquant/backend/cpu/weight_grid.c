@@ -21,7 +21,7 @@ typedef struct grid_job {
     int64_t rows_per_task;
     const double *shrink; /* [steps] share of the range, to the power of the norm */
     double *errors;       /* [threads][steps] */
-    double tolerance;     /* 1 + what the fast error may be wrong by */
+    double noise;         /* rounding of one difference, in steps */
 } grid_job;
 
 static float share(const dq_grid_desc *d, int32_t i) { return (float)(1.0 - (double)i / d->search_grid); }
@@ -58,9 +58,19 @@ typedef struct search_state {
     const float *w;
     int64_t n;
     float full_scale; /* of the unshrunk range; errors are in its units */
-    double best;
+    double best, limit;
     double *errors;
 } search_state;
+
+/* Errors up to which a candidate may still be the exact winner. The fast and the exact differences are at most `noise`
+ * steps apart, so by Minkowski's inequality the norms of the two difference vectors are within noise * n^(1/norm); the
+ * power itself is good to a few 1e-6. */
+static double close_to(const search_state *s, double best)
+{
+    double norm = s->job->d->search_norm, noise = 2 * s->job->noise;
+    if (norm < 1) return best * (1 + 4e-6) + (double)s->n * pow(noise, norm);
+    return pow(pow(best, 1 / norm) * (1 + 4e-6) + noise * pow((double)s->n, 1 / norm), norm);
+}
 
 static void try_candidate(search_state *s, int32_t i)
 {
@@ -70,10 +80,12 @@ static void try_candidate(search_state *s, int32_t i)
     double unit = s->job->shrink[i];
     if (fabsf(scale - p * s->full_scale) > 1e-6f * scale) unit = pow(scale / s->full_scale, d->search_norm);
     dq_grid_candidate c = {scale, -zero, (float)((1 << d->bits) - 1) - zero, d->search_norm};
-    double limit = s->best * s->job->tolerance / unit;
+    double limit = s->limit / unit;
     float error = s->job->kernels->grid_error(s->w, s->n, &c, limit < 1e38 ? (float)limit : INFINITY);
     s->errors[i] = error <= limit ? error * unit : INFINITY; /* a NaN becomes infinite too */
-    if (s->errors[i] < s->best) s->best = s->errors[i];
+    if (!(s->errors[i] < s->best)) return;
+    s->best = s->errors[i];
+    s->limit = close_to(s, s->best);
 }
 
 /* Every eighth candidate first, then outwards from the best of them: a good bound early lets the others stop early. */
@@ -99,15 +111,15 @@ static void search(const grid_job *job, const float *w, int64_t n, double *error
     range.absmax = fmaxf(fmaxf(-range.lo, range.hi), smallest_range);
     grid_of(d, &range, 1.0f, scale, zero);
     if (d->search_steps <= 0 || (range.lo == 0 && range.hi == 0)) return;
-    search_state s = {job, &range, w, n, *scale, INFINITY, errors};
+    search_state s = {job, &range, w, n, *scale, INFINITY, INFINITY, errors};
     try_all(&s);
     if (!(s.best < INFINITY)) return;
     int32_t close = 0, chosen = 0;
     for (int32_t i = 0; i < d->search_steps; i++)
-        if (errors[i] <= s.best * job->tolerance && close++ == 0) chosen = i;
+        if (errors[i] <= s.limit && close++ == 0) chosen = i;
     double best = INFINITY;
     for (int32_t i = chosen; close > 1 && i < d->search_steps; i++) {
-        if (!(errors[i] <= s.best * job->tolerance)) continue;
+        if (!(errors[i] <= s.limit)) continue;
         float candidate_scale, candidate_zero;
         grid_of(d, &range, share(d, i), &candidate_scale, &candidate_zero);
         double error = exact_error(d, w, n, candidate_scale, candidate_zero);
@@ -145,8 +157,7 @@ dq_status dq_cpu_weight_grid(void *device, const dq_grid_desc *d, const dq_view 
     job.rows_per_task = w->cols >= TASK_WEIGHTS ? 1 : TASK_WEIGHTS / w->cols;
     job.shrink = tables;
     job.errors = tables + steps;
-    /* One fp32 rounding of a weight is up to 2^bits / 2 roundings of its step. */
-    job.tolerance = 1 + 3e-5 * (d->bits > 4 ? 1 << (d->bits - 4) : 1);
+    job.noise = (double)(1 << d->bits) * 0x1p-22; /* a few fp32 roundings of a value of up to 2^bits steps */
     host->run(host->self, (w->rows + job.rows_per_task - 1) / job.rows_per_task, grid_task, &job);
     dq_cpu_scratch_give(dev, tables);
     return DQ_OK;
