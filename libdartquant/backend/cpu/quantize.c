@@ -95,6 +95,9 @@ void dq_cpu_fill_quantize(dq_backend *table)
     table->quantize_weight = dq_cpu_quantize_weight;
     table->dequantize_weight = dq_cpu_dequantize_weight;
     table->gptq_block = dq_cpu_gptq_block;
+    table->syrk = dq_cpu_syrk;
+    table->gptq_factor = dq_cpu_gptq_factor;
+    table->qr = dq_cpu_qr;
     table->gather_cols = cpu_gather_cols;
     table->diag = cpu_diag;
 }
