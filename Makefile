@@ -39,7 +39,7 @@ EXAMPLE_SRC := $(wildcard examples/*.c)
 EXAMPLES := $(EXAMPLE_SRC:examples/%.c=$(O)/bin/%)
 TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c)
 TESTS := $(TEST_SRC:tests/%.c=$(O)/tests/%)
-TEST_HELPERS := $(wildcard tests/support/*.c)
+TEST_HELPERS := $(patsubst %.c,$(O)/obj/%.o,$(wildcard tests/support/*.c))
 
 STATIC := $(O)/libdartquant.a
 SHARED := $(O)/libdartquant.so.$(VERSION)
@@ -89,8 +89,9 @@ $(O)/tests/%: tests/%.c $(TEST_HELPERS) $(STATIC)
 	$(CC) $(CPPFLAGS_ALL) -Itests/support $(filter-out -fvisibility=hidden -Wmissing-prototypes,$(CFLAGS_ALL)) -MMD -MP -MF $@.d $< $(TEST_HELPERS) $(STATIC) \
 	  -o $@ -lcmocka $(LDLIBS_ALL)
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(TEST_HELPERS:.o=.d)
 
+.SECONDARY: $(TEST_HELPERS)
 tests-bin: $(TESTS)
 
 .PHONY: all tests-bin test demo bench fuzz install uninstall check-format format clean help
