@@ -11,16 +11,18 @@ typedef struct dq_token_stream {
     char *name;     /* "wikitext2", "c4", "ptb", or the file's base name */
     char *protocol; /* join and BOS rule in words */
     dq_ids ids;     /* one stream */
-    /* Document starts for recipes that sample inside documents (c4 train): documents[d]..documents[d+1]. */
+    /* Recipes that sample inside documents (c4 train): document d is ids documents[d]..documents[d+1]. Documents of
+     * fewer than document_min tokens are counted but kept empty: no window of that length fits in them. */
     int64_t *documents; /* [document_count + 1] or NULL */
-    int64_t document_count;
+    int64_t document_count, document_min;
 } dq_token_stream;
 
 void dq_token_stream_clear(dq_token_stream *stream);
 
 /* name: wikitext2, ptb, c4. Looks in data_dir, and data_dir/<name>*, for the names the data is distributed under
- * (wiki.test.raw, wiki.test.tokens, wikitext-2-raw/..., ptb.test.txt, c4-validation*.json.gz, *.jsonl ...); the error lists
- * what was looked for. seqlen limits c4 test to 256 windows. */
+ * (recipes.c: wiki.test.raw, ptb.test.txt, c4-validation*.json.gz, ...); the error lists what was looked for. Another
+ * split or version never stands in for a missing one. seqlen: c4 test is cut to 256 windows, a test split shorter than
+ * one window is an error, c4 train documents shorter than one window are not kept. */
 dq_status dq_stream_from_recipe(dq_env *env, const dq_tokenizer *tokenizer, const char *name, const char *data_dir,
                                 dq_split split, int64_t seqlen, dq_token_stream *out);
 /* Any text file (.txt, .raw, .tokens, ...): whole file tokenized once. .jsonl / .json.gz: field "text" of each line,

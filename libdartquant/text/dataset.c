@@ -1,0 +1,371 @@
+/* Token streams of the recipes of GPTQ (arXiv 2210.17323) and its successors, and of any file.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "text/dataset.h"
+
+#include <stdio.h>
+
+#include "base/status.h"
+#include "io/json.h"
+#include "text/internal.h"
+#include "text/lines.h"
+#include "text/recipes.h"
+#include "text/utf8.h"
+
+enum { C4_TEST_DOCUMENTS = 1100, C4_TEST_WINDOWS = 256, MAX_IDS_FILE = 1 << 30 };
+
+void dq_token_stream_clear(dq_token_stream *s)
+{
+    dq_free(s->name);
+    dq_free(s->protocol);
+    dq_free(s->ids.data);
+    dq_free(s->documents);
+    *s = (dq_token_stream){0};
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* "..., tokenized once with byte-level BPE, BOS 1 once at the start" */
+static char *protocol_text(const dq_tokenizer *t, const char *source, const char *once)
+{
+    char around[96] = "no BOS";
+    if (t->post.before.count) snprintf(around, sizeof around, "BOS %d once at the start", t->post.before.data[0]);
+    if (t->post.after.count)
+        snprintf(around + strlen(around), sizeof around - strlen(around), ", EOS %d at the end", t->post.after.data[0]);
+    return dq_asprintf(t->env, "%s; %s with %s, %s", source, once, t->kind, around);
+}
+
+/* Tokenizes a whole text into a fresh stream. */
+static dq_status build(dq_env *env, const dq_tokenizer *t, const char *name, const char *source, const dq_bytes *text,
+                       dq_token_stream *out)
+{
+    dq_token_stream s = {0};
+    dq_status status;
+    if (text->size == 0) return dq_fail(DQ_E_TEXT, "the text of '%.200s' is empty", name);
+    DQ_GO(dq_tokenizer_encode_text(t, text->data, text->size, true, true, &s.ids));
+    if (s.ids.count == 0)
+        DQ_GO(dq_fail(DQ_E_TEXT, "the text of '%.200s' (%zu bytes) gives no tokens", name, text->size));
+    s.name = dq_strdup(env, name);
+    s.protocol = protocol_text(t, source, "tokenized once");
+    if (!s.name || !s.protocol) DQ_GO(DQ_E_NOMEM);
+    *out = s;
+    return DQ_OK;
+done:
+    dq_token_stream_clear(&s);
+    return status;
+}
+
+static dq_status check_utf8(const dq_bytes *text, const char *path)
+{
+    size_t good = dq_utf8_valid_prefix(text->data, text->size);
+    if (good == text->size) return DQ_OK;
+    return dq_error_at_byte(dq_error_in_file(dq_fail(DQ_E_TEXT, "not UTF-8 text: byte 0x%02X cannot stand there",
+                                                     (unsigned char)text->data[good]),
+                                             path),
+                            good);
+}
+
+/* ---- documents of JSON lines ---- */
+
+/* Field "text" of the next line that is not blank. *root owns the text; NULL at the end. */
+static dq_status next_document(dq_lines *r, json_t **root, const char **text, size_t *bytes)
+{
+    const char *line = NULL;
+    size_t n = 0;
+    *root = NULL;
+    do {
+        DQ_TRY(dq_lines_next(r, &line, &n));
+        if (!line) return DQ_OK;
+        while (n && (line[n - 1] == '\n' || line[n - 1] == '\r' || line[n - 1] == ' ')) n--;
+    } while (n == 0);
+    dq_status status = dq_json_parse(line, n, NULL, root);
+    if (status == DQ_OK) {
+        const json_t *value = json_object_get(*root, "text");
+        *text = json_string_value(value);
+        *bytes = json_string_length(value);
+        if (*text) return DQ_OK;
+        json_decref(*root);
+        *root = NULL;
+        status = dq_fail(DQ_E_FORMAT, "no string \"text\"");
+    }
+    char reason[400];
+    snprintf(reason, sizeof reason, "%s", dq_error_text());
+    return dq_error_in_file(dq_fail(status, "line %lld: %s", (long long)r->number, reason), r->path);
+}
+
+/* At most `limit` documents joined by `separator`. */
+static dq_status join_documents(dq_env *env, const char *path, const char *separator, int64_t limit, dq_bytes *out,
+                                int64_t *count)
+{
+    dq_lines r;
+    DQ_TRY(dq_lines_open(env, path, &r));
+    dq_status status;
+    json_t *root = NULL;
+    *count = 0;
+    while (*count < limit) {
+        const char *text = NULL;
+        size_t bytes = 0;
+        DQ_GO(next_document(&r, &root, &text, &bytes));
+        if (!root) break;
+        if ((*count)++) DQ_GO(dq_bytes_add(out, separator, strlen(separator)));
+        DQ_GO(dq_bytes_add(out, text, bytes));
+        json_decref(root);
+        root = NULL;
+    }
+    status = DQ_OK;
+done:
+    json_decref(root);
+    dq_lines_close(&r);
+    return status;
+}
+
+/* ---- recipes ---- */
+
+static bool is_blank(const char *s, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        int32_t cp;
+        i += (size_t)dq_utf8_next(s + i, &cp);
+        if (!dq_char_is_space(cp)) return false;
+    }
+    return true;
+}
+
+/* wikitext2: each line is a row with its line feed, a blank line an empty row; rows are joined by two line feeds.
+ * ptb: each line is a sentence without surrounding blanks, sentences are joined by one space. */
+static dq_status join_lines(dq_env *env, dq_recipe_kind kind, const char *path, dq_bytes *out)
+{
+    dq_lines r;
+    dq_bytes all = {.env = env};
+    DQ_TRY(dq_lines_open(env, path, &r));
+    dq_status status;
+    DQ_GO(dq_lines_rest(&r, &all));
+    DQ_GO(check_utf8(&all, path));
+    for (size_t at = 0; at < all.size;) {
+        const char *line = all.data + at, *end = memchr(line, '\n', all.size - at);
+        size_t n = end ? (size_t)(end - line) : all.size - at;
+        bool feed = end != NULL, first = at == 0;
+        at += n + 1;
+        if (feed && n && line[n - 1] == '\r') n--; /* as files opened as text read */
+        bool blank = is_blank(line, n);
+        if (kind == DQ_RECIPE_PTB)
+            for (; n && line[0] == ' '; n--) line++;
+        while (kind == DQ_RECIPE_PTB && n && line[n - 1] == ' ') n--;
+        if (!first) DQ_GO(dq_bytes_add(out, kind == DQ_RECIPE_PTB ? " " : "\n\n", kind == DQ_RECIPE_PTB ? 1 : 2));
+        if (blank) continue;
+        DQ_GO(dq_bytes_add(out, line, n));
+        if (feed && kind == DQ_RECIPE_WIKITEXT2) DQ_GO(dq_bytes_add(out, "\n", 1));
+    }
+    status = DQ_OK;
+done:
+    dq_lines_close(&r);
+    dq_bytes_clear(&all);
+    return status;
+}
+
+static dq_status add_document(dq_token_stream *s, dq_id_list *ids, size_t *capacity, dq_env *env,
+                              const dq_ids *document, int64_t seqlen)
+{
+    if ((size_t)s->document_count + 2 > *capacity) {
+        size_t bigger = *capacity ? *capacity * 2 : 1024;
+        int64_t *fresh = dq_realloc(env, s->documents, bigger * sizeof *fresh);
+        if (!fresh) return DQ_E_NOMEM;
+        s->documents = fresh;
+        *capacity = bigger;
+    }
+    s->documents[s->document_count] = (int64_t)ids->count;
+    if ((int64_t)document->count >= seqlen) {
+        DQ_TRY(dq_id_list_grow(ids, document->count));
+        memcpy(ids->data + ids->count, document->data, document->count * sizeof *ids->data);
+        ids->count += document->count;
+    }
+    s->documents[++s->document_count] = (int64_t)ids->count;
+    return DQ_OK;
+}
+
+/* c4 train: every document is tokenized on its own; those that hold a window are kept. */
+static dq_status c4_train(dq_env *env, const dq_tokenizer *t, const char *path, int64_t seqlen, dq_token_stream *out)
+{
+    dq_token_stream s = {.document_min = seqlen};
+    dq_id_list ids = {.env = env};
+    dq_lines r;
+    DQ_TRY(dq_lines_open(env, path, &r));
+    dq_status status;
+    json_t *root = NULL;
+    size_t capacity = 0, longest = 0;
+    for (;;) {
+        const char *text = NULL;
+        size_t bytes = 0;
+        dq_ids document = {0};
+        DQ_GO(next_document(&r, &root, &text, &bytes));
+        if (!root) break;
+        DQ_GO(dq_tokenizer_encode_text(t, text, bytes, true, true, &document));
+        status = add_document(&s, &ids, &capacity, env, &document, seqlen);
+        if (document.count > longest) longest = document.count;
+        dq_free(document.data);
+        json_decref(root);
+        root = NULL;
+        if (status != DQ_OK) goto done;
+    }
+    if (ids.count == 0)
+        DQ_GO(dq_error_in_file(dq_fail(DQ_E_TEXT,
+                                       "none of the %lld documents holds a window of %lld tokens; the longest has %zu",
+                                       (long long)s.document_count, (long long)seqlen, longest),
+                               path));
+    s.name = dq_strdup(env, "c4");
+    s.protocol = protocol_text(t, "c4 train: windows inside single documents", "each document tokenized");
+    if (!s.name || !s.protocol) DQ_GO(DQ_E_NOMEM);
+    s.ids = (dq_ids){ids.data, ids.count};
+    ids.data = NULL;
+    *out = s;
+    s = (dq_token_stream){0};
+    status = DQ_OK;
+done:
+    json_decref(root);
+    dq_lines_close(&r);
+    dq_free(ids.data);
+    dq_token_stream_clear(&s);
+    return status;
+}
+
+static dq_status from_recipe(dq_env *env, const dq_tokenizer *t, const dq_recipe *recipe, const char *path,
+                             dq_split split, int64_t seqlen, dq_token_stream *out)
+{
+    char source[200];
+    dq_bytes text = {.env = env};
+    dq_status status;
+    const char *part = split == DQ_SPLIT_TRAIN ? "train" : "test";
+    if (recipe->kind == DQ_RECIPE_C4) {
+        int64_t count = 0;
+        DQ_GO(join_documents(env, path, " ", C4_TEST_DOCUMENTS, &text, &count));
+        snprintf(source, sizeof source, "c4 validation: first %lld documents joined with a space, cut to %d windows",
+                 (long long)count, C4_TEST_WINDOWS);
+    } else {
+        DQ_GO(join_lines(env, recipe->kind, path, &text));
+        snprintf(source, sizeof source,
+                 recipe->kind == DQ_RECIPE_PTB ? "ptb %s: sentences joined with a space"
+                                               : "wikitext2 raw %s: lines joined with \\n\\n, blank lines kept",
+                 part);
+    }
+    DQ_GO(dq_error_in_file(build(env, t, recipe->name, source, &text, out), path));
+done:
+    dq_bytes_clear(&text);
+    if (status != DQ_OK) return status;
+    if (recipe->kind == DQ_RECIPE_C4 && seqlen > 0 && out->ids.count / (size_t)seqlen >= C4_TEST_WINDOWS)
+        out->ids.count = (size_t)seqlen * C4_TEST_WINDOWS;
+    if (split == DQ_SPLIT_TEST && (int64_t)out->ids.count < seqlen) {
+        status = dq_error_in_file(dq_fail(DQ_E_TEXT, "the %s split of %s has %zu tokens, less than one window of %lld",
+                                          part, recipe->name, out->ids.count, (long long)seqlen),
+                                  path);
+        dq_token_stream_clear(out);
+    }
+    return status;
+}
+
+dq_status dq_stream_from_recipe(dq_env *env, const dq_tokenizer *tokenizer, const char *name, const char *data_dir,
+                                dq_split split, int64_t seqlen, dq_token_stream *out)
+{
+    const dq_recipe *recipe = NULL;
+    char *path = NULL;
+    dq_token_stream s = {0};
+    DQ_TRY(dq_recipe_by_name(name, &recipe));
+    DQ_TRY(dq_recipe_find(env, recipe, data_dir, split, &path));
+    dq_status status = recipe->kind == DQ_RECIPE_C4 && split == DQ_SPLIT_TRAIN
+                           ? c4_train(env, tokenizer, path, seqlen, &s)
+                           : from_recipe(env, tokenizer, recipe, path, split, seqlen, &s);
+    dq_free(path);
+    if (status == DQ_OK) *out = s;
+    return status;
+}
+
+/* ---- files, texts, ids ---- */
+
+static bool holds_documents(const char *path)
+{
+    static const char *const ends[] = {".jsonl", ".jsonl.gz", ".json", ".json.gz"};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        if (dq_path_ends_with(path, ends[i])) return true;
+    return false;
+}
+
+dq_status dq_stream_from_file(dq_env *env, const dq_tokenizer *tokenizer, const char *path, dq_token_stream *out)
+{
+    dq_bytes text = {.env = env};
+    dq_lines r = {0};
+    char source[200];
+    int64_t count = 0;
+    dq_status status;
+    if (dq_path_ends_with(path, ".parquet") || dq_path_ends_with(path, ".arrow"))
+        return dq_error_in_file(
+            dq_fail(DQ_E_UNSUPPORTED, "parquet and arrow files are not read; export them as .jsonl"), path);
+    if (holds_documents(path)) {
+        DQ_GO(join_documents(env, path, "\n\n", INT64_MAX, &text, &count));
+        snprintf(source, sizeof source, "file of %lld documents joined with a blank line", (long long)count);
+    } else {
+        DQ_GO(dq_lines_open(env, path, &r));
+        status = dq_lines_rest(&r, &text);
+        dq_lines_close(&r);
+        if (status == DQ_OK) status = check_utf8(&text, path);
+        snprintf(source, sizeof source, "text file as it is");
+    }
+    if (status == DQ_OK) status = dq_error_in_file(build(env, tokenizer, base_name(path), source, &text, out), path);
+done:
+    dq_bytes_clear(&text);
+    return status;
+}
+
+dq_status dq_stream_from_text(dq_env *env, const dq_tokenizer *tokenizer, const char *text, size_t bytes,
+                              const char *name, dq_token_stream *out)
+{
+    dq_bytes borrowed = {.env = env, .data = (char *)(uintptr_t)text, .size = bytes};
+    return build(env, tokenizer, name, "text as given", &borrowed, out);
+}
+
+dq_status dq_stream_from_ids(dq_env *env, const int32_t *ids, size_t count, const char *name, dq_token_stream *out)
+{
+    size_t bytes;
+    if (count == 0) return dq_fail(DQ_E_TEXT, "'%.200s' holds no token ids", name);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0) return dq_fail(DQ_E_TEXT, "id %d at position %zu of '%.200s' is negative", ids[i], i, name);
+    if (!dq_mul_ok(count, sizeof *ids, &bytes)) return dq_fail(DQ_E_NOMEM, "%zu ids do not fit in memory", count);
+    dq_token_stream s = {.ids = {dq_alloc(env, bytes), count}};
+    s.name = dq_strdup(env, name);
+    s.protocol = dq_strdup(env, "token ids as given");
+    if (!s.ids.data || !s.name || !s.protocol) {
+        dq_token_stream_clear(&s);
+        return DQ_E_NOMEM;
+    }
+    memcpy(s.ids.data, ids, bytes);
+    *out = s;
+    return DQ_OK;
+}
+
+static dq_status read_ids(dq_env *env, const json_t *list, dq_id_list *out)
+{
+    if (!json_is_array(list)) return dq_fail(DQ_E_FORMAT, "neither [1, 2, ...] nor {\"ids\": [1, 2, ...]}");
+    out->env = env;
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *id = json_array_get(list, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > INT32_MAX)
+            return dq_fail(DQ_E_FORMAT, "entry %zu is not a token id", i);
+        DQ_TRY(dq_id_list_add(out, (int32_t)json_integer_value(id)));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_stream_from_ids_file(dq_env *env, const char *path, dq_token_stream *out)
+{
+    json_t *root = NULL;
+    dq_id_list ids = {.env = env};
+    dq_status status;
+    DQ_GO(dq_json_load(env, path, MAX_IDS_FILE, &root));
+    DQ_GO(dq_error_in_file(read_ids(env, json_is_object(root) ? json_object_get(root, "ids") : root, &ids), path));
+    DQ_GO(dq_error_in_file(dq_stream_from_ids(env, ids.data, ids.count, base_name(path), out), path));
+done:
+    dq_free(ids.data);
+    json_decref(root);
+    return status;
+}
