@@ -1,0 +1,120 @@
+/* The `dartquant` program: what its files share. It uses the public header alone.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef CLI_H
+#define CLI_H
+
+#include <dartquant.h>
+#include <jansson.h>
+#include <stdbool.h>
+
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+/* A flag of one subcommand, beside the library's options. */
+enum { FLAG_SWITCH, FLAG_VALUE, FLAG_DATASETS /* one or more of wikitext2, ptb, c4 */ };
+typedef struct cli_flag {
+    const char *name; /* with '_' */
+    int kind;
+    const char *value; /* placeholder in help texts */
+    const char *help;
+} cli_flag;
+
+typedef struct cli cli;
+
+typedef struct cli_command {
+    const char *name, *operand, *summary;
+    const char *const *areas; /* areas of the option table it takes, NULL-terminated */
+    const cli_flag *flags;    /* terminated by name NULL */
+    bool operand_optional;
+    int (*run)(cli *c);
+} cli_command;
+
+/* A parsed command line and what the subcommands need. */
+enum { CLI_MAX_VALUES = 64 };
+struct cli {
+    const cli_command *command;
+    const char *operand; /* MODEL; NULL when optional and absent */
+    struct {
+        const char *name, *value;
+    } given[CLI_MAX_VALUES]; /* flags in the order they came */
+    int given_count;
+    bool json, quiet;
+    dq_config *config;
+    dq_cancel *cancel;
+    dq_context *ctx;
+};
+
+extern const cli_command command_info, command_tokenize, command_logits, command_ppl, command_quantize, command_bench;
+
+/* ---- args.c ---- */
+/* 0, or an exit status after having said why; *finished is set when --help was served. */
+int cli_parse(cli *c, int argc, char **argv, bool *finished);
+/* Last value of a flag, or NULL; the i-th value of a repeated one, or NULL; whether a switch is on. */
+const char *cli_value(const cli *c, const char *name);
+const char *cli_value_at(const cli *c, const char *name, int i);
+bool cli_switch(const cli *c, const char *name);
+int64_t cli_int(const cli *c, const char *option);
+const char *cli_text(const cli *c, const char *option);
+
+/* ---- help.c ---- */
+void cli_help(const cli_command *command);
+void cli_overview(const cli_command *const *commands);
+
+/* ---- output.c ---- */
+/* Reports a failed library call (dq_error_*), also as JSON where asked for; returns EXIT_FAILED. */
+int cli_failed(const cli *c);
+/* The same for a failure of the program itself. */
+int cli_fail(const cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int cli_usage(const cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Prints the object as one line of JSON on stdout and takes it over; returns the exit status. */
+int cli_print_json(const cli *c, json_t *object);
+json_t *cli_parse_json(const char *text);
+uint64_t cli_peak_rss(void);
+double cli_now(void);
+/* A note on stderr unless --quiet. */
+void cli_note(const cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#define TRY(c, call)                                                                                                   \
+    do {                                                                                                               \
+        if ((call) != DQ_OK) return cli_failed((c));                                                                   \
+    } while (0)
+
+/* ---- progress.c ---- */
+/* A line on stderr while it is a terminal; give `c` as user pointer. */
+int32_t cli_progress(void *user, const dq_progress_event *event);
+void cli_progress_end(const cli *c);
+/* Ctrl-C sets the token; a second one ends the program at once. */
+void cli_catch_interrupt(dq_cancel *cancel);
+
+/* ---- session.c ---- */
+int cli_open_context(cli *c);
+int cli_open_tokenizer(cli *c, const char *model_path, dq_tokenizer **out);
+/* The datasets to evaluate on that the flags name: `dataset_flag` with --data_dir, --text_file, --ids. `tokenizer_path`:
+ * where the words come from unless --tokenizer says otherwise. Free with cli_free_sets also after a failure. */
+enum { CLI_MAX_SETS = 16 };
+typedef struct cli_sets {
+    dq_dataset *set[CLI_MAX_SETS];
+    int count;
+} cli_sets;
+int cli_load_sets(cli *c, const char *tokenizer_path, const char *dataset_flag, cli_sets *out);
+void cli_free_sets(cli_sets *sets);
+/* Windows of the largest of them. */
+int64_t cli_sets_windows(const cli *c, const cli_sets *sets);
+/* Evaluates `model` on each and appends the reports to `results`. */
+int cli_evaluate(cli *c, dq_model *model, const cli_sets *sets, json_t *results);
+void cli_print_results(const json_t *results);
+/* Bytes a job should need: the weights file, the residual stream of all windows, one layer, its Hessians. */
+json_t *cli_memory_model(dq_model *model, int64_t windows, int64_t seqlen, bool hessians);
+/* Fills what every report ends with. */
+void cli_add_resources(const cli *c, json_t *report);
+int64_t cli_model_int(dq_model *model, const char *key);
+
+/* ---- npy.c ---- */
+/* Writes a C-ordered fp32 matrix in NumPy's format; whole or not at all. */
+int cli_write_npy(const cli *c, const char *path, const float *data, int64_t rows, int64_t cols);
+
+/* ---- synthetic.c ---- */
+/* Makes a Hugging Face folder with random weights of a small LLaMA; the caller removes it with the second. */
+int synthetic_make(const cli *c, const char *dir);
+void synthetic_remove(const char *dir);
+
+#endif

@@ -1,0 +1,261 @@
+/* dartquant quantize: fuse, rotate, quantize, measure, save. SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const char *const areas[] = {"rotation",   "weights", "activations", "kv", "calibration",
+                                    "evaluation", "output",  "general",     NULL};
+static const cli_flag flags[] = {
+    {"preset", FLAG_VALUE, "NAME", "A named set of options (listed below); single options refine it."},
+    {"no_rotation", FLAG_SWITCH, "", "No fusing and no rotation, unless single options ask for them."},
+    {"cal_dataset", FLAG_VALUE, "NAME",
+     "Calibration text: train part of wikitext2 (the default), ptb or c4 in --data_dir."},
+    {"cal_file", FLAG_VALUE, "F", "Calibration text from any file instead."},
+    {"data_dir", FLAG_VALUE, "D", "Folder with the datasets' files."},
+    {"ppl_eval", FLAG_SWITCH, "", "Measure perplexity of the result."},
+    {"ppl_eval_dataset", FLAG_DATASETS, "NAME...", "On which: wikitext2, ptb, c4 (all three without --text_file)."},
+    {"text_file", FLAG_VALUE, "F", "Measure on any text file. May be repeated."},
+    {"ids", FLAG_VALUE, "F.json", "Measure on token ids."},
+    {"tokenizer", FLAG_VALUE, "PATH", "Where the tokenizer is, when not in MODEL."},
+    {"load_qmodel_path", FLAG_VALUE, "DIR", "Do not quantize: open this saved model and measure it."},
+    {NULL, 0, NULL, NULL},
+};
+
+/* What is carried from step to step. */
+typedef struct job {
+    const char *source; /* path of the model that is opened */
+    cli_sets sets;      /* what to measure on */
+    dq_dataset *calibration;
+    dq_model *model;
+    dq_rotation *rotation;
+    dq_quantizer *quantizer;
+    json_t *seconds, *results;
+    double clock;
+} job;
+
+/* Notes the time since the last call under `stage`. */
+static void lap(job *j, const char *stage)
+{
+    double now = cli_now();
+    json_object_set_new(j->seconds, stage, json_real(now - j->clock));
+    j->clock = now;
+}
+
+static void replace_model(job *j, dq_model *model)
+{
+    dq_model_free(j->model);
+    j->model = model;
+}
+
+/* ---- steps ---- */
+
+static int load_evaluation(cli *c, job *j)
+{
+    if (!cli_switch(c, "ppl_eval")) return EXIT_OK;
+    static const char *const usual[] = {"wikitext2", "ptb", "c4"};
+    if (!cli_value(c, "ppl_eval_dataset") && !cli_value(c, "text_file") && !cli_value(c, "ids")) {
+        if (!cli_value(c, "data_dir")) return cli_usage(c, "--ppl_eval needs --text_file, --ids or --data_dir");
+        for (int i = 0; i < 3 && c->given_count < CLI_MAX_VALUES; i++) {
+            c->given[c->given_count].name = "ppl_eval_dataset";
+            c->given[c->given_count++].value = usual[i];
+        }
+    }
+    return cli_load_sets(c, j->source, "ppl_eval_dataset", &j->sets);
+}
+
+static int load_calibration(cli *c, job *j)
+{
+    const char *file = cli_value(c, "cal_file"), *name = cli_value(c, "cal_dataset"), *dir = cli_value(c, "data_dir");
+    if (!file && !dir)
+        return cli_usage(c, "GPTQ needs calibration text: --cal_file F, or --data_dir D (or choose --w_rtn)");
+    dq_tokenizer *tokenizer = NULL;
+    int status = cli_open_tokenizer(c, j->source, &tokenizer);
+    if (status != EXIT_OK) return status;
+    dq_status made = file ? dq_dataset_from_file(tokenizer, file, &j->calibration)
+                          : dq_dataset_from_recipe(tokenizer, name ? name : "wikitext2", dir, DQ_DATASET_TRAIN,
+                                                   cli_int(c, "seqlen"), &j->calibration);
+    if (made != DQ_OK) status = cli_failed(c);
+    dq_tokenizer_free(tokenizer);
+    return status;
+}
+
+static bool rotates(const cli *c)
+{
+    return cli_int(c, "use_r1") || cli_int(c, "use_r2") || cli_int(c, "use_r3") || cli_int(c, "use_r4");
+}
+
+/* A saved model brings its rotations and codes along; they are not made a second time. */
+static bool is_transformed(dq_model *model)
+{
+    const char *text = NULL;
+    if (dq_model_describe(model, &text) != DQ_OK) return false;
+    json_t *facts = cli_parse_json(text);
+    const json_t *q = json_object_get(facts, "quantization"), *r = json_object_get(facts, "rotations");
+    bool yes = (q && !json_is_null(q)) || (r && !json_is_null(r));
+    json_decref(facts);
+    return yes;
+}
+
+static int transform(cli *c, job *j)
+{
+    dq_model *next = NULL;
+    if (is_transformed(j->model)) {
+        cli_note(c, "%s is a saved model: its rotations and codes are kept", j->source);
+        return EXIT_OK;
+    }
+    if (cli_int(c, "fuse_norm")) {
+        TRY(c, dq_model_fuse_norms(j->model, c->config, &next));
+        replace_model(j, next);
+    }
+    if (!rotates(c)) return EXIT_OK;
+    TRY(c, dq_rotation_new(j->model, c->config, &j->rotation));
+    TRY(c, dq_model_rotate(j->model, j->rotation, &next));
+    replace_model(j, next);
+    return EXIT_OK;
+}
+
+static int quantize(cli *c, job *j)
+{
+    int32_t needs_data = 0;
+    dq_model *next = NULL;
+    TRY(c, dq_quantizer_new(j->model, c->config, &j->quantizer));
+    TRY(c, dq_quantizer_needs_data(j->quantizer, &needs_data));
+    if (needs_data) {
+        int status = load_calibration(c, j);
+        if (status != EXIT_OK) return status;
+        TRY(c, dq_quantizer_bind(j->quantizer, j->calibration));
+        lap(j, "calibration_data");
+    }
+    TRY(c, dq_quantizer_run(j->quantizer, c->cancel, cli_progress, c));
+    cli_progress_end(c);
+    TRY(c, dq_quantizer_take_model(j->quantizer, &next));
+    replace_model(j, next);
+    lap(j, "quantize");
+    return EXIT_OK;
+}
+
+/* With integer codes the quantizer has filled the folder already. */
+static int save(cli *c, job *j)
+{
+    const char *dir = cli_text(c, "save_qmodel_path");
+    if (!dir[0] || cli_int(c, "w_bits") < 16) return EXIT_OK;
+    TRY(c, dq_model_save(j->model, dir, c->config, c->cancel, cli_progress, c));
+    cli_progress_end(c);
+    lap(j, "save");
+    return EXIT_OK;
+}
+
+/* ---- report ---- */
+
+static void print_summary(cli *c, const job *j, const json_t *report)
+{
+    const char *dir = cli_text(c, "save_qmodel_path");
+    cli_print_results(j->results);
+    const json_t *bits = json_object_get(report, "bits_per_weight");
+    if (json_is_number(bits)) printf("bits per weight %.3f, ", json_number_value(bits));
+    printf("%.1f s, peak memory %.0f MB\n", json_number_value(json_object_get(report, "total_seconds")),
+           (double)cli_peak_rss() / 1e6);
+    if (dir[0]) printf("saved in %s\n", dir);
+}
+
+/* Moves what the quantizer knows into the report; its stage times join ours under "quantize_stages". */
+static int add_quantizer(cli *c, const job *j, json_t *report)
+{
+    const char *text = NULL;
+    if (!j->quantizer) return EXIT_OK;
+    TRY(c, dq_quantizer_report(j->quantizer, &text));
+    json_t *facts = cli_parse_json(text);
+    static const char *const keys[] = {"scheme", "calibration", "layers", "bits_per_weight", "max_error", "mean_error"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        json_object_set(report, keys[i], json_object_get(facts, keys[i]));
+    json_object_set(j->seconds, "quantize_stages", json_object_get(facts, "seconds"));
+    json_decref(facts);
+    return EXIT_OK;
+}
+
+static int add_model(cli *c, const job *j, json_t *report)
+{
+    const char *text = NULL;
+    TRY(c, dq_model_describe(j->model, &text));
+    json_t *facts = cli_parse_json(text);
+    static const char *const keys[] = {"bytes", "rotations", "quantization", "fingerprint"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (json_object_get(facts, keys[i])) json_object_set(report, keys[i], json_object_get(facts, keys[i]));
+    if (!json_object_get(report, "bits_per_weight") && json_object_get(facts, "bits_per_weight"))
+        json_object_set(report, "bits_per_weight", json_object_get(facts, "bits_per_weight"));
+    json_decref(facts);
+    return EXIT_OK;
+}
+
+static int report(cli *c, const job *j, double begin)
+{
+    const char *dir = cli_text(c, "save_qmodel_path");
+    int64_t windows = cli_sets_windows(c, &j->sets), samples = j->calibration ? cli_int(c, "nsamples") : 0;
+    json_t *r =
+        json_pack("{s:s, s:s, s:O, s:O, s:o, s:o}", "command", "quantize", "model", j->source, "results", j->results,
+                  "seconds", j->seconds, "saved", dir[0] ? json_string(dir) : json_null(), "memory_model",
+                  cli_memory_model(j->model, windows > samples ? windows : samples, cli_int(c, "seqlen"), samples > 0));
+    int status = add_quantizer(c, j, r);
+    if (status == EXIT_OK) status = add_model(c, j, r);
+    if (status != EXIT_OK) {
+        json_decref(r);
+        return status;
+    }
+    json_object_set_new(r, "total_seconds", json_real(cli_now() - begin));
+    cli_add_resources(c, r);
+    if (c->json) return cli_print_json(c, r);
+    print_summary(c, j, r);
+    json_decref(r);
+    return EXIT_OK;
+}
+
+/* ---- the whole ---- */
+
+static int pipeline(cli *c, job *j)
+{
+    double begin = j->clock = cli_now();
+    bool loads = cli_value(c, "load_qmodel_path");
+    int status = cli_open_context(c);
+    if (status == EXIT_OK) status = load_evaluation(c, j); /* first: a mistake here shows before hours of work */
+    if (status != EXIT_OK) return status;
+    lap(j, "evaluation_data");
+    TRY(c, dq_model_open(c->ctx, j->source, &j->model));
+    lap(j, "open");
+    if (!loads) {
+        status = transform(c, j);
+        lap(j, "rotate");
+        if (status == EXIT_OK) status = quantize(c, j);
+        if (status == EXIT_OK) status = save(c, j);
+    }
+    if (status == EXIT_OK && j->sets.count > 0) {
+        status = cli_evaluate(c, j->model, &j->sets, j->results);
+        lap(j, "evaluate");
+    }
+    return status == EXIT_OK ? report(c, j, begin) : status;
+}
+
+static int run(cli *c)
+{
+    const char *saved = cli_value(c, "load_qmodel_path");
+    if (saved && c->operand) return cli_usage(c, "either MODEL or --load_qmodel_path, not both");
+    if (!saved && !c->operand) return cli_usage(c, "quantize needs a MODEL");
+    if (saved && cli_text(c, "save_qmodel_path")[0])
+        return cli_usage(c, "--load_qmodel_path only measures: it cannot be combined with --save_qmodel_path");
+    job j = {.source = saved ? saved : c->operand, .seconds = json_object(), .results = json_array()};
+    int status = pipeline(c, &j);
+    dq_quantizer_free(j.quantizer);
+    dq_rotation_free(j.rotation);
+    dq_model_free(j.model);
+    dq_dataset_free(j.calibration);
+    cli_free_sets(&j.sets);
+    json_decref(j.seconds);
+    json_decref(j.results);
+    return status;
+}
+
+const cli_command command_quantize = {
+    "quantize", "MODEL", "Fuse norms, rotate, quantize weights, activations and KV; measure and save the result.",
+    areas,      flags,   true,
+    run,
+};
