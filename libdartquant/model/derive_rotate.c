@@ -174,6 +174,7 @@ dq_status dq_model_derive_rotated(dq_model *base, const dq_rotation_set *set, dq
     DQ_TRY(dq_model_derive(base, DQ_MODEL_ROTATED, &m));
     DQ_GO(dq_rotation_set_copy(set, &m->own_rotations));
     m->rotations = m->own_rotations;
+    m->has_r1 = set->r1 != NULL;
     if (set->r1) DQ_GO(dq_tensor_from_host(m->dev, DQ_F64, set->hidden, set->hidden, set->r1, &m->r1));
     *out = m;
     return DQ_OK;

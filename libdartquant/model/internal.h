@@ -22,7 +22,6 @@ struct dq_model {
     /* roots */
     dq_source *source;
     bool gguf_names;
-    bool ones_norms;  /* norms stored as ones beside fused weights (saved models) */
     int64_t *weights; /* [layers * DQ_LAYER_ROLES + 3] tensor of each weight, -1 = codes instead */
     int64_t *biases;  /* [layers * DQ_LINEARS], -1 = none */
     float *rope_divisor; /* [head_dim / 2] for DQ_ROPE_TABLE */
@@ -31,6 +30,7 @@ struct dq_model {
 
     /* what holds for this model, inherited or its own */
     bool fused, centered;
+    bool has_r1; /* known even where the matrix is not (saved models) */
     const dq_rotation_set *rotations; /* NULL = none */
     const dq_scheme *scheme;          /* NULL = not quantized */
 
@@ -77,8 +77,13 @@ dq_status dq_digest_tensor(dq_digest *digest, const char *name, dq_dtype dtype, 
                            const int64_t *shape, uint64_t bytes, dq_digest_read read, void *arg);
 dq_status dq_digest_source(dq_source *source, dq_digest *out);
 
-/* Saved models: dartquant.json beside the shards (docs/formats.md). */
+/* A root; takes over `source` even when it fails. `scheme`: codes stand in the source, NULL = none. */
+dq_status dq_model_new_root(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names,
+                            const dq_scheme *scheme, dq_model **out);
+
+/* Saved models: a manifest beside the shards (docs/formats.md). */
 #define DQ_MANIFEST "dartquant.json"
+#define DQ_TOKENIZER_GGUF "tokenizer.gguf"
 dq_status dq_model_load_saved(dq_device *dev, const char *dir, dq_model **out);
 
 #endif

@@ -40,6 +40,7 @@ dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out)
     m->arch = base->arch;
     m->fused = base->fused;
     m->centered = base->centered;
+    m->has_r1 = base->has_r1;
     m->rotations = base->rotations;
     m->scheme = base->scheme;
     m->base = dq_model_retain(base);
@@ -70,7 +71,8 @@ static dq_status read_rope_divisor(dq_model *m)
     return DQ_OK;
 }
 
-dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names, dq_model **out)
+dq_status dq_model_new_root(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names,
+                            const dq_scheme *scheme, dq_model **out)
 {
     dq_env *env = dq_device_env(dev);
     dq_status status;
@@ -86,6 +88,10 @@ dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *s
     m->arch = *arch;
     m->source = source;
     m->gguf_names = gguf_names;
+    if (scheme) {
+        m->own_scheme = *scheme;
+        m->scheme = &m->own_scheme;
+    }
     DQ_GO(dq_arch_check(arch, NULL));
     DQ_GO(dq_root_bind(m));
     if (arch->rope_scaling == DQ_ROPE_TABLE) DQ_GO(read_rope_divisor(m));
@@ -95,6 +101,12 @@ done:
     if (source->count > 0) dq_error_in_file(status, source->tensors[0].file);
     dq_model_release(m);
     return status;
+}
+
+dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names,
+                               dq_model **out)
+{
+    return dq_model_new_root(dev, arch, source, gguf_names, NULL, out);
 }
 
 const dq_model *dq_model_root(const dq_model *model)

@@ -1,0 +1,24 @@
+/* Records of a model as JSON: the same objects stand in manifests and in what `info` prints.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_MODEL_MANIFEST_H
+#define DQ_MODEL_MANIFEST_H
+
+#include "io/json.h"
+#include "model/internal.h"
+
+/* Writers give a new reference, NULL when out of memory. Readers check every value; `path` names the file in errors. */
+json_t *dq_arch_to_json(const dq_arch *arch);
+dq_status dq_arch_from_json(const json_t *object, const char *path, dq_arch *out);
+json_t *dq_scheme_to_json(const dq_scheme *scheme);
+dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);
+/* Orders of the transforms only; the matrices are folded and the tables of the online ones are tensors. */
+json_t *dq_rotations_to_json(const dq_rotation_set *set, bool has_r1);
+dq_status dq_rotations_from_json(dq_env *env, const json_t *object, const char *path, const dq_arch *arch,
+                                 bool *has_r1, dq_rotation_set **out);
+
+/* The transforms of a set that run online, by name: "r2_heads", "r2_head_dim", "r3", "r4". */
+enum { DQ_ONLINE_TRANSFORMS = 4 };
+const char *dq_online_name(int i);
+dq_hadamard *dq_online_of(dq_rotation_set *set, int i);
+
+#endif

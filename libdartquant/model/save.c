@@ -1,0 +1,384 @@
+/* Saving a model as a stream: codes as they are made, then everything else, then the manifest, which alone makes the
+ * folder a model. The layout stands in docs/formats.md. SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/status.h"
+#include "io/file.h"
+#include "io/formats.h"
+#include "model/manifest.h"
+
+static const char STAGE[] = "save";
+enum { PIECE_ROWS = 4096 }; /* rows of the vocabulary written at a time; a multiple of the transforms' blocks */
+
+/* The sink that quantizer jobs see: it notes what has come, and leaves finishing to the saver. */
+struct dq_saver {
+    dq_sink sink; /* must be first */
+    dq_sink *files;
+    dq_env *env;
+    char *dir;
+    dq_name_map *names; /* linears whose codes are there */
+    char **keys;
+    size_t count, capacity;
+};
+
+static dq_status note(dq_saver *s, const char *name)
+{
+    size_t n = strlen(name);
+    if (n < 7 || strcmp(name + n - 7, ".layout") != 0) return DQ_OK;
+    if (s->count == s->capacity) {
+        size_t bigger = s->capacity ? 2 * s->capacity : 64;
+        char **keys = dq_realloc(s->env, s->keys, bigger * sizeof *keys);
+        if (!keys) return DQ_E_NOMEM;
+        s->keys = keys;
+        s->capacity = bigger;
+    }
+    char *key = dq_strndup(s->env, name, n - 7);
+    if (!key) return DQ_E_NOMEM;
+    s->keys[s->count++] = key;
+    return dq_name_map_add(s->names, key, n - 7, 1);
+}
+
+static dq_status sink_add(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
+                          const void *data, uint64_t bytes)
+{
+    dq_saver *s = (dq_saver *)sink;
+    DQ_TRY(s->files->ops->add(s->files, name, dtype, ndim, shape, data, bytes));
+    return note(s, name);
+}
+
+static dq_status sink_set_metadata(dq_sink *sink, const char *key, const char *value)
+{
+    dq_saver *s = (dq_saver *)sink;
+    return s->files->ops->set_metadata(s->files, key, value);
+}
+
+static dq_status sink_finish(dq_sink *sink)
+{
+    (void)sink;
+    return DQ_OK;
+}
+
+static void sink_free(dq_sink *sink) { (void)sink; }
+
+static const dq_sink_ops saver_ops = {
+    .add = sink_add, .set_metadata = sink_set_metadata, .finish = sink_finish, .free = sink_free};
+
+dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out)
+{
+    dq_status status;
+    dq_saver *s = dq_calloc(env, 1, sizeof *s);
+    if (!s) return DQ_E_NOMEM;
+    s->sink = (dq_sink){&saver_ops, env};
+    s->env = env;
+    s->dir = dq_strdup(env, dir);
+    if (!s->dir) {
+        status = DQ_E_NOMEM;
+        goto done;
+    }
+    DQ_GO(dq_name_map_new(env, 1024, &s->names));
+    DQ_GO(dq_make_dirs(env, dir));
+    DQ_GO(dq_safetensors_sink(env, dir, "model", part_size, &s->files));
+    *out = s;
+    return DQ_OK;
+done:
+    dq_saver_free(s);
+    return status;
+}
+
+dq_sink *dq_saver_sink(dq_saver *saver) { return &saver->sink; }
+
+void dq_saver_free(dq_saver *saver)
+{
+    if (!saver) return;
+    if (saver->files) saver->files->ops->free(saver->files);
+    for (size_t i = 0; i < saver->count; i++) dq_free(saver->keys[i]);
+    dq_free(saver->keys);
+    dq_name_map_free(saver->names);
+    dq_free(saver->dir);
+    dq_free(saver);
+}
+
+/* ---- tensors ---- */
+
+static dq_status put_f32(dq_saver *s, const char *name, const dq_tensor *t, bool vector)
+{
+    int64_t shape[2] = {t->view.rows, t->view.cols};
+    size_t bytes = (size_t)(shape[0] * shape[1]) * sizeof(float);
+    float *host = dq_alloc(s->env, bytes);
+    if (!host) return DQ_E_NOMEM;
+    dq_status status = dq_tensor_download(t, host);
+    if (status == DQ_OK)
+        status = sink_add(&s->sink, name, DQ_F32, vector ? 1 : 2, vector ? shape + 1 : shape, host, bytes);
+    dq_free(host);
+    return status;
+}
+
+static const char *weight_name(const dq_model *m, dq_role role, int64_t layer, char *buf)
+{
+    dq_arch_tensor_name(&m->arch, role, layer, buf, DQ_TENSOR_NAME);
+    return buf;
+}
+
+/* Norms that are fused away are written as ones: other readers of the folder expect them. */
+static dq_status put_norm(dq_saver *s, dq_model *m, int64_t layer, dq_role role)
+{
+    char name[DQ_TENSOR_NAME];
+    dq_tensor t = {0};
+    dq_status status;
+    DQ_GO(dq_model_read_norm(m, layer, role, &t));
+    if (dq_tensor_is_empty(&t)) {
+        DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t));
+        DQ_GO(dq_op_fill(1.0, &t));
+    }
+    status = put_f32(s, weight_name(m, role, layer, name), &t, true);
+done:
+    dq_tensor_free(&t);
+    return status;
+}
+
+static dq_status put_rows(dq_saver *s, dq_model *m, dq_role role)
+{
+    char name[DQ_TENSOR_NAME];
+    int64_t vocab = m->arch.vocab, hidden = m->arch.hidden, shape[2] = {vocab, hidden};
+    float *host = dq_alloc(s->env, (size_t)(vocab * hidden) * sizeof *host);
+    dq_status status = host ? DQ_OK : DQ_E_NOMEM;
+    for (int64_t first = 0; status == DQ_OK && first < vocab; first += PIECE_ROWS) {
+        dq_tensor rows = {0};
+        status = dq_model_read_rows(m, role, first, vocab - first < PIECE_ROWS ? vocab - first : PIECE_ROWS, &rows);
+        if (status == DQ_OK) status = dq_tensor_download(&rows, host + first * hidden);
+        dq_tensor_free(&rows);
+    }
+    if (status == DQ_OK)
+        status = sink_add(&s->sink, weight_name(m, role, 0, name), DQ_F32, 2, shape, host,
+                          (uint64_t)(vocab * hidden) * sizeof *host);
+    dq_free(host);
+    return status;
+}
+
+static dq_status put_linear(dq_saver *s, dq_model *m, const dq_scheme *scheme, int64_t layer, dq_role role)
+{
+    char name[DQ_TENSOR_NAME], bias[DQ_TENSOR_NAME + 8];
+    dq_linear l = {0};
+    dq_codes codes = {0};
+    dq_status status = DQ_OK;
+    dq_arch_module_name(&m->arch, role, layer, name, sizeof name);
+    bool there = dq_name_map_get(s->names, name, strlen(name)) >= 0;
+    if (!there && dq_model_has_codes(m, layer, role)) {
+        DQ_GO(dq_model_read_codes(m, layer, role, &codes));
+        DQ_GO(dq_codes_write(&s->sink, name, &codes));
+        there = true;
+    }
+    if (!there && scheme && scheme->w.bits < 16) {
+        status = dq_error_in_tensor(dq_fail(DQ_E_STATE, "the scheme promises codes of %d bits, none were written",
+                                            scheme->w.bits), name);
+        goto done;
+    }
+    if (there && !dq_arch_has_bias(&m->arch, role)) goto done;
+    DQ_GO(dq_model_read_linear(m, layer, role, &l));
+    if (!there) DQ_GO(put_f32(s, weight_name(m, role, layer, bias), &l.weight, false));
+    snprintf(bias, sizeof bias, "%s.bias", name);
+    if (!dq_tensor_is_empty(&l.bias)) status = put_f32(s, bias, &l.bias, true);
+done:
+    dq_codes_free(&codes);
+    dq_tensor_free(&l.weight);
+    dq_tensor_free(&l.bias);
+    return status;
+}
+
+static dq_status put_tables(dq_saver *s, dq_model *m)
+{
+    char name[DQ_TENSOR_NAME];
+    const dq_model *root = dq_model_root(m);
+    int64_t half = m->arch.head_dim / 2;
+    if (root->rope_divisor)
+        DQ_TRY(sink_add(&s->sink, "rope_freqs.weight", DQ_F32, 1, &half, root->rope_divisor, (uint64_t)half * 4));
+    if (!m->rotations) return DQ_OK;
+    const dq_hadamard *const all[] = {&m->rotations->r2_heads, &m->rotations->r2_head_dim, &m->rotations->r3,
+                                      &m->rotations->r4};
+    for (int i = 0; i < DQ_ONLINE_TRANSFORMS; i++) {
+        int64_t shape[2] = {all[i]->k, all[i]->k};
+        if (all[i]->n == 0 || all[i]->k == 1) continue;
+        snprintf(name, sizeof name, "dartquant.%s.hk", dq_online_name(i));
+        DQ_TRY(sink_add(&s->sink, name, DQ_I8, 2, shape, all[i]->hk, (uint64_t)(shape[0] * shape[1])));
+    }
+    return DQ_OK;
+}
+
+static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, dq_progress *progress)
+{
+    uint64_t units = (uint64_t)m->arch.layers + 2;
+    DQ_TRY(s->files->ops->set_metadata(s->files, "format", "pt"));
+    DQ_TRY(put_tables(s, m));
+    DQ_TRY(put_rows(s, m, DQ_EMBED));
+    for (int64_t layer = 0; layer < m->arch.layers; layer++) {
+        DQ_TRY(put_norm(s, m, layer, DQ_ATTN_NORM));
+        DQ_TRY(put_norm(s, m, layer, DQ_MLP_NORM));
+        for (int role = 0; role < DQ_LINEARS; role++) DQ_TRY(put_linear(s, m, scheme, layer, (dq_role)role));
+        DQ_TRY(dq_progress_report(progress, STAGE, (uint64_t)layer + 1, units, 0.0));
+    }
+    DQ_TRY(put_norm(s, m, 0, DQ_FINAL_NORM));
+    if (!m->arch.tied) DQ_TRY(put_rows(s, m, DQ_HEAD));
+    return dq_progress_report(progress, STAGE, units - 1, units, 0.0);
+}
+
+/* ---- files beside the shards ---- */
+
+static dq_status write_json(dq_saver *s, const char *file, json_t *o)
+{
+    char *text = NULL, *path = dq_path_join(s->env, s->dir, file);
+    dq_status status = !path ? DQ_E_NOMEM : o ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory while writing %s", file);
+    if (status == DQ_OK) status = dq_json_dump(s->env, o, true, &text);
+    if (status == DQ_OK) status = dq_file_write(s->env, path, text, strlen(text));
+    dq_free(text);
+    dq_free(path);
+    json_decref(o);
+    return status;
+}
+
+static json_t *rope_config(const dq_arch *a)
+{
+    switch (a->rope_scaling) {
+        case DQ_ROPE_LINEAR: return json_pack("{s:s, s:f}", "rope_type", "linear", "factor", a->rope_factor);
+        case DQ_ROPE_LLAMA3:
+            return json_pack("{s:s, s:f, s:f, s:f, s:I}", "rope_type", "llama3", "factor", a->rope_factor,
+                             "low_freq_factor", a->rope_low_freq, "high_freq_factor", a->rope_high_freq,
+                             "original_max_position_embeddings", (json_int_t)a->rope_original_positions);
+        case DQ_ROPE_TABLE: return json_pack("{s:s}", "rope_type", "dartquant_table");
+        default: return json_null();
+    }
+}
+
+/* config.json as Hugging Face tools know it. What they could not run right names a quantization method of ours, so that
+ * they refuse instead of computing nonsense. */
+static dq_status write_config(dq_saver *s, const dq_model *m, const dq_scheme *scheme)
+{
+    const dq_arch *a = &m->arch;
+    bool online = false;
+    if (m->rotations)
+        online = m->rotations->r3.n || m->rotations->r4.n || m->rotations->r2_mode == DQ_R2_ONLINE;
+    json_t *o = dq_arch_to_json(a);
+    static const char *const ours[] = {"architecture", "rope_type", "rope_factor", "rope_low_freq_factor",
+                                       "rope_high_freq_factor", "rope_original_positions"};
+    for (size_t i = 0; o && i < sizeof ours / sizeof *ours; i++) json_object_del(o, ours[i]);
+    int bad = !o || json_object_set_new(o, "model_type", json_string(a->window ? "mistral" : a->family->name));
+    bad |= !o || json_object_set_new(o, "architectures",
+                                     json_pack("[s]", a->window ? "MistralForCausalLM" : "LlamaForCausalLM"));
+    bad |= !o || json_object_set_new(o, "torch_dtype", json_string("float32"));
+    bad |= !o || json_object_set_new(o, "rope_scaling", rope_config(a));
+    if (o && a->bos_id < 0) json_object_set_new(o, "bos_token_id", json_null());
+    if (o && a->eos_id < 0) json_object_set_new(o, "eos_token_id", json_null());
+    if (o && a->window == 0) json_object_del(o, "sliding_window");
+    if (scheme || online)
+        bad |= !o || json_object_set_new(o, "quantization_config", json_pack("{s:s}", "quant_method", "dartquant"));
+    if (bad) {
+        json_decref(o);
+        o = NULL;
+    }
+    return write_json(s, "config.json", o);
+}
+
+static dq_status copy_file(dq_saver *s, const char *dir, const char *file)
+{
+    dq_map map = {0};
+    char *from = dq_path_join(s->env, dir, file), *to = dq_path_join(s->env, s->dir, file);
+    dq_status status = from && to ? DQ_OK : DQ_E_NOMEM;
+    if (status == DQ_OK && dq_path_exists(from)) {
+        status = dq_map_open(s->env, from, &map);
+        if (status == DQ_OK) status = dq_file_write(s->env, to, map.data, map.size);
+        dq_map_close(&map);
+    }
+    dq_free(from);
+    dq_free(to);
+    return status;
+}
+
+static dq_status write_tokenizer(dq_saver *s, const dq_model *m)
+{
+    static const char *const files[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                        "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt",
+                                        "added_tokens.json", "chat_template.jinja", DQ_TOKENIZER_GGUF};
+    const dq_model *root = dq_model_root(m);
+    if (root->gguf_names && strcmp(root->source->format, "gguf") == 0) {
+        char *path = dq_path_join(s->env, s->dir, DQ_TOKENIZER_GGUF);
+        dq_status status = path ? dq_gguf_write_metadata(root->source, path) : DQ_E_NOMEM;
+        dq_free(path);
+        return status;
+    }
+    if (!root->path || !dq_path_is_dir(root->path)) return DQ_OK;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) DQ_TRY(copy_file(s, root->path, files[i]));
+    return DQ_OK;
+}
+
+/* Reads back what was written: the digest of the manifest, and the proof that the shards open. */
+static dq_status written_content(dq_saver *s, json_t **out)
+{
+    char hash[17];
+    dq_source *source;
+    dq_digest d;
+    DQ_TRY(dq_safetensors_open_dir(s->env, s->dir, &source));
+    dq_status status = dq_digest_source(source, &d);
+    dq_source_free(source);
+    DQ_TRY(status);
+    snprintf(hash, sizeof hash, "%016" PRIx64, d.sum);
+    *out = json_pack("{s:I, s:I, s:s}", "tensors", (json_int_t)d.count, "bytes", (json_int_t)d.bytes, "fingerprint",
+                     hash);
+    return *out ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory while writing the manifest");
+}
+
+static dq_status write_manifest(dq_saver *s, dq_model *m, const dq_scheme *scheme, json_t *provenance)
+{
+    json_t *content;
+    DQ_TRY(written_content(s, &content));
+    json_t *rotations = m->rotations ? dq_rotations_to_json(m->rotations, m->has_r1) : json_null();
+    json_t *o = json_pack("{s:s, s:i, s:s, s:s, s:o, s:b, s:b, s:o, s:o, s:o, s:O?}", "format", "dartquant model",
+                          "version", 1, "library", DQ_VERSION_STRING, "source_fingerprint", dq_model_fingerprint(m),
+                          "model", dq_arch_to_json(&m->arch), "fused", (int)m->fused, "centered_embedding",
+                          (int)m->centered, "quantization", scheme ? dq_scheme_to_json(scheme) : json_null(),
+                          "rotations", rotations, "content", content, "provenance", provenance);
+    return write_json(s, DQ_MANIFEST, o);
+}
+
+/* A folder that is being overwritten is no model until the new manifest stands. */
+static dq_status remove_manifest(dq_saver *s)
+{
+    char *path = dq_path_join(s->env, s->dir, DQ_MANIFEST);
+    if (!path) return DQ_E_NOMEM;
+    dq_status status = DQ_OK;
+    if (unlink(path) != 0 && errno != ENOENT)
+        status = dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot remove the old manifest"), path);
+    dq_free(path);
+    return status;
+}
+
+dq_status dq_saver_finish(dq_saver *s, dq_model *model, const dq_scheme *scheme, const char *provenance,
+                          dq_progress *progress)
+{
+    json_t *extra = NULL;
+    if (!scheme) scheme = model->scheme;
+    if (provenance) DQ_TRY(dq_json_parse(provenance, strlen(provenance), NULL, &extra));
+    dq_status status;
+    uint64_t units = (uint64_t)model->arch.layers + 2;
+    DQ_GO(put_tensors(s, model, scheme, progress));
+    DQ_GO(dq_progress_report(progress, STAGE, units, units, 0.0));
+    DQ_GO(remove_manifest(s));
+    DQ_GO(write_config(s, model, scheme));
+    DQ_GO(write_tokenizer(s, model));
+    DQ_GO(s->files->ops->finish(s->files));
+    status = write_manifest(s, model, scheme, extra);
+done:
+    json_decref(extra);
+    return status;
+}
+
+dq_status dq_model_save_dir(dq_model *model, const char *dir, uint64_t part_size, dq_progress *progress)
+{
+    dq_saver *saver;
+    DQ_TRY(dq_saver_open(model->env, dir, part_size, &saver));
+    dq_status status = dq_saver_finish(saver, model, NULL, NULL, progress);
+    dq_saver_free(saver);
+    return status;
+}
