@@ -29,6 +29,8 @@ dq_status dq_gguf_array_length(const dq_source *source, const char *key, int64_t
 dq_status dq_gguf_array_string(const dq_source *source, const char *key, int64_t i, const char **out, size_t *bytes);
 dq_status dq_gguf_array_int(const dq_source *source, const char *key, int64_t i, int64_t *out);
 dq_status dq_gguf_array_double(const dq_source *source, const char *key, int64_t i, double *out);
+/* Writes a GGUF file with the same metadata and no tensors: the vocabulary without the weights. */
+dq_status dq_gguf_write_metadata(const dq_source *source, const char *path);
 
 /* ---- PyTorch zip archives (.pt, .pth, .bin) ---- */
 /* Tensors of a state dict; nested dicts join keys with '.'; a bare tensor is called "". Strided tensors are read as

@@ -92,8 +92,8 @@ dq_status dq_model_describe_json(dq_model *model, char **out)
     bad |= !o || json_object_set_new(o, "fingerprint", json_string(dq_model_fingerprint(model)));
     bad |= !o || json_object_set(o, "quantization", quantization);
     bad |= !o || json_object_set(o, "rotations", rotations);
-    status = bad ? dq_fail(DQ_E_NOMEM, "out of memory while describing the model")
-                 : dq_json_dump(model->env, o, true, out);
+    status =
+        bad ? dq_fail(DQ_E_NOMEM, "out of memory while describing the model") : dq_json_dump(model->env, o, true, out);
     json_decref(quantization);
     json_decref(rotations);
     json_decref(o);

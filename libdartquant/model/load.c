@@ -70,15 +70,16 @@ static dq_status read_tables(dq_source *source, dq_rotation_set *set)
         if (t < 0) return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the tensor is missing"), name);
         const dq_tensor_info *info = &source->tensors[t];
         if (info->dtype != DQ_I8 || info->bytes != (uint64_t)(h->k * h->k))
-            return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "a table of %lld x %lld int8 was expected",
-                                              (long long)h->k, (long long)h->k), name);
+            return dq_error_in_tensor(
+                dq_fail(DQ_E_MISMATCH, "a table of %lld x %lld int8 was expected", (long long)h->k, (long long)h->k),
+                name);
         h->hk = dq_alloc(set->env, (size_t)info->bytes);
         if (!h->hk) return DQ_E_NOMEM;
         DQ_TRY(dq_source_read_raw(source, t, 0, info->bytes, h->hk));
         for (uint64_t e = 0; e < info->bytes; e++)
             if (h->hk[e] != 1 && h->hk[e] != -1)
-                return dq_error_in_tensor(dq_fail(DQ_E_FORMAT, "entry %llu is %d, not +1 or -1",
-                                                  (unsigned long long)e, h->hk[e]), name);
+                return dq_error_in_tensor(
+                    dq_fail(DQ_E_FORMAT, "entry %llu is %d, not +1 or -1", (unsigned long long)e, h->hk[e]), name);
     }
     return DQ_OK;
 }
@@ -90,9 +91,10 @@ static dq_status check_content(dq_source *source, const manifest *m)
     dq_digest d;
     DQ_TRY(dq_digest_source(source, &d));
     if (d.count != m->tensors || d.bytes != (uint64_t)m->bytes)
-        return dq_fail(DQ_E_MISMATCH, "the shards hold %lld tensors with %llu bytes, the manifest was made for %lld "
-                       "with %lld", (long long)d.count, (unsigned long long)d.bytes, (long long)m->tensors,
-                       (long long)m->bytes);
+        return dq_fail(DQ_E_MISMATCH,
+                       "the shards hold %lld tensors with %llu bytes, the manifest was made for %lld "
+                       "with %lld",
+                       (long long)d.count, (unsigned long long)d.bytes, (long long)m->tensors, (long long)m->bytes);
     snprintf(hash, sizeof hash, "%016" PRIx64, d.sum);
     if (strcmp(hash, m->content) != 0)
         return dq_fail(DQ_E_MISMATCH, "the shards are not those of this manifest: fingerprint %s, expected %s", hash,

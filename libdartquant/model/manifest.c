@@ -56,7 +56,7 @@ json_t *dq_arch_to_json(const dq_arch *a)
 
 static dq_status read_arch_rope(const json_t *o, const char *path, dq_arch *a)
 {
-    int choice;
+    int choice = 0;
     DQ_TRY(dq_json_double(o, "rope_theta", true, path, &a->rope_theta));
     DQ_TRY(read_choice(o, "rope_type", rope_names, 4, path, &choice));
     a->rope_scaling = (dq_rope_scaling)choice;
@@ -141,7 +141,7 @@ dq_status dq_scheme_from_json(const json_t *o, const char *path, dq_scheme *out)
     static const char *const methods[] = {"rtn", "gptq"};
     dq_scheme s;
     int64_t bits;
-    int method;
+    int method = 0;
     DQ_TRY(need_object(o, "quantization", path));
     const json_t *w = json_object_get(o, "weights");
     DQ_TRY(need_object(w, "weights", path));
@@ -202,9 +202,11 @@ static dq_status hadamard_from_json(const json_t *parent, const char *key, int64
     DQ_TRY(dq_json_int(o, "blocks", 1, 1 << 24, true, path, &h.blocks));
     int64_t sylvester = h.n % h.k == 0 ? h.n / h.k : 0;
     if (sylvester == 0 || (sylvester & (sylvester - 1)) != 0 || h.n * h.blocks != length)
-        return dq_error_in_file(dq_fail(DQ_E_FORMAT, "\"%s\": %lld blocks of order %lld = %lld * 2^m do not make a "
-                                        "transform of %lld elements", key, (long long)h.blocks, (long long)h.n,
-                                        (long long)h.k, (long long)length), path);
+        return dq_error_in_file(dq_fail(DQ_E_FORMAT,
+                                        "\"%s\": %lld blocks of order %lld = %lld * 2^m do not make a "
+                                        "transform of %lld elements",
+                                        key, (long long)h.blocks, (long long)h.n, (long long)h.k, (long long)length),
+                                path);
     *out = h;
     return DQ_OK;
 }
@@ -214,7 +216,7 @@ dq_status dq_rotations_from_json(dq_env *env, const json_t *o, const char *path,
 {
     const int64_t lengths[DQ_ONLINE_TRANSFORMS] = {a->heads, a->head_dim, a->head_dim, a->intermediate};
     const char *origin;
-    int mode;
+    int mode = 0;
     dq_status status;
     DQ_TRY(need_object(o, "rotations", path));
     dq_rotation_set *s = dq_calloc(env, 1, sizeof *s);

@@ -103,8 +103,7 @@ done:
     return status;
 }
 
-dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names,
-                               dq_model **out)
+dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names, dq_model **out)
 {
     return dq_model_new_root(dev, arch, source, gguf_names, NULL, out);
 }

@@ -36,8 +36,9 @@ static dq_status open_hf(dq_device *dev, const char *dir, dq_model **out)
     if (!config) return DQ_E_NOMEM;
     dq_status status = dq_path_exists(config)
                            ? dq_arch_from_hf_config(env, config, &arch)
-                           : dq_error_in_file(dq_fail(DQ_E_NOTFOUND, "the folder holds no model: neither "
-                                                      DQ_MANIFEST " nor config.json is there"), dir);
+                           : dq_error_in_file(dq_fail(DQ_E_NOTFOUND, "the folder holds no model: neither " DQ_MANIFEST
+                                                                     " nor config.json is there"),
+                                              dir);
     dq_free(config);
     DQ_TRY(status);
     DQ_TRY(dq_source_open(env, dir, &source));
@@ -52,7 +53,8 @@ static dq_status open_any(dq_device *dev, const char *path, dq_model **out)
         return has_file(env, path, DQ_MANIFEST) ? dq_model_load_saved(dev, path, out) : open_hf(dev, path, out);
     if (dq_path_ends_with(path, ".safetensors") || dq_path_ends_with(path, ".json"))
         return dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED, "a model is opened by its folder, which holds the "
-                                        "configuration too"), path);
+                                                          "configuration too"),
+                                path);
     return open_gguf(dev, path, out);
 }
 

@@ -173,8 +173,8 @@ static dq_status put_linear(dq_saver *s, dq_model *m, const dq_scheme *scheme, i
         there = true;
     }
     if (!there && scheme && scheme->w.bits < 16) {
-        status = dq_error_in_tensor(dq_fail(DQ_E_STATE, "the scheme promises codes of %d bits, none were written",
-                                            scheme->w.bits), name);
+        status = dq_error_in_tensor(
+            dq_fail(DQ_E_STATE, "the scheme promises codes of %d bits, none were written", scheme->w.bits), name);
         goto done;
     }
     if (there && !dq_arch_has_bias(&m->arch, role)) goto done;
@@ -258,10 +258,10 @@ static dq_status write_config(dq_saver *s, const dq_model *m, const dq_scheme *s
 {
     const dq_arch *a = &m->arch;
     bool online = false;
-    if (m->rotations)
-        online = m->rotations->r3.n || m->rotations->r4.n || m->rotations->r2_mode == DQ_R2_ONLINE;
+    if (m->rotations) online = m->rotations->r3.n || m->rotations->r4.n || m->rotations->r2_mode == DQ_R2_ONLINE;
     json_t *o = dq_arch_to_json(a);
-    static const char *const ours[] = {"architecture", "rope_type", "rope_factor", "rope_low_freq_factor",
+    static const char *const ours[] = {"architecture",          "rope_type",
+                                       "rope_factor",           "rope_low_freq_factor",
                                        "rope_high_freq_factor", "rope_original_positions"};
     for (size_t i = 0; o && i < sizeof ours / sizeof *ours; i++) json_object_del(o, ours[i]);
     int bad = !o || json_object_set_new(o, "model_type", json_string(a->window ? "mistral" : a->family->name));
@@ -298,9 +298,16 @@ static dq_status copy_file(dq_saver *s, const char *dir, const char *file)
 
 static dq_status write_tokenizer(dq_saver *s, const dq_model *m)
 {
-    static const char *const files[] = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                                        "generation_config.json", "tokenizer.model", "vocab.json", "merges.txt",
-                                        "added_tokens.json", "chat_template.jinja", DQ_TOKENIZER_GGUF};
+    static const char *const files[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "generation_config.json",
+                                        "tokenizer.model",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "added_tokens.json",
+                                        "chat_template.jinja",
+                                        DQ_TOKENIZER_GGUF};
     const dq_model *root = dq_model_root(m);
     if (root->gguf_names && strcmp(root->source->format, "gguf") == 0) {
         char *path = dq_path_join(s->env, s->dir, DQ_TOKENIZER_GGUF);
@@ -324,8 +331,8 @@ static dq_status written_content(dq_saver *s, json_t **out)
     dq_source_free(source);
     DQ_TRY(status);
     snprintf(hash, sizeof hash, "%016" PRIx64, d.sum);
-    *out = json_pack("{s:I, s:I, s:s}", "tensors", (json_int_t)d.count, "bytes", (json_int_t)d.bytes, "fingerprint",
-                     hash);
+    *out =
+        json_pack("{s:I, s:I, s:s}", "tensors", (json_int_t)d.count, "bytes", (json_int_t)d.bytes, "fingerprint", hash);
     return *out ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory while writing the manifest");
 }
 

@@ -118,7 +118,8 @@ static void bad_configurations(void **state)
         {"{\"model_type\": \"gpt2\"}", "gpt2"},
         {"{\"model_type\": \"llama\"}", "hidden_size"},
         {"[1]", "object"},
-#define SIZES "\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,\"vocab_size\":9,"
+#define SIZES                                                                                                          \
+    "\"model_type\":\"llama\",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":2,\"vocab_size\":9,"
         {"{" SIZES "\"num_attention_heads\":7}", "heads"},
         {"{" SIZES "\"num_attention_heads\":8,\"num_key_value_heads\":3}", "multiple"},
         {"{" SIZES "\"num_attention_heads\":8,\"head_dim\":7}", "odd"},
