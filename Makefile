@@ -11,6 +11,7 @@ SANITIZE ?=
 OPT ?= -O3
 PKGS := openblas jansson libpcre2-8 libutf8proc libzip zlib
 
+comma := ,
 ifneq ($(SANITIZE),)
 # A sanitized build lives beside the ordinary one.
 O := $(BUILD)/sanitize-$(subst $(comma),-,$(SANITIZE))
@@ -19,8 +20,6 @@ else
 O := $(BUILD)
 SANFLAGS :=
 endif
-comma := ,
-
 CFLAGS ?= $(OPT) -g
 WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith $(WERROR)
 CPPFLAGS_ALL = -Iinclude -Ilibdartquant -D_GNU_SOURCE -DDQ_VERSION_STRING='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CPPFLAGS)

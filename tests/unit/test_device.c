@@ -67,6 +67,26 @@ static dq_tensor tensor(dq_device *dev, int64_t rows, int64_t cols, float first)
     return t;
 }
 
+/* An allocator that refuses after a number of requests. */
+typedef struct budget {
+    int left; /* allocations until one fails; -1 = never */
+} budget;
+
+static void *budget_alloc(void *user, size_t bytes)
+{
+    budget *b = user;
+    if (b->left == 0) return NULL;
+    if (b->left > 0) b->left--;
+    return malloc(bytes);
+}
+
+static void budget_free(void *user, void *ptr, size_t bytes)
+{
+    (void)user;
+    (void)bytes;
+    free(ptr);
+}
+
 /* ---- tables ---- */
 
 static void invalid_tables(void **state)
@@ -209,9 +229,19 @@ static void impossible_tensors(void **state)
     assert_fails(dq_tensor_alloc(dev, DQ_F32, -1, 3, &t), DQ_E_INVALID, "[-1, 3]");
     assert_fails(dq_tensor_alloc(dev, DQ_BLOCK, 1, 3, &t), DQ_E_INVALID, "BLOCK");
     assert_fails(dq_tensor_alloc(dev, DQ_F64, INT64_MAX, 3, &t), DQ_E_NOMEM, "does not fit");
-    assert_fails(dq_tensor_alloc(dev, DQ_F32, INT64_MAX / 16, 2, &t), DQ_E_NOMEM, "no memory");
-    assert_true(dq_tensor_is_empty(&t));
     dq_device_close(dev);
+
+    budget b = {-1};
+    dq_services services = {.struct_size = sizeof services, .abi = 1, .allocator = {budget_alloc, budget_free, &b}};
+    dq_env poor;
+    assert_ok(dq_env_init(&poor, &services, 1));
+    assert_ok(dq_device_open(&poor, "ref", "", DQ_POLICY_FORBID, &dev));
+    b.left = 0;
+    assert_fails(dq_tensor_alloc(dev, DQ_F32, 1000, 2, &t), DQ_E_NOMEM, "no memory for a tensor of 8000 bytes");
+    assert_true(dq_tensor_is_empty(&t));
+    b.left = -1;
+    dq_device_close(dev);
+    dq_env_clear(&poor);
 }
 
 /* ---- checks ---- */
@@ -513,25 +543,6 @@ static void transfers_fail_during_fallback(void **state)
 }
 
 /* ---- out of memory ---- */
-
-typedef struct budget {
-    int left; /* allocations until one fails; -1 = never */
-} budget;
-
-static void *budget_alloc(void *user, size_t bytes)
-{
-    budget *b = user;
-    if (b->left == 0) return NULL;
-    if (b->left > 0) b->left--;
-    return malloc(bytes);
-}
-
-static void budget_free(void *user, void *ptr, size_t bytes)
-{
-    (void)user;
-    (void)bytes;
-    free(ptr);
-}
 
 static dq_status small_job(dq_env *e)
 {
