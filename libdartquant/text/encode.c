@@ -161,8 +161,8 @@ dq_status dq_tokenizer_decode_ids(const dq_tokenizer *t, const int32_t *ids, siz
         if (skip_special && token->special) continue;
         /* without a decoder tokens are separated by spaces, as in `tokenizers` */
         if (t->decoders.count == 0 && p.count) DQ_GO(dq_bytes_add(&p.text, " ", 1));
-        DQ_GO(dq_pieces_add(&p, p.text.size, token->bytes, -1, false));
-        DQ_GO(dq_bytes_add(&p.text, token->text, token->bytes));
+        DQ_GO(dq_pieces_add(&p, p.text.size, token->shown_bytes, -1, false));
+        DQ_GO(dq_bytes_add(&p.text, token->shown, token->shown_bytes));
     }
     DQ_GO(dq_decode(&t->decoders, &p));
     DQ_GO(dq_bytes_add(&text, p.text.data, p.text.size));

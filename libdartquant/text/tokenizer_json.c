@@ -163,7 +163,11 @@ static dq_status read_added_token(const dq_json_at *at, const json_t *json, dq_t
                           token.id, known);
     if (known < 0) DQ_TRY(dq_error_in_file(dq_vocab_add(&t->vocab, id, text, token.bytes, true), at->file));
     t->vocab.tokens[id].special = token.special;
-    return dq_added_add(&t->added, &token, &t->normalizers);
+    DQ_TRY(dq_added_add(&t->added, &token, &t->normalizers));
+    if (!token.normalized || token.bytes == 0) return DQ_OK;
+    t->vocab.tokens[id].shown = t->added.tokens[t->added.count - 1].text;
+    t->vocab.tokens[id].shown_bytes = t->added.tokens[t->added.count - 1].bytes;
+    return DQ_OK;
 }
 
 static dq_status read_all(dq_env *env, const char *path, const json_t *root, dq_tokenizer *t)

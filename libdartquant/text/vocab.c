@@ -49,7 +49,7 @@ dq_status dq_vocab_add(dq_vocab *v, int64_t id, const char *text, size_t bytes, 
         DQ_TRY(status);
     }
     v->arena_used += bytes;
-    *t = (dq_token){.text = copy, .bytes = bytes, .added = added};
+    *t = (dq_token){.text = copy, .bytes = bytes, .shown = copy, .shown_bytes = bytes, .added = added};
     return DQ_OK;
 }
 

@@ -11,6 +11,8 @@ enum { DQ_MAX_TOKEN_ID = 1 << 23 };
 typedef struct dq_token {
     const char *text; /* NULL: the id is not used */
     size_t bytes;
+    const char *shown; /* what decoding starts from: differs from text for added tokens that are normalized */
+    size_t shown_bytes;
     bool special;
     bool added; /* not part of the model's own vocabulary */
 } dq_token;
