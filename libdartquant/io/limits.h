@@ -20,7 +20,8 @@
 #define DQ_GGUF_MIN_TENSOR_BYTES 24u /* name length, n_dims, type, offset */
 
 /* PyTorch archives */
-#define DQ_PT_MAX_PICKLE (UINT64_C(64) << 20) /* bytes of data.pkl */
+#define DQ_PT_MAX_PICKLE (UINT64_C(32) << 20) /* bytes of data.pkl; a 70B model's has 200 KB */
+#define DQ_PT_MAX_ARENA ((size_t)512 << 20)   /* bytes for all unpickled values together */
 #define DQ_PT_MAX_STACK ((size_t)1 << 20)     /* values on the unpickler's stack */
 #define DQ_PT_MAX_MEMO ((size_t)1 << 22)
 #define DQ_PT_MAX_DEPTH 64                /* nested containers */
