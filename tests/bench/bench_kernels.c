@@ -255,7 +255,7 @@ static void run_norm(void *arg)
 static void run_activation(void *arg)
 {
     call *c = arg;
-    must(b->activation(dev, c->kind, &c->x, &c->w, &c->x));
+    must(b->activation(dev, c->kind, &c->x, &c->w, &c->y));
 }
 static void run_axpy(void *arg)
 {
@@ -304,8 +304,9 @@ static void smollm2(int32_t math, dq_dtype weights)
     double norm =
         bench_stream("smollm2.rmsnorm", run_norm,
                      (call){.x = make(DQ_F32, N, H), .v = make(DQ_F32, 1, H), .y = make(DQ_F32, N, H)}, 2 * hidden);
-    double act = bench_stream("smollm2.silu", run_activation, (call){.x = make(DQ_F32, N, FF), .w = make(DQ_F32, N, FF)},
-                              3 * inter);
+    double act =
+        bench_stream("smollm2.silu", run_activation,
+                     (call){.x = make(DQ_F32, N, FF), .w = make(DQ_F32, N, FF), .y = make(DQ_F32, N, FF)}, 3 * inter);
     double add =
         bench_stream("smollm2.axpy", run_axpy, (call){.x = make(DQ_F32, N, H), .y = make(DQ_F32, N, H)}, 3 * hidden);
     double rope =
@@ -367,7 +368,10 @@ int main(int argc, char **argv)
         static const char *const names[] = {"activation.silu", "activation.gelu", "activation.gelu_tanh",
                                             "activation.relu"};
         bench_stream(names[kind], run_activation,
-                     (call){.x = make(DQ_F32, 4096, 4096), .w = make(DQ_F32, 4096, 4096), .kind = kind},
+                     (call){.x = make(DQ_F32, 4096, 4096),
+                            .w = make(DQ_F32, 4096, 4096),
+                            .y = make(DQ_F32, 4096, 4096),
+                            .kind = kind},
                      (size_t)3 * 4096 * 4096 * 4);
     }
     size_t n = (size_t)4096 * 4096;

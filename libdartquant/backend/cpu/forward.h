@@ -13,6 +13,7 @@ static inline int64_t dq_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b
 typedef struct dq_row_kernels {
     void (*bf16_to_f32)(const void *x, void *y, int64_t n);
     void (*f32_to_bf16)(const void *x, void *y, int64_t n);
+    void (*round_bf16)(const void *x, void *y, int64_t n); /* f32 to f32; in place allowed */
     void (*f16_to_f32)(const void *x, void *y, int64_t n);
     void (*f32_to_f16)(const void *x, void *y, int64_t n);
     void (*f32_to_f64)(const void *x, void *y, int64_t n);
@@ -58,6 +59,19 @@ dq_status dq_cpu_activation(void *device, int32_t kind, const dq_view *gate, con
 /* attention.c */
 dq_status dq_cpu_attention(void *device, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
                            const dq_view *v, const dq_view *o);
+/* widen.c */
+/* Whether a product in fp32 can read the view as it is. */
+static inline bool dq_cpu_is_wide(const dq_view *v, int32_t math) { return v->dtype == DQ_F32 && math != DQ_MATH_BF16; }
+/* The F32, F16 or BF16 view in fp32 at `out`, packed; rounded to bf16 first under DQ_MATH_BF16. */
+dq_view dq_cpu_widen(dq_cpu_dev *dev, const dq_view *v, int32_t math, float *out);
+static inline dq_view dq_view_slice(const dq_view *v, int64_t r0, int64_t rows, int64_t c0, int64_t cols, int64_t size)
+{
+    dq_view s = *v;
+    s.offset += (uint64_t)((r0 * v->stride + c0) * size);
+    s.rows = rows;
+    s.cols = cols;
+    return s;
+}
 /* gemm.c */
 dq_status dq_cpu_gemm(void *device, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a, const dq_view *b,
                       double beta, const dq_view *c, int32_t math);

@@ -34,8 +34,8 @@ _Static_assert(DQ_ATTENTION_QUERIES % STRIP == 0 && (int)STRIP <= (int)DQ_ATTENT
 TILE(1, tile_one)
 TILE(ROWS, tile)
 
-static void product(const float *a, int64_t a_row, int64_t a_step, int64_t rows, const float *b, int64_t depth, bool add,
-                    float *out)
+static void product(const float *a, int64_t a_row, int64_t a_step, int64_t rows, const float *b, int64_t depth,
+                    bool add, float *out)
 {
     int64_t r = 0;
     for (; r + ROWS <= rows; r += ROWS) tile(a + r * a_row, a_row, a_step, b, depth, add, out + r * STRIP);

@@ -24,14 +24,24 @@ static void f32_to_bf16(const void *src, void *dst, int64_t n)
     }
 }
 
+static void round_bf16(const void *src, void *dst, int64_t n)
+{
+    const float *x = src;
+    float *y = dst;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t u = dq_f32_bits(x[i]);
+        uint32_t rounded = u + 0x7fffu + ((u >> 16) & 1u);
+        y[i] = dq_f32_from_bits(((u & 0x7fffffffu) > 0x7f800000u ? u | 0x400000u : rounded) & 0xffff0000u);
+    }
+}
+
 static void f16_to_f32(const void *src, void *dst, int64_t n)
 {
     const uint16_t *x = src;
     float *y = dst;
     int64_t i = 0;
 #if VF == 16
-    for (; i + 16 <= n; i += 16)
-        _mm512_storeu_ps(y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x + i))));
+    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(y + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(x + i))));
 #elif VF == 8
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
 #endif
@@ -255,6 +265,7 @@ static void max_sumexp(const float *x, int64_t n, float *max, double *sum)
 const dq_row_kernels DQ_ISA(dq_rows) = {
     .bf16_to_f32 = bf16_to_f32,
     .f32_to_bf16 = f32_to_bf16,
+    .round_bf16 = round_bf16,
     .f16_to_f32 = f16_to_f32,
     .f32_to_f16 = f32_to_f16,
     .f32_to_f64 = f32_to_f64,

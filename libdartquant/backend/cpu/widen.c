@@ -1,0 +1,34 @@
+/* Operands of fp32 products that are not stored as plain fp32. SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cpu/forward.h"
+
+typedef struct widen_job {
+    const dq_row_kernels *kernels;
+    const dq_view *x;
+    bool round;
+    dq_view y;
+    int64_t row_block;
+} widen_job;
+
+static void widen_task(void *arg, int64_t i, int thread)
+{
+    const widen_job *j = arg;
+    (void)thread;
+    int64_t n = j->x->cols;
+    for (int64_t r = i * j->row_block; r < dq_min64(j->x->rows, (i + 1) * j->row_block); r++) {
+        float *y = dq_view_f32(&j->y, r);
+        if (j->x->dtype == DQ_BF16) j->kernels->bf16_to_f32(dq_view_at(j->x, r, 0, 2), y, n);
+        if (j->x->dtype == DQ_F16) j->kernels->f16_to_f32(dq_view_at(j->x, r, 0, 2), y, n);
+        if (j->x->dtype == DQ_F32) j->kernels->round_bf16(dq_view_f32(j->x, r), y, n);
+        if (j->x->dtype == DQ_F16 && j->round) j->kernels->round_bf16(y, y, n);
+    }
+}
+
+dq_view dq_cpu_widen(dq_cpu_dev *dev, const dq_view *v, int32_t math, float *out)
+{
+    const dq_host *host = dev->ref.host;
+    widen_job j = {.kernels = dq_cpu_rows(dev), .x = v, .round = math == DQ_MATH_BF16};
+    j.y = (dq_view){.mem = out, .rows = v->rows, .cols = v->cols, .stride = v->cols, .dtype = DQ_F32};
+    j.row_block = dq_max64(1, 32768 / dq_max64(1, v->cols));
+    host->run(host->self, dq_ceil_div(v->rows, j.row_block), widen_task, &j);
+    return j.y;
+}
