@@ -38,7 +38,8 @@ EXAMPLE_SRC := $(wildcard examples/*.c)
 EXAMPLES := $(EXAMPLE_SRC:examples/%.c=$(O)/bin/%)
 TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c)
 TESTS := $(TEST_SRC:tests/%.c=$(O)/tests/%)
-TEST_HELPERS := $(patsubst %.c,$(O)/obj/%.o,$(wildcard tests/support/*.c))
+TEST_HELPER_OBJ := $(patsubst %.c,$(O)/obj/%.o,$(wildcard tests/support/*.c))
+TEST_HELPERS := $(O)/tests/libsupport.a
 
 STATIC := $(O)/libdartquant.a
 SHARED := $(O)/libdartquant.so.$(VERSION)
@@ -82,15 +83,21 @@ $(O)/bin/%: $(O)/obj/examples/%.o $(SHARED)
 	@mkdir -p $(@D)
 	$(CC) $(SANFLAGS) $(LDFLAGS) -o $@ $< -L$(O) -ldartquant -Wl,-rpath,'$$ORIGIN/..'
 
+# An archive, so that a test links only the helpers it calls.
+$(TEST_HELPERS): $(TEST_HELPER_OBJ)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
 # Tests see the library's insides, so they link the archive.
 $(O)/tests/%: tests/%.c $(TEST_HELPERS) $(STATIC)
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS_ALL) -Itests/support $(filter-out -fvisibility=hidden -Wmissing-prototypes,$(CFLAGS_ALL)) -MMD -MP -MF $@.d $< $(TEST_HELPERS) $(STATIC) \
 	  -o $@ -lcmocka $(LDLIBS_ALL)
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(TEST_HELPERS:.o=.d)
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TESTS:=.d) $(TEST_HELPER_OBJ:.o=.d)
 
-.SECONDARY: $(TEST_HELPERS)
+.SECONDARY: $(TEST_HELPER_OBJ)
 tests-bin: $(TESTS)
 
 .PHONY: all tests-bin test demo bench fuzz install uninstall check-format format clean help
