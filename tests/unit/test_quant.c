@@ -10,6 +10,7 @@
 
 #include "base/rng.h"
 #include "base/status.h"
+#include "fake_backend.h"
 #include "io/formats.h"
 #include "quant/parts.h"
 
@@ -26,7 +27,13 @@ typedef struct bench {
 static void open_bench(bench *b, const char *backend, const char *options, int threads)
 {
     OK(dq_env_init(&b->env, NULL, threads));
-    OK(dq_device_open(&b->env, backend, options, DQ_POLICY_ALLOW, &b->dev));
+    if (strcmp(backend, "fake") != 0) {
+        OK(dq_device_open(&b->env, backend, options, DQ_POLICY_ALLOW, &b->dev));
+        return;
+    }
+    static dq_backend table; /* memory the host cannot touch, every op through the host fallback */
+    table = fake_backend();
+    OK(dq_device_open_table(&b->env, &table, options, DQ_POLICY_ALLOW, &b->dev));
 }
 
 static void close_bench(bench *b)
@@ -39,7 +46,7 @@ static void close_bench(bench *b)
 
 static int64_t find(const dq_source *s, const char *stem, const char *suffix)
 {
-    char name[128];
+    char name[192];
     snprintf(name, sizeof name, "%s%s", stem, suffix);
     return dq_source_find(s, name);
 }
@@ -178,11 +185,8 @@ static void gptq_case(bench *b, dq_source *s, const char *stem)
 static const struct {
     const char *backend, *options;
     int threads;
-} DEVICES[] = {{"ref", "", 1},
-               {"cpu", "simd=plain", 1},
-               {"cpu", "simd=avx2", 2},
-               {"cpu", "simd=auto", 1},
-               {"cpu", "simd=auto", 3}};
+} DEVICES[] = {{"ref", "", 1},          {"cpu", "simd=plain", 1}, {"cpu", "simd=avx2", 2},
+               {"cpu", "simd=auto", 1}, {"cpu", "simd=auto", 3},  {"fake", "", 1}};
 enum { DEVICE_COUNT = sizeof DEVICES / sizeof *DEVICES };
 
 static void rtn_codes_equal_numpy(void **state)
