@@ -92,13 +92,9 @@ static void print_ops(const json_t *ops)
     size_t i;
     json_t *op;
     json_array_foreach(json_object_get(ops, "ops"), i, op)
-    {
-        bool flops = json_object_get(op, "gflops");
         printf("%-16s %-40s %10.3f ms %9.1f %s\n", json_string_value(json_object_get(op, "name")),
                json_string_value(json_object_get(op, "shape")), json_number_value(json_object_get(op, "seconds")) * 1e3,
-               json_number_value(json_object_get(op, flops ? "gflops" : "gbytes_per_second")),
-               flops ? "GFLOP/s" : "GB/s");
-    }
+               json_number_value(json_object_get(op, "rate")), json_string_value(json_object_get(op, "unit")));
 }
 
 static int print_report(cli *c, json_t *ops, json_t *forward_result)

@@ -135,17 +135,6 @@ static int quantize(cli *c, job *j)
     return EXIT_OK;
 }
 
-/* With integer codes the quantizer has filled the folder already. */
-static int save(cli *c, job *j)
-{
-    const char *dir = cli_text(c, "save_qmodel_path");
-    if (!dir[0] || cli_int(c, "w_bits") < 16) return EXIT_OK;
-    TRY(c, dq_model_save(j->model, dir, c->config, c->cancel, cli_progress, c));
-    cli_progress_end(c);
-    lap(j, "save");
-    return EXIT_OK;
-}
-
 /* ---- report ---- */
 
 static void print_summary(cli *c, const job *j, const json_t *report)
@@ -226,7 +215,6 @@ static int pipeline(cli *c, job *j)
         status = transform(c, j);
         lap(j, "rotate");
         if (status == EXIT_OK) status = quantize(c, j);
-        if (status == EXIT_OK) status = save(c, j);
     }
     if (status == EXIT_OK && j->sets.count > 0) {
         status = cli_evaluate(c, j->model, &j->sets, j->results);

@@ -17,18 +17,16 @@ static void wrapped(int used, const char *text)
     int column = TEXT_COLUMN;
     while (*text) {
         int length = (int)strcspn(text, " ");
-        if (column + length > WIDTH && column > TEXT_COLUMN) {
+        if (column > TEXT_COLUMN && column + 1 + length > WIDTH) {
             printf("\n%*s", TEXT_COLUMN, "");
             column = TEXT_COLUMN;
-        }
-        printf("%.*s", length, text);
-        text += length;
-        column += length;
-        if (*text == ' ') {
+        } else if (column > TEXT_COLUMN) {
             printf(" ");
-            text++;
             column++;
         }
+        printf("%.*s", length, text);
+        column += length;
+        text += length + (text[length] == ' ');
     }
     printf("\n");
 }

@@ -18,7 +18,7 @@ DQ_API dq_status dq_evaluator_new(dq_model *model, const dq_config *config, dq_e
 /* NULL is accepted. */
 DQ_API void dq_evaluator_free(dq_evaluator *evaluator);
 /* Takes the ids. The dataset may be freed afterwards.
- * Errors: DQ_E_INVALID (other context, id outside the vocabulary), DQ_E_TEXT (shorter than one window), DQ_E_NOMEM. */
+ * Errors: DQ_E_INVALID (other context), DQ_E_MISMATCH (id outside the vocabulary), DQ_E_TEXT (shorter than one window), DQ_E_NOMEM. */
 DQ_API dq_status dq_evaluator_bind(dq_evaluator *evaluator, const dq_dataset *dataset);
 /* Runs all windows, one layer of weights in memory at a time. `cancel`, `progress` may be NULL. May be called again.
  * Errors: DQ_E_STATE (nothing bound), DQ_E_CANCELLED, DQ_E_NONFINITE (names the window), those of reading the weights,

@@ -13,8 +13,9 @@ extern "C" {
 
 /* Order of calls: new, bind (GPTQ only), then run once or step until done, then take_model and the reports. After a
  * failure or a cancel the job can only be freed; the input model is never changed.
- * With save_qmodel_path the codes of each layer go to that folder as they are made, the last step completes it (nothing
- * that opens as a model is there before), and take_model opens it. Without, codes stay in memory. */
+ * With save_qmodel_path the codes of each layer go to that folder as they are made, the last step adds the other tensors
+ * and the manifest (nothing that opens as a model is there before), and take_model opens the folder. Without, codes stay
+ * in memory. Where no weights are quantized (w_bits 16) there is one step, which only saves. */
 
 /* Prepares a job. `config` (NULL = defaults): w_*, a_*, k_*, v_*, act_order, static_groups, percdamp, nsamples, seqlen,
  * seed, math, save_qmodel_path, part_size. The model should be fused and rotated before if it is to be at all.
@@ -26,7 +27,7 @@ DQ_API void dq_quantizer_free(dq_quantizer *quantizer);
 /* *out = 1 when the job needs calibration data (GPTQ), else 0. Errors: DQ_E_INVALID. */
 DQ_API dq_status dq_quantizer_needs_data(const dq_quantizer *quantizer, int32_t *out);
 /* Draws nsamples windows of seqlen tokens (dq_dataset_sample). The dataset may be freed afterwards. Ignored for RTN.
- * Errors: DQ_E_INVALID (other context, id outside the vocabulary), DQ_E_STATE (already started), DQ_E_TEXT (too short),
+ * Errors: DQ_E_INVALID (other context), DQ_E_MISMATCH (id outside the vocabulary), DQ_E_STATE (already started), DQ_E_TEXT (too short),
  * DQ_E_NOMEM. */
 DQ_API dq_status dq_quantizer_bind(dq_quantizer *quantizer, const dq_dataset *dataset);
 /* Does one decoder layer. *done = 1 after the last, else 0. `cancel`, `progress` may be NULL.

@@ -33,8 +33,8 @@ typedef dq_status (*bench_fn)(bench *b);
 typedef struct bench_op {
     const char *name, *shape;
     bench_fn run;
-    double flops; /* 0: memory bound, `bytes` counts */
-    double bytes;
+    double work; /* what one run does, in billions of `unit` times a second */
+    const char *unit;
 } bench_op;
 
 #define MATRIX ((double)TOKENS * WIDTH)
@@ -89,21 +89,21 @@ static dq_status run_quantize(bench *b)
     return dq_op_quantize_weight(&plain_grid, &b->w, &b->scale, &b->zero, NULL, &b->codes);
 }
 
-/* Multiply and add count as two. Attention: half of QK^T and PV is masked. The clip search tries 80 ranges with a
- * power each; it is rated in weights a second instead. */
+/* Multiply and add count as two. Attention: half of QK^T and PV is masked. Memory-bound operations are rated by bytes
+ * read and written, the clip search (80 ranges, a power each) by weights. */
 static const bench_op ops[] = {
-    {"sgemm", "1024x1024x1024", run_sgemm, 2 * MATRIX *WIDTH, 0},
-    {"gemm_bf16", "1024x1024x1024", run_gemm_bf16, 2 * MATRIX *WIDTH, 0},
-    {"attention", "1024 tokens, 16 heads of 64, causal", run_attention, 2 * MATRIX *TOKENS, 0},
-    {"syrk", "1024x1024 from 1024 rows", run_syrk, SQUARE *TOKENS, 0},
-    {"gptq_factor", "1024x1024", run_factor, SQUARE *WIDTH, 0},
-    {"rmsnorm", "1024x1024", run_rmsnorm, 0, 8 * MATRIX},
-    {"rope", "1024x1024, heads of 64", run_rope, 0, 8 * MATRIX},
-    {"silu_gate", "1024x1024", run_activation, 0, 12 * MATRIX},
-    {"hadamard", "1024 of 1024x1024", run_hadamard, 0, 8 * MATRIX},
-    {"fake_quant", "1024x1024, 4 bits per token", run_fake_quant, 0, 8 * MATRIX},
-    {"clip_search", "1024x1024, groups of 128, 80 steps", run_clip_search, 0, 4 * SQUARE},
-    {"quantize_weight", "1024x1024, groups of 128", run_quantize, 0, 5 * SQUARE},
+    {"sgemm", "1024x1024x1024", run_sgemm, 2 * MATRIX *WIDTH, "GFLOP/s"},
+    {"gemm_bf16", "1024x1024x1024", run_gemm_bf16, 2 * MATRIX *WIDTH, "GFLOP/s"},
+    {"attention", "1024 tokens, 16 heads of 64, causal", run_attention, 2 * MATRIX *TOKENS, "GFLOP/s"},
+    {"syrk", "1024x1024 from 1024 rows", run_syrk, SQUARE *TOKENS, "GFLOP/s"},
+    {"gptq_factor", "1024x1024", run_factor, SQUARE *WIDTH, "GFLOP/s"},
+    {"rmsnorm", "1024x1024", run_rmsnorm, 8 * MATRIX, "GB/s"},
+    {"rope", "1024x1024, heads of 64", run_rope, 8 * MATRIX, "GB/s"},
+    {"silu_gate", "1024x1024", run_activation, 12 * MATRIX, "GB/s"},
+    {"hadamard", "1024 of 1024x1024", run_hadamard, 8 * MATRIX, "GB/s"},
+    {"fake_quant", "1024x1024, 4 bits per token", run_fake_quant, 8 * MATRIX, "GB/s"},
+    {"clip_search", "1024x1024, groups of 128, 80 steps", run_clip_search, 1000 * SQUARE, "Mweights/s"},
+    {"quantize_weight", "1024x1024, groups of 128", run_quantize, 5 * SQUARE, "GB/s"},
 };
 enum { OPS = sizeof ops / sizeof *ops };
 
@@ -179,11 +179,10 @@ static dq_status time_op(bench *b, const bench_op *op)
         if (seconds < best) best = seconds;
         runs++;
     } while (runs < 3 || dq_now() - begin < b->seconds);
-    double rate = (op->flops > 0 ? op->flops : op->bytes) / best * 1e-9;
+    double rate = op->work / best * 1e-9;
     if (op == ops) b->sgemm_gflops = rate;
-    json_array_append_new(b->ops,
-                          json_pack("{s:s, s:s, s:f, s:i, s:f}", "name", op->name, "shape", op->shape, "seconds", best,
-                                    "runs", runs, op->flops > 0 ? "gflops" : "gbytes_per_second", rate));
+    json_array_append_new(b->ops, json_pack("{s:s, s:s, s:f, s:i, s:f, s:s}", "name", op->name, "shape", op->shape,
+                                            "seconds", best, "runs", runs, "rate", rate, "unit", op->unit));
     return DQ_OK;
 }
 

@@ -91,7 +91,7 @@ dq_status dq_evaluator_bind(dq_evaluator *e, const dq_dataset *dataset)
     int64_t vocab = dq_model_arch(e->model)->vocab;
     for (int64_t i = 0; i < used; i++)
         if (stream->ids.data[i] < 0 || stream->ids.data[i] >= vocab)
-            return dq_fail(DQ_E_INVALID, "token %d at %lld of dataset %s is outside the model's vocabulary of %lld",
+            return dq_fail(DQ_E_MISMATCH, "token %d at %lld of dataset %s is outside the model's vocabulary of %lld",
                            stream->ids.data[i], (long long)i, stream->name, (long long)vocab);
     int32_t *ids = dq_alloc(env, (size_t)used * sizeof *ids);
     char *name = dq_strdup(env, stream->name);

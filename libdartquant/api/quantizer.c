@@ -118,7 +118,7 @@ static dq_status check_ids(const dq_quantizer *q, const dq_ids *ids, const char 
     int64_t vocab = dq_model_arch(q->model)->vocab;
     for (size_t i = 0; i < ids->count; i++)
         if (ids->data[i] < 0 || ids->data[i] >= vocab)
-            return dq_fail(DQ_E_INVALID, "token %d of dataset %s is outside the model's vocabulary of %lld",
+            return dq_fail(DQ_E_MISMATCH, "token %d of dataset %s is outside the model's vocabulary of %lld",
                            ids->data[i], name, (long long)vocab);
     return DQ_OK;
 }
@@ -170,15 +170,15 @@ static dq_status start(dq_quantizer *q)
     dq_env *env = &q->ctx->env;
     if (needs_data(q) && !q->windows.data)
         return dq_fail(DQ_E_STATE, "GPTQ needs calibration data: call dq_quantizer_bind first");
-    if (!quantizes_weights(q)) return DQ_OK;
-    dq_sink *sink;
+    dq_sink *sink = NULL;
     if (q->save_dir[0]) {
         DQ_TRY(dq_saver_open(env, q->save_dir, (uint64_t)dq_config_int(q->config, "part_size"), &q->saver));
         sink = dq_saver_sink(q->saver);
-    } else {
+    } else if (quantizes_weights(q)) {
         DQ_TRY(dq_memory_sink(env, &q->memory));
         sink = q->memory;
     }
+    if (!quantizes_weights(q)) return DQ_OK;
     return dq_quantize_job_new(q->model, &q->scheme, q->windows.data, q->nsamples, q->seqlen,
                                (int)dq_config_int(q->config, "math"), sink, &q->job);
 }
@@ -215,23 +215,42 @@ static dq_status provenance_text(const dq_quantizer *q, char **out)
     return status;
 }
 
+static bool changes_activations(const dq_scheme *s) { return s->a.bits < 16 || s->k.bits < 16 || s->v.bits < 16; }
+
+/* The result when its codes are not in a saved folder; `store` is taken over. */
+static dq_status derive(const dq_quantizer *q, dq_source *store, dq_model **out)
+{
+    if (store || changes_activations(&q->scheme) || dq_model_scheme(q->model))
+        return dq_model_derive_quantized(q->model, store, &q->scheme, out);
+    *out = dq_model_retain(q->model);
+    return DQ_OK;
+}
+
+static dq_status complete_folder(dq_quantizer *q)
+{
+    dq_status status;
+    char *provenance = NULL;
+    dq_model *model = NULL;
+    DQ_GO(provenance_text(q, &provenance));
+    if (!q->job) DQ_GO(derive(q, NULL, &model));
+    DQ_GO(dq_saver_finish(q->saver, model ? model : q->model, q->job ? &q->scheme : NULL, provenance, &q->progress));
+    dq_saver_free(q->saver);
+    q->saver = NULL;
+done:
+    dq_model_release(model);
+    dq_free(provenance);
+    return status;
+}
+
 /* After the last layer: codes become readable, or the saved folder complete. */
 static dq_status complete(dq_quantizer *q)
 {
-    if (q->saver) {
-        char *provenance = NULL;
-        DQ_TRY(provenance_text(q, &provenance));
-        dq_status status = dq_saver_finish(q->saver, q->model, &q->scheme, provenance, &q->progress);
-        dq_free(provenance);
-        DQ_TRY(status);
-        dq_saver_free(q->saver);
-        q->saver = NULL;
-    } else if (q->memory) {
-        DQ_TRY(q->memory->ops->finish(q->memory));
-        DQ_TRY(dq_memory_source(q->memory, &q->store));
-        q->memory->ops->free(q->memory);
-        q->memory = NULL;
-    }
+    if (q->saver) return complete_folder(q);
+    if (!q->memory) return DQ_OK;
+    DQ_TRY(q->memory->ops->finish(q->memory));
+    DQ_TRY(dq_memory_source(q->memory, &q->store));
+    q->memory->ops->free(q->memory);
+    q->memory = NULL;
     return DQ_OK;
 }
 
@@ -284,8 +303,6 @@ dq_status dq_quantizer_run(dq_quantizer *q, const dq_cancel *cancel, dq_progress
     return DQ_OK;
 }
 
-static bool changes_activations(const dq_scheme *s) { return s->a.bits < 16 || s->k.bits < 16 || s->v.bits < 16; }
-
 dq_status dq_quantizer_take_model(dq_quantizer *q, dq_model **out)
 {
     DQ_ENTER(q && out);
@@ -294,15 +311,12 @@ dq_status dq_quantizer_take_model(dq_quantizer *q, dq_model **out)
     dq_model *model = NULL;
     char *provenance = NULL;
     dq_status status;
-    bool opened = quantizes_weights(q) && q->save_dir[0] && q->job;
-    if (opened) {
+    if (q->save_dir[0]) {
         DQ_TRY(dq_model_open_path(q->ctx->dev, q->save_dir, &model));
-    } else if (q->store || changes_activations(&q->scheme) || dq_model_scheme(q->model)) {
-        dq_source *store = q->store;
-        q->store = NULL; /* taken over by the model, also when it fails */
-        DQ_TRY(dq_model_derive_quantized(q->model, store, &q->scheme, &model));
     } else {
-        model = dq_model_retain(q->model);
+        dq_source *store = q->store;
+        q->store = NULL;
+        DQ_TRY(derive(q, store, &model));
     }
     DQ_GO(provenance_text(q, &provenance));
     q->bits_per_weight = dq_model_bits_per_weight(model);
