@@ -1,0 +1,212 @@
+#!/usr/bin/env bash
+# The dartquant program on the tiny model: every subcommand, its JSON, its exit status, wrong usage, bad input, Ctrl-C.
+# Usage: run_cli.sh [BUILD]. SPDX-License-Identifier: Apache-2.0
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+out=${1:-build}
+dq=$out/bin/dartquant
+model=tests/data/tiny
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PYTHONPATH=tests/golden PYTHONDONTWRITEBYTECODE=1
+python3 - "$work" <<'P' || { echo "not ok test_text_made"; exit 1; }
+import sys
+from tiny_text import text
+for name, seed, size in (("cal", 2, 30000), ("eval", 3, 12000), ("long", 5, 400000)):
+    open(f"{sys.argv[1]}/{name}.txt", "w").write(text(seed, size))
+P
+status=0
+ok() { echo "ok $1"; }
+bad() { # name, reason
+    echo "not ok $1"
+    echo "  $2"
+    status=1
+}
+
+# run NAME EXPECTED_STATUS arguments...: keeps $work/NAME.out and .err
+run() {
+    local name=$1 expected=$2 got
+    shift 2
+    timeout 120 "$dq" "$@" > "$work/$name.out" 2> "$work/$name.err"
+    got=$?
+    [ "$got" -eq "$expected" ] && return 0
+    bad "$name" "exit status $got instead of $expected: $(head -c 400 "$work/$name.err")"
+    return 1
+}
+# json NAME EXPECTED_STATUS 'python condition on r' arguments...: stdout must be exactly one line, one JSON object.
+json() {
+    local name=$1 expected=$2 condition=$3 text
+    shift 3
+    run "$name" "$expected" "$@" --json || return
+    if text=$(python3 - "$work" "$name" "$condition" 2>&1 <<'P'
+import json, math, sys
+work, name, condition = sys.argv[1:]
+def load(n):
+    lines = open(f"{work}/{n}.out").read().splitlines()
+    assert len(lines) == 1, f"{len(lines)} lines on stdout"
+    value = json.loads(lines[0], parse_constant=lambda c: (_ for _ in ()).throw(ValueError(c)))
+    assert isinstance(value, dict)
+    return value
+r = load(name)
+assert eval(condition), f"condition is false for {json.dumps(r)[:600]}"
+P
+    ); then ok "$name"; else bad "$name" "$text"; fi
+}
+# says NAME EXPECTED_STATUS 'text on stderr' arguments...
+says() {
+    local name=$1 expected=$2 pattern=$3
+    shift 3
+    run "$name" "$expected" "$@" || return
+    if grep -qE -- "$pattern" "$work/$name.err"; then ok "$name"; else
+        bad "$name" "stderr lacks \"$pattern\": $(head -c 400 "$work/$name.err")"
+    fi
+}
+
+# ---- usage ----
+for sub in info tokenize logits ppl quantize bench; do
+    run "help_$sub" 0 "$sub" --help && { grep -q "usage: dartquant $sub" "$work/help_$sub.out" && ok "help_$sub" || bad "help_$sub" "no usage line"; }
+done
+run overview 0 --help && ok overview
+run version 0 --version && ok version
+run no_arguments 2 && ok no_arguments
+says unknown_subcommand 2 'no subcommand' frobnicate
+says unknown_flag 2 'did you mean "w_bits"' quantize $model --w_bist 4
+says foreign_flag 2 'no option of info' info $model --w_bits 4
+says flag_without_value 2 'needs a value' ppl $model --text_file
+says value_out_of_bounds 2 'w_bits' quantize $model --w_bits 40
+says value_not_a_number 2 'percdamp' quantize $model --percdamp much
+says bad_switch_value 2 'true or false' quantize $model --w_asym=perhaps
+says no_model 2 'needs a MODEL' info
+says two_models 2 'too many' info $model $model
+says unknown_preset 2 'w4a4kv4' quantize $model --preset w99
+says nothing_to_measure 2 'nothing to measure' ppl $model
+says gptq_without_text 2 'calibration' quantize $model --w_bits 4
+says load_and_model 2 'either MODEL' quantize $model --load_qmodel_path x
+says tokenize_without_text 2 'either --text or --file' tokenize $model
+json usage_as_json 2 'r["error"]["name"] == "DQ_E_INVALID" and "w_bits" in r["error"]["message"]' quantize $model --w_bits 40
+
+# ---- info ----
+json info 0 'r["command"] == "info" and r["hidden_size"] == 64 and r["intermediate_size"] == 192 and r["num_hidden_layers"] == 4 and r["num_attention_heads"] == 4 and r["num_key_value_heads"] == 2 and r["head_dim"] == 16 and r["vocab_size"] == 512 and r["tie_word_embeddings"] is True and r["architecture"] == "llama" and r["dtype"] == "BF16" and r["parameters"] > 0 and r["bytes"] > 0 and "tensors" not in r' info $model
+json info_tensors 0 'len(r["tensors"]) == r["tensor_count"] and all(set(t) >= {"name","dtype","shape","bytes","file"} for t in r["tensors"])' info $model --tensors
+json info_safetensors 0 'r["format"] == "safetensors" and r["tensors"] == load("info_tensors")["tensors"]' info $model/model.safetensors --tensors
+run info_text 0 info $model && { grep -qE '^hidden_size +64$' "$work/info_text.out" && ok info_text || bad info_text "no hidden_size line"; }
+
+# ---- tokenize ----
+json tokenize 0 'len(r["ids"]) == r["count"] > 3 and all(0 <= i < 512 for i in r["ids"])' tokenize $model --text "Once upon a time"
+printf 'Once upon a time' > "$work/once.txt"
+json tokenize_file 0 'r["ids"] == load("tokenize")["ids"]' tokenize $model --file "$work/once.txt"
+json tokenize_no_special 0 'r["ids"] == [i for i in load("tokenize")["ids"] if i != r["bos_id"]]' tokenize $model --text "Once upon a time" --no-special
+json tokenize_empty 0 'r["count"] <= 1' tokenize $model --text ""
+json tokenize_eval 0 'r["count"] > 1000' tokenize $model --file "$work/eval.txt"
+
+# ---- logits ----
+json logits 0 'r["shape"] == [4, 512] and len(r["top"]) == 4 and all(len(t) == 5 for t in r["top"]) and r["nll"] > 0' logits $model --ids 1,20,300,4
+json logits_out 0 'r["nll"] == load("logits")["nll"] and "top" not in r' logits $model --ids 1,20,300,4 --out "$work/l.npy"
+if text=$(python3 - "$work" 2>&1 <<'P'
+import array, ast, json, math, sys
+data = open(f"{sys.argv[1]}/l.npy", "rb").read()
+assert data[:8] == b"\x93NUMPY\x01\x00"
+n = int.from_bytes(data[8:10], "little")
+assert (10 + n) % 64 == 0
+head = ast.literal_eval(data[10:10 + n].decode())
+assert head == {"descr": "<f4", "fortran_order": False, "shape": (4, 512)}, head
+v = array.array("f", data[10 + n:])
+r = json.load(open(f"{sys.argv[1]}/logits.out"))
+ids, nll = [1, 20, 300, 4], 0
+for i in range(3):
+    row = v[i * 512:(i + 1) * 512]
+    nll += math.log(sum(math.exp(x) for x in row)) - row[ids[i + 1]]
+assert abs(nll / 3 - r["nll"]) < 1e-9, (nll / 3, r["nll"])
+for i in range(4):
+    row = v[i * 512:(i + 1) * 512]
+    best = sorted(range(512), key=lambda k: -row[k])[:5]
+    assert [t["id"] for t in r["top"][i]] == best and abs(r["top"][i][0]["logit"] - row[best[0]]) < 1e-6
+P
+); then ok npy_file; else bad npy_file "$text"; fi
+json logits_one_id 0 'r["nll"] is None and r["shape"] == [1, 512]' logits $model --ids 7
+json logits_foreign_id 1 'r["error"]["name"] == "DQ_E_MISMATCH"' logits $model --ids 1,512
+says logits_bad_list 2 'no list of token ids' logits $model --ids 1,,2
+says logits_unwritable 1 'No such file|Not a directory' logits $model --ids 1,2 --out "$work/none/l.npy"
+
+# ---- ppl ----
+p="--text_file $work/eval.txt --seqlen 64 --limit 8"
+json ppl 0 'set(r["results"][0]) >= {"dataset","ppl","nll","windows","tokens","seqlen","protocol","seconds","tokens_per_second"} and r["results"][0]["windows"] == 8 and r["results"][0]["tokens"] == 512 and abs(math.exp(r["results"][0]["nll"]) / r["results"][0]["ppl"] - 1) < 1e-12 and r["results"][0]["ppl"] < 50 and r["peak_rss_bytes"] > 0' ppl $model $p
+json ppl_dashes 0 'r["results"][0]["ppl"] == load("ppl")["results"][0]["ppl"]' ppl $model --text-file "$work/eval.txt" --seqlen=64 --limit=8
+json ppl_one_thread 0 'r["results"][0]["ppl"] == load("ppl")["results"][0]["ppl"]' ppl $model $p --threads 1
+json ppl_reference 0 'abs(r["results"][0]["ppl"] / load("ppl")["results"][0]["ppl"] - 1) < 1e-4 and r["device"].startswith("ref")' ppl $model $p --backend ref --limit 2 --limit 8
+python3 -c "import json;r=json.load(open('$work/tokenize_eval.out'));json.dump(r['ids'],open('$work/ids.json','w'))"
+json ppl_ids 0 'r["results"][0]["ppl"] == load("ppl")["results"][0]["ppl"]' ppl $model --ids "$work/ids.json" --seqlen 64 --limit 8
+json ppl_two_files 0 'len(r["results"]) == 2' ppl $model $p --text_file "$work/cal.txt"
+json ppl_too_short 1 '"less than one window" in r["error"]["message"]' ppl $model --text_file "$work/once.txt" --seqlen 64
+: > "$work/empty.txt"
+json ppl_empty_text 1 'r["error"]["status"] < 0' ppl $model --text_file "$work/empty.txt" --seqlen 64
+json ppl_missing_text 1 'r["error"]["name"] == "DQ_E_IO" and "absent.txt" in r["error"]["message"]' ppl $model --text_file "$work/absent.txt"
+json ppl_missing_dataset 1 '"wiki" in r["error"]["message"]' ppl $model --dataset wikitext2 --data_dir "$work"
+mkdir -p "$work/data/wikitext2"
+cp "$work/eval.txt" "$work/data/wikitext2/wiki.test.raw"
+cp "$work/cal.txt" "$work/data/wikitext2/wiki.train.raw"
+json ppl_dataset 0 'r["results"][0]["dataset"] == "wikitext2" and r["results"][0]["windows"] == 4' ppl $model --dataset wikitext2 --data_dir "$work/data" --seqlen 64 --limit 4
+
+# ---- quantize ----
+c="--cal-file $work/cal.txt --nsamples 8 --ppl_eval $p"
+json q_plain 0 'r["results"][0]["ppl"] == load("ppl")["results"][0]["ppl"] and r["layers"] == []' quantize $model --no_rotation --ppl_eval $p
+json q_rotated 0 'abs(r["results"][0]["ppl"] / load("ppl")["results"][0]["ppl"] - 1) < 1e-4 and r["rotations"]' quantize $model --ppl_eval $p
+json q_rtn 0 'len(r["layers"]) == 28 and all(l["bits"] == 4 for l in r["layers"])' quantize $model --w_bits 4 --w_rtn $c
+json q_gptq 0 'len(r["layers"]) == 28 and all(l["damping"] > 0 for l in r["layers"]) and 4 < r["bits_per_weight"] < 6 and r["results"][0]["ppl"] < load("q_rtn")["results"][0]["ppl"]' quantize $model --w_bits 4 $c
+json q_cal_dataset 0 'r["calibration"]["dataset"] == "wikitext2" and [x["dataset"] for x in r["results"]] == ["wikitext2"]' quantize $model --w_bits 4 --nsamples 2 --cal_dataset wikitext2 --data-dir "$work/data" --ppl_eval --ppl_eval_dataset wikitext2 --seqlen 64 --limit 2
+json q_model_after_list 0 'r["model"] == "tests/data/tiny"' quantize --ppl_eval --ppl_eval_dataset wikitext2 $model --data-dir "$work/data" --seqlen 64 --limit 2
+json q_switches 0 'r["scheme"]["w"]["symmetric"] is False and r["scheme"]["a"]["symmetric"] is False and r["scheme"]["w"]["clip_search"] is True and r["rotations"]["r1"] in (False, None)' quantize $model --w-asym --a_asym true --w_clip=yes --use_r1 false --w_bits 4 --w-rtn --a-bits 8 $c
+json q_preset_refined 0 'r["scheme"]["w"]["bits"] == 3 and r["scheme"]["a"]["bits"] == 8 and r["scheme"]["k"]["groupsize"] == 16' quantize $model --w_bits 3 --preset w4a8kv8 --w_rtn $c
+json q_save 0 'r["saved"] and r["results"][0]["ppl"] > 1' quantize $model --preset w4a4kv4 $c --save_qmodel_path "$work/saved/w4a4kv4"
+json q_load 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"]' quantize --load_qmodel_path "$work/saved/w4a4kv4" --ppl_eval $p
+json q_ppl_of_saved 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"]' ppl "$work/saved/w4a4kv4" $p
+json q_info_of_saved 0 'r["quantization"] and r["rotations"]' info "$work/saved/w4a4kv4"
+json q_threads 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"] and r["layers"] == load("q_save")["layers"]' quantize $model --preset w4a4kv4 $c --threads 1
+json q_no_calibration_file 1 'r["error"]["name"] == "DQ_E_IO"' quantize $model --w_bits 4 --cal_file "$work/absent.txt"
+json q_short_calibration 1 'r["error"]["name"] == "DQ_E_TEXT"' quantize $model --w_bits 4 --cal_file "$work/once.txt" --seqlen 64
+: > "$work/file"
+json q_unwritable 1 'r["error"]["name"] == "DQ_E_IO"' quantize $model --w_bits 4 --w_rtn --save_qmodel_path "$work/file/below"
+
+# A full target: files beyond 100 blocks are refused. Nothing that looks like a model stays behind.
+(trap '' XFSZ; ulimit -f 100; timeout 60 "$dq" quantize $model --w_bits 8 --w_rtn --save_qmodel_path "$work/full" --json > "$work/full.out" 2> "$work/full.err")
+if [ $? -eq 1 ] && grep -q '"DQ_E_IO"' "$work/full.out" && [ -z "$(ls -A "$work/full" 2>/dev/null)" ]; then ok target_full; else
+    bad target_full "$(cat "$work/full.out" "$work/full.err"; ls -A "$work/full" 2>/dev/null)"
+fi
+
+# ---- bad input ----
+json missing_model 1 'r["error"]["name"] == "DQ_E_IO" and "nowhere" in r["error"]["message"]' info "$work/nowhere"
+mkdir "$work/cut"
+cp $model/config.json $model/tokenizer*.json "$work/cut/"
+head -c 200000 $model/model.safetensors > "$work/cut/model.safetensors"
+json truncated_model 1 'r["error"]["status"] <= -100 and r["error"]["file"].endswith("model.safetensors")' ppl "$work/cut" $p
+cp -r "$work/saved/w4a4kv4" "$work/shardless"
+rm "$work/shardless/"*.safetensors
+json missing_shard 1 'r["error"]["status"] < 0 and "shardless" in r["error"]["message"]' ppl "$work/shardless" $p
+if "$dq" info $model --json > /dev/full 2> "$work/devfull.err"; [ $? -eq 1 ]; then ok stdout_full; else bad stdout_full "exit status was not 1"; fi
+
+# ---- Ctrl-C: the reference device is slow enough to be interrupted ----
+interrupt() { # name, seconds, arguments...
+    local name=$1 seconds=$2 pid got
+    shift 2
+    timeout 60 "$dq" "$@" --json > "$work/$name.out" 2> "$work/$name.err" &
+    pid=$!
+    sleep "$seconds"
+    pid=$(pgrep -P "$pid" | head -1) # the program below timeout
+    kill -INT "${pid:-0}" 2>/dev/null
+    wait %% 2>/dev/null
+    got=$?
+    if [ "$got" -eq 1 ] && grep -q DQ_E_CANCELLED "$work/$name.out"; then ok "$name"; else
+        bad "$name" "exit status $got: $(head -c 300 "$work/$name.out" "$work/$name.err")"
+    fi
+}
+interrupt interrupted_ppl 1 ppl $model --text_file "$work/long.txt" --seqlen 256 --backend ref
+interrupt interrupted_quantize 1 quantize $model --w_bits 4 --cal_file "$work/long.txt" --seqlen 256 --nsamples 128 --backend ref --save_qmodel_path "$work/interrupted"
+if [ -z "$(ls -A "$work/interrupted" 2>/dev/null)" ]; then ok interrupted_leaves_nothing; else bad interrupted_leaves_nothing "$(ls -A "$work/interrupted")"; fi
+
+# ---- bench, and the example program ----
+json bench 0 'len(r["ops"]) >= 10 and r["sgemm_gflops"] > 0 and r["forward"]["tokens_per_second"] > 0' bench $model --seqlen 64 --seconds 0.001
+if text=$("$out/bin/quantize_model" $model "$work/cal.txt" "$work/eval.txt" "$work/example" seqlen=64 nsamples=8 limit=8 2>&1) &&
+    grep -qE 'perplexity [0-9.]+ -> [0-9.]+ at [45]\.[0-9]+ bits' <<< "$text" && [ -e "$work/example/dartquant.json" ]; then ok example_quantize_model; else
+    bad example_quantize_model "$text"
+fi
+exit $status
