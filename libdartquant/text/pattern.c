@@ -54,11 +54,12 @@ void dq_pattern_free(dq_pattern *p)
     dq_free(p);
 }
 
-/* Oniguruma means other things than PCRE2 by some constructs: \w contains marks (rewritten here), classes can be nested
+/* Oniguruma means other things than PCRE2 by some constructs: \w contains marks and circled letters (rewritten here), classes can be nested
  * or intersected and \h is a hexadecimal digit (refused). */
 static dq_status translate(dq_bytes *out, const char *s, size_t n, const char *file, const char *where)
 {
-    static const char word[] = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}";
+    static const char word[] = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}"
+                               "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}";
     const char *refused = NULL;
     bool in_class = false;
     size_t class_start = 0;

@@ -98,8 +98,11 @@ bool dq_char_is_word(int32_t cp)
         case UTF8PROC_CATEGORY_ND:
         case UTF8PROC_CATEGORY_NL:
         case UTF8PROC_CATEGORY_PC: return true;
-        default: return cp == 0x200c || cp == 0x200d;
+        default: break;
     }
+    /* circled and squared letters are alphabetic symbols (Other_Alphabetic) */
+    if (cp >= 0x1f130 && cp <= 0x1f189) return cp <= 0x1f149 || (cp >= 0x1f150 && cp <= 0x1f169) || cp >= 0x1f170;
+    return (cp >= 0x24b6 && cp <= 0x24e9) || cp == 0x200c || cp == 0x200d;
 }
 
 bool dq_char_is_mark(int32_t cp)

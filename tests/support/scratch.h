@@ -1,0 +1,14 @@
+/* A folder of files that a test makes and that vanishes with it. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_TESTS_SCRATCH_H
+#define DQ_TESTS_SCRATCH_H
+
+#include <stddef.h>
+
+int scratch_open(void);  /* 0 = done */
+int scratch_empty(void); /* removes all files */
+void scratch_close(void);
+const char *scratch_dir(void);
+/* Writes dir/name (with the folders it needs) and returns the path, valid until the next call. bytes 0 = a string. */
+const char *scratch_write(const char *name, const void *data, size_t bytes);
+
+#endif
