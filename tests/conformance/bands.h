@@ -43,7 +43,7 @@ static const band bands[] = {
     {"hadamard", "f64", 2e-15, 0},
     {"syrk", "f32", 2e-6, 3e-6}, /* |alpha| sqrt(tokens) + |beta| */
     {"diag", "f32", 0, 0},
-    {"gptq_factor", "f32", 5e-5, 0}, /* largest entry; condition number below 1e4 */
+    {"gptq_factor", "f32", 2e-6, 0}, /* 1; condition number about 3 */
     {"qr", "f32", 1e-4, 0},          /* 1; r: largest entry */
     {"qr", "f64", 1e-12, 0},
     {"weight_grid", "f32", 0, 0},       /* without search */

@@ -6,7 +6,7 @@ typedef struct shape_case {
     dq_dtype dtype, to;
 } shape_case;
 
-static const int64_t shapes[][2] = {{1, 1}, {1, 7}, {3, 17}, {5, 64}, {33, 129}, {0, 5}, {4, 0}, {2, 1031}};
+static const int64_t shapes[][2] = {{1, 1}, {1, 7}, {3, 17}, {5, 64}, {33, 129}, {0, 5}, {4, 0}, {2, 1031}, {40, 1031}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 static const dq_dtype floats[] = {DQ_F32, DQ_F64, DQ_F16, DQ_BF16};
 

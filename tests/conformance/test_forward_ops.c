@@ -25,18 +25,21 @@ static void gemm_run(run_ctx *c, const void *params)
     keep(c, "c", y, limit, fabs(p->alpha) * sqrt((double)p->k + 1) + fabs(p->beta));
 }
 
+static void gemm_one(gemm_case p, const int64_t *size, int layout)
+{
+    char label[120];
+    p.m = size[0], p.n = size[1], p.k = size[2];
+    snprintf(label, sizeof label, "gemm %s x %s%s %s%s [%d, %d, %d] beta %g", dq_dtype_name(p.a), dq_dtype_name(p.b),
+             p.math ? " bf16 math" : "", p.trans_a ? "T" : "N", p.trans_b ? "T" : "N", (int)p.m, (int)p.n, (int)p.k,
+             p.beta);
+    run_case_with(label, gemm_run, &p, layout, p.math == DQ_MATH_BF16 && p.c != DQ_F64, NULL);
+}
+
 static void gemm_over(gemm_case p)
 {
     static const int64_t sizes[][3] = {{1, 1, 1},      {1, 17, 5},   {4, 3, 0},      {0, 3, 4},     {33, 65, 127},
                                        {130, 70, 257}, {5, 515, 64}, {64, 128, 576}, {257, 33, 31}, {2, 2, 1030}};
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        p.m = sizes[i][0], p.n = sizes[i][1], p.k = sizes[i][2];
-        char label[120];
-        snprintf(label, sizeof label, "gemm %s x %s%s %s%s [%d, %d, %d] beta %g", dq_dtype_name(p.a),
-                 dq_dtype_name(p.b), p.math ? " bf16 math" : "", p.trans_a ? "T" : "N", p.trans_b ? "T" : "N", (int)p.m,
-                 (int)p.n, (int)p.k, p.beta);
-        run_case_with(label, gemm_run, &p, (int)(i % LAYOUTS), p.math == DQ_MATH_BF16 && p.c != DQ_F64, NULL);
-    }
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) gemm_one(p, sizes[i], (int)(i % LAYOUTS));
 }
 
 static void gemm(void **state)
@@ -100,6 +103,28 @@ static void gemm_f64(void **state)
     finish_cases();
 }
 
+/* Several blocks in each direction. */
+static void gemm_large(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][3] = {{530, 800, 70}, {70, 270, 1100}};
+    static const dq_dtype types[][3] = {{DQ_F32, DQ_F32, DQ_F32}, {DQ_F32, DQ_BF16, DQ_F32}, {DQ_F64, DQ_F64, DQ_F64}};
+    for (int i = 0; i < 2; i++)
+        for (int t = 0; t < 3; t++)
+            for (int math = 0; math < (t < 2 ? 2 : 1); math++) {
+                gemm_case p = {.trans_a = t == 1,
+                               .trans_b = t != 2,
+                               .a = types[t][0],
+                               .b = types[t][1],
+                               .c = types[t][2],
+                               .alpha = 1,
+                               .beta = i,
+                               .math = math};
+                gemm_one(p, sizes[i], i);
+            }
+    finish_cases();
+}
+
 /* ---- norm, rope, activation ---- */
 
 typedef struct row_case {
@@ -133,9 +158,9 @@ static void rmsnorm_run(run_ctx *c, const void *params)
 static void rmsnorm(void **state)
 {
     (void)state;
-    static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {3, 16}, {0, 8}, {7, 576}, {2, 1031}, {33, 100}};
+    static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {3, 16}, {0, 8}, {7, 576}, {2, 1031}, {33, 100}, {70, 576}};
     static const double magnitude[] = {1, 1e-4, 3000};
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < 8; i++)
         for (int k = 0; k < 3; k++) {
             row_case p = {.rows = sizes[i][0], .cols = sizes[i][1], .size = magnitude[k]};
             char label[80];
@@ -299,8 +324,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gemm),       cmocka_unit_test(gemm_mixed), cmocka_unit_test(gemm_bf16),
-        cmocka_unit_test(gemm_f64),   cmocka_unit_test(rmsnorm),    cmocka_unit_test(rope),
-        cmocka_unit_test(activation), cmocka_unit_test(attention),  cmocka_unit_test(head_nll),
+        cmocka_unit_test(gemm_large), cmocka_unit_test(gemm_f64),   cmocka_unit_test(rmsnorm),
+        cmocka_unit_test(rope),       cmocka_unit_test(activation), cmocka_unit_test(attention),
+        cmocka_unit_test(head_nll),
     };
     return cmocka_run_group_tests_name("conformance: forward", tests, open_all, close_all);
 }

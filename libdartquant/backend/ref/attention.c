@@ -4,47 +4,59 @@
 
 #include "backend/ref/ops.h"
 
-/* The columns of one query head, and of the key/value head it reads. */
-typedef struct head_place {
-    int64_t q;
-    int64_t kv;
-} head_place;
+/* One sequence and one query head, widened to fp64 (and rounded as the products ask). */
+typedef struct head {
+    double *q, *k, *v; /* [seqlen, head_dim] */
+    double *p;         /* [seqlen] */
+    double *sum;       /* [head_dim] */
+} head;
 
-/* Attention of token `row` over the keys [first, row]; `p` holds their probabilities, `sum` the head's output. */
-static void attend(const dq_attention_desc *d, const dq_view *q, const dq_view *k, const dq_view *v, const dq_view *o,
-                   head_place at, int64_t row, int64_t first, double *p, double *sum)
+static void widen(const dq_attention_desc *d, const dq_view *x, int64_t first_row, int64_t first_col, double *out)
 {
+    for (int64_t r = 0; r < d->seqlen; r++)
+        for (int64_t c = 0; c < d->head_dim; c++)
+            out[r * d->head_dim + c] = dq_ref_operand(x, first_row + r, first_col + c, d->math);
+}
+
+/* Token `row` looks at the keys [first, row]. */
+static void attend(const dq_attention_desc *d, const head *h, int64_t row, int64_t first)
+{
+    int64_t dim = d->head_dim;
     double top = -INFINITY, total = 0;
     for (int64_t j = first; j <= row; j++) {
         double dot = 0;
-        for (int64_t c = 0; c < d->head_dim; c++)
-            dot += dq_ref_operand(q, row, at.q + c, d->math) * dq_ref_operand(k, j, at.kv + c, d->math);
-        p[j - first] = dot * d->scale;
-        if (p[j - first] > top) top = p[j - first];
+        for (int64_t c = 0; c < dim; c++) dot += h->q[row * dim + c] * h->k[j * dim + c];
+        h->p[j] = dot * d->scale;
+        if (h->p[j] > top) top = h->p[j];
     }
-    for (int64_t c = 0; c < d->head_dim; c++) sum[c] = 0;
+    for (int64_t c = 0; c < dim; c++) h->sum[c] = 0;
     for (int64_t j = first; j <= row; j++) {
-        double weight = exp(p[j - first] - top);
+        double weight = exp(h->p[j] - top);
         total += weight;
-        for (int64_t c = 0; c < d->head_dim; c++) sum[c] += weight * dq_ref_operand(v, j, at.kv + c, d->math);
+        for (int64_t c = 0; c < dim; c++) h->sum[c] += weight * h->v[j * dim + c];
     }
-    for (int64_t c = 0; c < d->head_dim; c++) dq_ref_put(o, row, at.q + c, sum[c] / total);
+    for (int64_t c = 0; c < dim; c++) h->sum[c] /= total;
 }
 
 dq_status dq_ref_attention(void *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k, const dq_view *v,
                            const dq_view *o)
 {
-    double *p = dq_ref_scratch(dev, d->seqlen + d->head_dim, sizeof(double));
-    if (!p) return DQ_E_NOMEM;
-    int64_t share = d->heads / d->kv_heads;
-    for (int64_t row = 0; row < q->rows; row++) {
-        int64_t first = row - row % d->seqlen;
-        if (d->window > 0 && row - d->window + 1 > first) first = row - d->window + 1;
-        for (int64_t h = 0; h < d->heads; h++) {
-            head_place at = {h * d->head_dim, h / share * d->head_dim};
-            attend(d, q, k, v, o, at, row, first, p, p + d->seqlen);
+    int64_t dim = d->head_dim, plane, share = d->heads / d->kv_heads;
+    if (__builtin_mul_overflow(d->seqlen, dim, &plane) || plane > INT64_MAX / 8)
+        return dq_ref_fail(dev, DQ_E_NOMEM, "attention: %lld tokens are too many", (long long)d->seqlen);
+    double *scratch = dq_ref_scratch(dev, 3 * plane + d->seqlen + dim, sizeof(double));
+    if (!scratch) return DQ_E_NOMEM;
+    head h = {scratch, scratch + plane, scratch + 2 * plane, scratch + 3 * plane, scratch + 3 * plane + d->seqlen};
+    for (int64_t start = 0; start < q->rows; start += d->seqlen)
+        for (int64_t at = 0; at < d->heads; at++) {
+            widen(d, q, start, at * dim, h.q);
+            widen(d, k, start, at / share * dim, h.k);
+            widen(d, v, start, at / share * dim, h.v);
+            for (int64_t row = 0; row < d->seqlen; row++) {
+                attend(d, &h, row, d->window > 0 && row >= d->window ? row - d->window + 1 : 0);
+                for (int64_t c = 0; c < dim; c++) dq_ref_put(o, start + row, at * dim + c, h.sum[c]);
+            }
         }
-    }
-    dq_ref_release(dev, p);
+    dq_ref_release(dev, scratch);
     return DQ_OK;
 }

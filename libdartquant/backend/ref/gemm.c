@@ -45,17 +45,21 @@ dq_status dq_ref_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha,
 
 dq_status dq_ref_syrk(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h)
 {
-    int64_t n = x->cols;
-    double *sum = dq_ref_scratch(dev, n, sizeof(double));
+    int64_t n = x->cols, squared;
+    if (__builtin_mul_overflow(n + 1, n, &squared))
+        return dq_ref_fail(dev, DQ_E_NOMEM, "syrk: order %lld is too large", (long long)n);
+    double *sum = dq_ref_scratch(dev, squared, sizeof(double));
     if (!sum) return DQ_E_NOMEM;
+    double *line = sum + n * n;
+    for (int64_t i = 0; i < n * n; i++) sum[i] = 0;
+    for (int64_t t = 0; t < x->rows; t++) {
+        for (int64_t i = 0; i < n; i++) line[i] = dq_ref_get(x, t, i);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j <= i; j++) sum[i * n + j] += line[i] * line[j];
+    }
     for (int64_t i = 0; i < n; i++) {
-        for (int64_t j = 0; j <= i; j++) sum[j] = 0;
-        for (int64_t t = 0; t < x->rows; t++) {
-            double xi = dq_ref_get(x, t, i);
-            for (int64_t j = 0; j <= i; j++) sum[j] += xi * dq_ref_get(x, t, j);
-        }
         float *row = dq_view_f32(h, i);
-        for (int64_t j = 0; j <= i; j++) row[j] = (float)(alpha * sum[j] + (beta == 0 ? 0.0 : beta * row[j]));
+        for (int64_t j = 0; j <= i; j++) row[j] = (float)(alpha * sum[i * n + j] + (beta == 0 ? 0.0 : beta * row[j]));
     }
     dq_ref_release(dev, sum);
     return DQ_OK;
