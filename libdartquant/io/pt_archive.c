@@ -108,7 +108,8 @@ dq_status dq_pt_archive_read(const dq_pt_archive *a, const dq_pt_entry *e, uint6
     dq_status status = DQ_OK;
     if (offset > 0 && zip_fseek(file, (zip_int64_t)offset, SEEK_SET) != 0)
         status = fail_zip(zip_file_get_error(file), "cannot seek");
-    char *p = out;
+    bool whole = offset == 0 && bytes == e->bytes;
+    char *p = out, beyond;
     while (bytes > 0 && status == DQ_OK) {
         zip_int64_t n = zip_fread(file, p, bytes);
         if (n < 0)
@@ -118,6 +119,9 @@ dq_status dq_pt_archive_read(const dq_pt_archive *a, const dq_pt_entry *e, uint6
         else
             p += n, bytes -= (uint64_t)n;
     }
+    /* libzip compares the checksum when it meets the end. */
+    if (status == DQ_OK && whole && zip_fread(file, &beyond, 1) != 0)
+        status = fail_zip(zip_file_get_error(file), "the entry is damaged");
     zip_fclose(file);
     return status;
 }

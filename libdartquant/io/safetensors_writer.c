@@ -29,7 +29,7 @@ typedef struct entry {
 
 typedef struct part {
     dq_writer *writer;
-    char *file;          /* final name without folder, made by finish */
+    char *file, *path;   /* final name without and with folder, made by finish */
     size_t first, count; /* its entries */
     uint64_t bytes;      /* data */
     uint64_t header;     /* upper bound of the header's size */
@@ -247,10 +247,8 @@ static dq_status name_part(st_sink *s, size_t number)
     p->file = s->part_count == 1
                   ? dq_asprintf(s->base.env, "%s.safetensors", s->stem)
                   : dq_asprintf(s->base.env, "%s-%05zu-of-%05zu.safetensors", s->stem, number + 1, s->part_count);
-    char *path = p->file ? path_in(s, p->file) : NULL;
-    dq_status status = path ? dq_writer_retarget(p->writer, path) : DQ_E_NOMEM;
-    dq_free(path);
-    return status;
+    p->path = p->file ? path_in(s, p->file) : NULL;
+    return p->path ? dq_writer_retarget(p->writer, p->path) : DQ_E_NOMEM;
 }
 
 static dq_status index_text(const st_sink *s, char **out)
@@ -271,56 +269,59 @@ static dq_status index_text(const st_sink *s, char **out)
     return status;
 }
 
-/* An index beside a single file, or a single file beside a set, from an earlier save under this name would be opened in
- * place of ours or confuse the reader: it goes. */
-static dq_status remove_stale(st_sink *s)
+/* "stem.suffix" in the sink's folder. */
+static char *path_with(const st_sink *s, const char *suffix)
 {
-    char *file = dq_asprintf(s->base.env, s->part_count == 1 ? "%s.safetensors.index.json" : "%s.safetensors", s->stem);
+    char *file = dq_asprintf(s->base.env, "%s%s", s->stem, suffix);
     char *path = file ? path_in(s, file) : NULL;
-    dq_status status = path ? DQ_OK : DQ_E_NOMEM;
-    if (path && unlink(path) != 0 && errno != ENOENT)
-        status = dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot remove the file of an earlier save"), path);
-    dq_free(path);
     dq_free(file);
+    return path;
+}
+
+static dq_status prepare_index(st_sink *s, dq_writer **out)
+{
+    char *text = NULL;
+    dq_writer *w = NULL;
+    dq_status status = DQ_OK;
+    char *path = path_with(s, ".safetensors.index.json");
+    if (!path) DQ_GO(DQ_E_NOMEM);
+    DQ_GO(index_text(s, &text));
+    DQ_GO(dq_writer_open(s->base.env, path, &w));
+    DQ_GO(dq_writer_write(w, text, strlen(text)));
+    DQ_GO(dq_writer_seal(w));
+    *out = w;
+    w = NULL;
+done:
+    dq_writer_free(w);
+    dq_free(text);
+    dq_free(path);
     return status;
 }
 
-static void remove_visible(st_sink *s)
-{
-    for (size_t i = 0; i < s->part_count; i++) {
-        char *path = s->parts[i].visible ? path_in(s, s->parts[i].file) : NULL;
-        if (path) unlink(path);
-        dq_free(path);
-    }
-}
-
-/* Renames the sealed parts, then the index: a reader that finds the index finds its shards. */
+/* Renames the sealed parts, then the index: a reader that finds the index finds its shards. All memory is taken before
+ * the first file becomes visible. */
 static dq_status publish(st_sink *s)
 {
-    char *text = NULL, *file = NULL, *path = NULL;
+    bool set = s->part_count > 1;
     dq_writer *index = NULL;
     dq_status status = DQ_OK;
-    if (s->part_count > 1) {
-        DQ_GO(index_text(s, &text));
-        file = dq_asprintf(s->base.env, "%s.safetensors.index.json", s->stem);
-        path = file ? path_in(s, file) : NULL;
-        if (!path) DQ_GO(DQ_E_NOMEM);
-        DQ_GO(dq_writer_open(s->base.env, path, &index));
-        DQ_GO(dq_writer_write(index, text, strlen(text)));
-        DQ_GO(dq_writer_seal(index));
-    }
+    /* An index beside a single file, or a single file beside a set, is left from an earlier save under this name. It would
+     * be opened in place of ours. */
+    char *stale = path_with(s, set ? ".safetensors" : ".safetensors.index.json");
+    if (!stale) return DQ_E_NOMEM;
+    if (set) DQ_GO(prepare_index(s, &index));
     for (size_t i = 0; i < s->part_count; i++) {
         DQ_GO(dq_writer_commit(s->parts[i].writer));
         s->parts[i].visible = true;
     }
     if (index) DQ_GO(dq_writer_commit(index));
-    DQ_GO(remove_stale(s));
+    if (unlink(stale) != 0 && errno != ENOENT)
+        DQ_GO(dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot remove the file of an earlier save"), stale));
 done:
-    if (status != DQ_OK) remove_visible(s);
+    for (size_t i = 0; status != DQ_OK && i < s->part_count; i++)
+        if (s->parts[i].visible) unlink(s->parts[i].path);
     dq_writer_free(index);
-    dq_free(path);
-    dq_free(file);
-    dq_free(text);
+    dq_free(stale);
     return status;
 }
 
@@ -342,6 +343,7 @@ static void sink_free(dq_sink *sink)
     for (size_t i = 0; i < s->part_count; i++) {
         dq_writer_free(s->parts[i].writer);
         dq_free(s->parts[i].file);
+        dq_free(s->parts[i].path);
     }
     for (size_t i = 0; i < s->count; i++) dq_free(s->entries[i].name);
     dq_free(s->parts);

@@ -2,7 +2,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -13,7 +12,8 @@
 
 struct dq_writer {
     dq_env *env;
-    char *path; /* the final name */
+    char *path;   /* the final name */
+    char *folder; /* of path, so that commit needs no memory once the file is visible */
     char *temporary;
     int fd;            /* -1 while paused */
     bool exists;       /* the temporary file is there and ours */
@@ -27,6 +27,12 @@ static dq_status check_target(const char *path)
     struct stat st;
     if (stat(path, &st) != 0 || S_ISREG(st.st_mode)) return DQ_OK;
     return dq_fail(DQ_E_IO, S_ISDIR(st.st_mode) ? "cannot write: is a folder" : "cannot write: is not a regular file");
+}
+
+static char *folder_of(dq_env *env, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? dq_strndup(env, path, (size_t)(slash - path) + 1) : dq_strdup(env, ".");
 }
 
 static dq_status open_temporary(dq_writer *w)
@@ -53,7 +59,8 @@ dq_status dq_writer_open(dq_env *env, const char *path, dq_writer **out)
     w->env = env;
     w->fd = -1;
     w->path = dq_strdup(env, path);
-    dq_status status = w->path ? check_target(path) : DQ_E_NOMEM;
+    w->folder = w->path ? folder_of(env, path) : NULL;
+    dq_status status = w->folder ? check_target(path) : DQ_E_NOMEM;
     if (status == DQ_OK) status = open_temporary(w);
     if (status != DQ_OK) {
         dq_error_in_file(status, path);
@@ -171,16 +178,13 @@ dq_status dq_writer_retarget(dq_writer *w, const char *path)
 }
 
 /* Makes the rename itself durable. Some network file systems refuse to sync a folder: nothing can be done there. */
-static dq_status sync_folder(dq_env *env, const char *path)
+static dq_status sync_folder(const dq_writer *w)
 {
-    char *copy = dq_strdup(env, path);
-    if (!copy) return DQ_E_NOMEM;
+    int fd = open(w->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     dq_status status = DQ_OK;
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS))
-        status = dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot sync the folder of"), path);
+        status = dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot sync the folder of"), w->path);
     if (fd >= 0) close(fd);
-    dq_free(copy);
     return status;
 }
 
@@ -191,7 +195,9 @@ dq_status dq_writer_commit(dq_writer *w)
     if (rename(w->temporary, w->path) != 0)
         return dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot rename %s to", w->temporary), w->path);
     w->exists = false;
-    return sync_folder(w->env, w->path);
+    dq_status status = sync_folder(w);
+    if (status != DQ_OK) unlink(w->path); /* a failed commit leaves nothing visible */
+    return status;
 }
 
 void dq_writer_free(dq_writer *w)
@@ -200,6 +206,7 @@ void dq_writer_free(dq_writer *w)
     if (w->fd >= 0) close(w->fd);
     if (w->exists) unlink(w->temporary);
     dq_free(w->temporary);
+    dq_free(w->folder);
     dq_free(w->path);
     dq_free(w);
 }
