@@ -21,7 +21,7 @@ typedef struct dq_view {
     uint64_t offset; /* bytes from the start of the allocation */
     int64_t rows;
     int64_t cols;
-    int64_t stride;  /* elements from one row to the next, >= cols */
+    int64_t stride; /* elements from one row to the next, >= cols */
     dq_dtype dtype;
     int32_t reserved;
 } dq_view;
@@ -53,7 +53,7 @@ enum {
 enum { DQ_ACT_SILU = 0, DQ_ACT_GELU = 1 /* erf */, DQ_ACT_GELU_TANH = 2, DQ_ACT_RELU = 3 };
 
 /* Causal attention over `rows / seqlen` independent sequences. q: [rows, heads*head_dim], k, v: [rows,
- * kv_heads*head_dim], o like q. Query head h reads key/value head h / (heads / kv_heads). */
+ * kv_heads*head_dim], o like q, all F32. Query head h reads key/value head h / (heads / kv_heads). */
 typedef struct dq_attention_desc {
     int64_t seqlen;
     int32_t heads;
@@ -115,9 +115,9 @@ typedef struct dq_grid_desc {
 typedef struct dq_device_info {
     uint32_t struct_size;
     uint32_t reserved;
-    char name[64];          /* e.g. "cpu:avx512" */
-    char description[128];  /* vendor text, library versions */
-    uint64_t memory_total;  /* bytes; 0 = unknown */
+    char name[64];         /* e.g. "cpu:avx512" */
+    char description[128]; /* vendor text, library versions */
+    uint64_t memory_total; /* bytes; 0 = unknown */
     uint64_t memory_free;
 } dq_device_info;
 
@@ -144,7 +144,7 @@ typedef struct dq_backend {
     void *(*host_pointer)(void *dev, void *mem);
 
     /* ---- elementwise and data movement ---- */
-    /* y[:] = value */
+    /* y[:] = value; floating types (rounded once), U8 and I32 (the value fits). */
     dq_status (*fill)(void *dev, double value, const dq_view *y);
     /* y = (y.dtype) x for any pair of F64 F32 F16 BF16, round half to even; also same-dtype copy of any dtype. */
     dq_status (*convert)(void *dev, const dq_view *x, const dq_view *y);
@@ -173,8 +173,8 @@ typedef struct dq_backend {
     dq_status (*rope)(void *dev, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
     /* y = act(gate) * up, or act(gate) when up is NULL. F32; y may be gate or up. */
     dq_status (*activation)(void *dev, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
-    dq_status (*attention)(void *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
-                           const dq_view *v, const dq_view *o);
+    dq_status (*attention)(void *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k, const dq_view *v,
+                           const dq_view *o);
     /* Streaming cross-entropy against a tile of the vocabulary. logits = x w^T with w = rows [first, first+w.rows)
      * of the head. state F64 [x.rows, 3] holds running max, sum of exp(logit - max) and the target's logit; start
      * it with {-inf, 0, -inf} (op fill with -inf on columns 0 and 2, 0 on 1). targets I32 [1, x.rows], -1 = none.
@@ -194,7 +194,7 @@ typedef struct dq_backend {
     /* The GPTQ factor (arXiv 2210.17323): with A = h read from its lower triangle, rows and columns reordered by
      * perm (I32 [1, n]; NULL = identity: A[i][j] = h[perm[i]][perm[j]]), zero diagonal entries replaced by 1, `damp`
      * added to the diagonal: u = upper triangular with inv(A) = u^T u, zeros below. h is untouched. *info = 0, or
-     * i+1 when pivot i was not positive (u is then undefined and the call succeeds). F32 storage. Waits. */
+     * i+1 when pivot i (taken from n-1 down to 0) was not positive (u is then undefined and the call succeeds). F32 storage. Waits. */
     dq_status (*gptq_factor)(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                              int64_t *info);
     /* q = the Q factor of a = q r (square, F64 or F32, Householder, no sign fix: column signs as LAPACK geqrf gives
@@ -213,9 +213,8 @@ typedef struct dq_backend {
     /* One column block of GPTQ. For j = 0..cols-1: code_j from w[:, j] as in quantize_weight, q_j its value,
      * e_j = (w_j - q_j) / u[j][j], w[:, j'] -= e_j u[j][j'] for j' >= j. w [out, B] in place, u [B, B] upper,
      * group_index I32 [1, B] (column into scale/zero), codes U8 [out, B], err F32 [out, B]. */
-    dq_status (*gptq_block)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u,
-                            const dq_view *scale, const dq_view *zero, const dq_view *group_index,
-                            const dq_view *codes, const dq_view *err);
+    dq_status (*gptq_block)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
+                            const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
 } dq_backend;
 
 #ifdef __cplusplus
