@@ -76,6 +76,11 @@ typedef struct dq_sink_ops {
     dq_status (*set_metadata)(dq_sink *sink, const char *key, const char *value);
     dq_status (*finish)(dq_sink *sink); /* nothing is visible under its final name before this returns DQ_OK */
     void (*free)(dq_sink *sink);        /* before finish: removes what was written */
+    /* A tensor in pieces: begin, then appends that sum up to `bytes`, with no other call between. Both NULL when the
+     * sink takes whole tensors only. */
+    dq_status (*begin)(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
+                       uint64_t bytes);
+    dq_status (*append)(dq_sink *sink, const void *data, uint64_t bytes);
 } dq_sink_ops;
 struct dq_sink {
     const dq_sink_ops *ops;

@@ -149,7 +149,8 @@ static void sink_free(dq_sink *sink)
     dq_free(m);
 }
 
-static const dq_sink_ops sink_ops = {sink_add, sink_set_metadata, sink_finish, sink_free};
+static const dq_sink_ops sink_ops = {
+    .add = sink_add, .set_metadata = sink_set_metadata, .finish = sink_finish, .free = sink_free};
 
 dq_status dq_memory_sink(dq_env *env, dq_sink **out)
 {

@@ -47,7 +47,8 @@ typedef struct st_sink {
     size_t part_count, part_capacity;
     dq_name_map *names;
     json_t *metadata;
-    bool closed; /* finished or failed */
+    uint64_t missing; /* bytes that the last tensor still waits for */
+    bool closed;      /* finished or failed */
 } st_sink;
 
 /* ---- adding ---- */
@@ -101,7 +102,8 @@ static dq_status check_name(st_sink *s, const char *name)
     return DQ_OK;
 }
 
-static dq_status append(st_sink *s, const char *name, const dq_tensor_info *info, const void *data)
+/* Makes the entry; its data comes next. */
+static dq_status start(st_sink *s, const char *name, const dq_tensor_info *info)
 {
     dq_env *env = s->base.env;
     uint64_t header = entry_header_bytes(name, info->ndim);
@@ -122,22 +124,44 @@ static dq_status append(st_sink *s, const char *name, const dq_tensor_info *info
     p->header += header;
     p->unaligned = p->unaligned || e.begin % dq_dtype_size(e.dtype) != 0;
     DQ_TRY(dq_name_map_add(s->names, e.name, strlen(e.name), (int64_t)s->count - 1));
-    DQ_TRY(dq_writer_write(p->writer, data, e.bytes));
     p->bytes += e.bytes;
+    s->missing = e.bytes;
     return DQ_OK;
+}
+
+static dq_status sink_begin(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
+                            uint64_t bytes)
+{
+    st_sink *s = (st_sink *)sink;
+    dq_tensor_info info = {0};
+    if (s->closed) return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the sink is finished or failed"), name);
+    if (s->missing) return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the tensor before it is incomplete"), name);
+    DQ_TRY(dq_sink_check(name, dtype, ndim, shape, bytes, &info));
+    DQ_TRY(dq_error_in_tensor(check_name(s, name), name));
+    dq_status status = start(s, name, &info);
+    if (status != DQ_OK) s->closed = true; /* what is written is incomplete */
+    return dq_error_in_tensor(status, name);
+}
+
+static dq_status sink_append(dq_sink *sink, const void *data, uint64_t bytes)
+{
+    st_sink *s = (st_sink *)sink;
+    if (s->closed) return dq_fail(DQ_E_STATE, "the sink is finished or failed");
+    if (bytes > s->missing)
+        return dq_fail(DQ_E_INVALID, "%llu bytes given, the tensor lacks %llu", (unsigned long long)bytes,
+                       (unsigned long long)s->missing);
+    if (bytes == 0) return DQ_OK;
+    dq_status status = dq_writer_write(s->parts[s->part_count - 1].writer, data, bytes);
+    s->missing -= bytes;
+    if (status != DQ_OK) s->closed = true;
+    return dq_error_in_tensor(status, s->entries[s->count - 1].name);
 }
 
 static dq_status sink_add(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
                           const void *data, uint64_t bytes)
 {
-    st_sink *s = (st_sink *)sink;
-    dq_tensor_info info = {0};
-    if (s->closed) return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the sink is finished or failed"), name);
-    DQ_TRY(dq_sink_check(name, dtype, ndim, shape, bytes, &info));
-    DQ_TRY(dq_error_in_tensor(check_name(s, name), name));
-    dq_status status = append(s, name, &info, data);
-    if (status != DQ_OK) s->closed = true; /* what is written is incomplete */
-    return dq_error_in_tensor(status, name);
+    DQ_TRY(sink_begin(sink, name, dtype, ndim, shape, bytes));
+    return sink_append(sink, data, bytes);
 }
 
 static dq_status sink_set_metadata(dq_sink *sink, const char *key, const char *value)
@@ -329,6 +353,9 @@ static dq_status sink_finish(dq_sink *sink)
 {
     st_sink *s = (st_sink *)sink;
     if (s->closed) return dq_fail(DQ_E_STATE, "the sink is finished or failed");
+    if (s->missing)
+        return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the tensor lacks %llu bytes", (unsigned long long)s->missing),
+                                  s->entries[s->count - 1].name);
     s->closed = true;
     if (s->part_count == 0) DQ_TRY(open_part(s)); /* a file without tensors */
     for (size_t i = 0; i < s->part_count; i++) DQ_TRY(finish_part(s, i));
@@ -355,7 +382,12 @@ static void sink_free(dq_sink *sink)
     dq_free(s);
 }
 
-static const dq_sink_ops sink_ops = {sink_add, sink_set_metadata, sink_finish, sink_free};
+static const dq_sink_ops sink_ops = {.add = sink_add,
+                                     .set_metadata = sink_set_metadata,
+                                     .finish = sink_finish,
+                                     .free = sink_free,
+                                     .begin = sink_begin,
+                                     .append = sink_append};
 
 dq_status dq_safetensors_sink(dq_env *env, const char *dir, const char *stem, uint64_t part_size, dq_sink **out)
 {

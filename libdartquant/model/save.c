@@ -140,21 +140,24 @@ done:
     return status;
 }
 
+/* The embedding or the head in pieces, so that the whole table is never in memory. */
 static dq_status put_rows(dq_saver *s, dq_model *m, dq_role role)
 {
     char name[DQ_TENSOR_NAME];
     int64_t vocab = m->arch.vocab, hidden = m->arch.hidden, shape[2] = {vocab, hidden};
-    float *host = dq_alloc(s->env, (size_t)(vocab * hidden) * sizeof *host);
-    dq_status status = host ? DQ_OK : DQ_E_NOMEM;
-    for (int64_t first = 0; status == DQ_OK && first < vocab; first += PIECE_ROWS) {
+    int64_t piece = vocab < PIECE_ROWS ? vocab : PIECE_ROWS;
+    float *host = dq_alloc(s->env, (size_t)(piece * hidden) * sizeof *host);
+    if (!host) return DQ_E_NOMEM;
+    dq_status status = s->files->ops->begin(s->files, weight_name(m, role, 0, name), DQ_F32, 2, shape,
+                                            (uint64_t)(vocab * hidden) * sizeof *host);
+    for (int64_t first = 0; status == DQ_OK && first < vocab; first += piece) {
         dq_tensor rows = {0};
-        status = dq_model_read_rows(m, role, first, vocab - first < PIECE_ROWS ? vocab - first : PIECE_ROWS, &rows);
-        if (status == DQ_OK) status = dq_tensor_download(&rows, host + first * hidden);
+        int64_t n = vocab - first < piece ? vocab - first : piece;
+        status = dq_model_read_rows(m, role, first, n, &rows);
+        if (status == DQ_OK) status = dq_tensor_download(&rows, host);
+        if (status == DQ_OK) status = s->files->ops->append(s->files, host, (uint64_t)(n * hidden) * sizeof *host);
         dq_tensor_free(&rows);
     }
-    if (status == DQ_OK)
-        status = sink_add(&s->sink, weight_name(m, role, 0, name), DQ_F32, 2, shape, host,
-                          (uint64_t)(vocab * hidden) * sizeof *host);
     dq_free(host);
     return status;
 }

@@ -452,6 +452,41 @@ static void gguf_vocabulary_survives(void **state)
     fixture_close(&f);
 }
 
+/* The sink of folders takes large tensors in pieces and insists on every byte. */
+static void tensors_in_pieces(void **state)
+{
+    (void)state;
+    static const float values[6] = {1, 2, 3, 4, 5, 6};
+    static const int64_t shape[2] = {3, 2};
+    fixture f;
+    char dir[64];
+    float got[6];
+    dq_sink *sink;
+    dq_source *s;
+    fixture_open(&f, "ref", 1);
+    make_folder(dir, sizeof dir);
+    ok(dq_safetensors_sink(&f.env, dir, "model", 1 << 20, &sink));
+    ok(sink->ops->begin(sink, "t", DQ_F32, 2, shape, 24));
+    ok(sink->ops->append(sink, values, 8));
+    assert_int_equal(sink->ops->begin(sink, "u", DQ_F32, 2, shape, 24), DQ_E_STATE);
+    dq_error_reset();
+    assert_int_equal(sink->ops->finish(sink), DQ_E_STATE);
+    assert_string_equal(dq_error_tensor(), "t");
+    dq_error_reset();
+    assert_int_equal(sink->ops->append(sink, values, 17), DQ_E_INVALID);
+    dq_error_reset();
+    ok(sink->ops->append(sink, values + 2, 16));
+    ok(sink->ops->add(sink, "u", DQ_F32, 2, shape, values, 24));
+    ok(sink->ops->finish(sink));
+    sink->ops->free(sink);
+    ok(dq_safetensors_open_dir(&f.env, dir, &s));
+    ok(dq_source_read_rows(s, dq_source_find(s, "t"), 0, 3, got));
+    assert_memory_equal(got, values, sizeof got);
+    dq_source_free(s);
+    remove_folder(dir);
+    fixture_close(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -463,6 +498,7 @@ int main(void)
         cmocka_unit_test(damaged_folders_are_refused),
         cmocka_unit_test(bad_stores_are_refused),
         cmocka_unit_test(gguf_vocabulary_survives),
+        cmocka_unit_test(tensors_in_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
