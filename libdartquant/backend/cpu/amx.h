@@ -8,17 +8,17 @@
 /* All eight tiles: 16 rows of 64 bytes. */
 static inline void dq_amx_begin(void)
 {
-    struct {
+    /* Constant data: some compilers believe that the instruction reads 8 bytes only, and drop stores to the rest. */
+    static const struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = 16;
-    }
+    } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&config);
 }
+
+/* Between stores and tile loads of the same memory: GCC's tile loads do not say that they read memory. */
+static inline void dq_amx_barrier(void) { __asm__ volatile("" ::: "memory"); }
 
 static inline void dq_amx_end(void) { _tile_release(); }
 

@@ -36,4 +36,16 @@ void dq_attend_plain(const dq_attention_block *b);
 void dq_attend_avx2(const dq_attention_block *b);
 void dq_attend_avx512(const dq_attention_block *b);
 
+/* AMX; k: A panels [seqlen, dim], v: A panels of the transpose [dim, seqlen] (gemm_packed.h). */
+enum { DQ_ATTENTION_AMX_QUERIES = 128, DQ_ATTENTION_AMX_STRIP = 64, DQ_ATTENTION_AMX_KEYS = 128 };
+void dq_attend_amx(const dq_attention_block *b);
+/* Packs one head's keys or values, or both; NULL skips. */
+void dq_attend_amx_pack(const dq_view *k, const dq_view *v, uint16_t *k_panels, uint16_t *v_panels);
+static inline int64_t dq_attention_amx_dim(int64_t dim) { return (dim + 31) / 32 * 32; }
+static inline int64_t dq_attention_amx_scratch(int64_t dim) /* floats */
+{
+    int64_t d = dq_attention_amx_dim(dim);
+    return DQ_ATTENTION_AMX_STRIP * (2 * d + 2 * DQ_ATTENTION_AMX_KEYS + 3);
+}
+
 #endif

@@ -59,6 +59,9 @@ dq_status dq_cpu_activation(void *device, int32_t kind, const dq_view *gate, con
 /* attention.c */
 dq_status dq_cpu_attention(void *device, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
                            const dq_view *v, const dq_view *o);
+/* head_nll.c */
+dq_status dq_cpu_head_nll(void *device, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
+                          const dq_view *state, int32_t math);
 /* widen.c */
 /* Whether a product in fp32 can read the view as it is. */
 static inline bool dq_cpu_is_wide(const dq_view *v, int32_t math) { return v->dtype == DQ_F32 && math != DQ_MATH_BF16; }

@@ -27,8 +27,21 @@ static __m512i load_32(const void *p, dq_dtype dtype, int64_t n)
     return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
 }
 
-/* The 16 x 32 block of rows from s->row0 + row and depth from k0. */
-static void load_block(const dq_pack_source *s, int64_t row, int64_t k0, __m512i block[16])
+/* Element pairs of 16 rows at two neighbouring depths, one row per 32-bit lane: rows [row, row + n) of a depth-first fp32
+ * view, depths k and k + 1. */
+static __m512i load_pairs(const dq_pack_source *s, int64_t row, int64_t n, int64_t k)
+{
+    __mmask16 rows = (__mmask16)((1u << n) - 1u);
+    __m512 x = _mm512_maskz_loadu_ps(rows, dq_view_f32(s->v, k) + row), y = _mm512_setzero_ps();
+    if (k + 1 < s->depth) y = _mm512_maskz_loadu_ps(rows, dq_view_f32(s->v, k + 1) + row);
+    __m512i lo = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+    __m512i hi = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(y));
+    return _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16));
+}
+
+/* The 16 x 32 block of rows from s->row0 + row and depth from k0: row by row, or, when true is returned, as 16 vectors of
+ * pairs (which is the layout of B). */
+static bool load_block(const dq_pack_source *s, int64_t row, int64_t k0, __m512i block[16])
 {
     int64_t rows = dq_max64(0, dq_min64(DQ_PANEL, s->rows - row)), n = dq_min64(DQ_TILE_DEPTH, s->depth - k0);
     int64_t first = s->row0 + row;
@@ -37,20 +50,19 @@ static void load_block(const dq_pack_source *s, int64_t row, int64_t k0, __m512i
         for (int64_t i = 0; i < 16; i++)
             block[i] =
                 i < rows ? load_32(dq_view_at(s->v, first + i, k0, size), s->v->dtype, n) : _mm512_setzero_si512();
-        return;
+        return false;
+    }
+    if (s->depth_first && s->v->dtype == DQ_F32) {
+        for (int64_t k = 0; k < 16; k++)
+            block[k] = 2 * k < n ? load_pairs(s, first, rows, k0 + 2 * k) : _mm512_setzero_si512();
+        return true;
     }
     uint16_t t[16][32];
     memset(t, 0, sizeof t);
-    if (s->depth_first && s->v->dtype == DQ_F32) {
-        for (int64_t k = 0; k < n; k++) {
-            const float *x = dq_view_f32(s->v, k0 + k) + first;
-            for (int64_t i = 0; i < rows; i++) t[i][k] = dq_f32_to_bf16(x[i]);
-        }
-    } else {
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t k = 0; k < n; k++) t[i][k] = dq_f32_to_bf16(element(s, first + i, k0 + k));
-    }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < n; k++) t[i][k] = dq_f32_to_bf16(element(s, first + i, k0 + k));
     for (int i = 0; i < 16; i++) block[i] = _mm512_loadu_si512(t[i]);
+    return false;
 }
 
 /* 16 x 16 transpose of 32-bit elements. */
@@ -85,7 +97,7 @@ void dq_pack_a_bf16(const dq_pack_source *s, int64_t panel, uint16_t *tiles)
 {
     __m512i block[16];
     for (int64_t k = 0; k < s->depth; k += DQ_TILE_DEPTH, tiles += DQ_TILE_ELEMENTS) {
-        load_block(s, panel * DQ_PANEL, k, block);
+        if (load_block(s, panel * DQ_PANEL, k, block)) transpose_16(block);
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(tiles + i * DQ_TILE_DEPTH, block[i]);
     }
 }
@@ -94,8 +106,7 @@ void dq_pack_b_bf16(const dq_pack_source *s, int64_t panel, uint16_t *tiles)
 {
     __m512i block[16];
     for (int64_t k = 0; k < s->depth; k += DQ_TILE_DEPTH, tiles += DQ_TILE_ELEMENTS) {
-        load_block(s, panel * DQ_PANEL, k, block);
-        transpose_16(block); /* a 32-bit element is a pair of depth */
+        if (!load_block(s, panel * DQ_PANEL, k, block)) transpose_16(block); /* a 32-bit element is a pair of depth */
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(tiles + i * DQ_TILE_DEPTH, block[i]);
     }
 }
