@@ -194,7 +194,8 @@ typedef struct dq_backend {
     /* The GPTQ factor (arXiv 2210.17323): with A = h read from its lower triangle, rows and columns reordered by
      * perm (I32 [1, n]; NULL = identity: A[i][j] = h[perm[i]][perm[j]]), zero diagonal entries replaced by 1, `damp`
      * added to the diagonal: u = upper triangular with inv(A) = u^T u, zeros below. h is untouched. *info = 0, or
-     * i+1 when pivot i (taken from n-1 down to 0) was not positive (u is then undefined and the call succeeds). F32 storage. Waits. */
+     * i+1 when pivot i (taken from n-1 down to 0) was not positive (u is then undefined and the call succeeds).
+     * F32 storage. Waits. */
     dq_status (*gptq_factor)(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                              int64_t *info);
     /* q = the Q factor of a = q r (square, F64 or F32, Householder, no sign fix: column signs as LAPACK geqrf gives
