@@ -20,14 +20,14 @@ typedef struct dq_hadamard {
 typedef struct dq_rotation_set {
     dq_env *env;
     int64_t hidden, layers, kv_heads, heads, head_dim, intermediate;
-    double *r1;          /* [hidden, hidden] row-major, NULL = identity */
+    double *r1; /* [hidden, hidden] row-major, NULL = identity */
     dq_r2_mode r2_mode;
-    double *r2;          /* OFFLINE: [layers, kv_heads, head_dim, head_dim] */
+    double *r2;              /* OFFLINE: [layers, kv_heads, head_dim, head_dim] */
     dq_hadamard r2_heads;    /* ONLINE: order heads, across heads of the o_proj input */
     dq_hadamard r2_head_dim; /* ONLINE: order head_dim, folded into v_proj rows */
-    dq_hadamard r3;      /* order head_dim */
-    dq_hadamard r4;      /* order intermediate */
-    char *origin;        /* how it was made, one line of text: "hadamard, seed 0", file names */
+    dq_hadamard r3;          /* order head_dim */
+    dq_hadamard r4;          /* order intermediate */
+    char *origin;            /* how it was made, one line of text: "hadamard, seed 0", file names */
 } dq_rotation_set;
 
 void dq_hadamard_clear(dq_hadamard *h);

@@ -13,8 +13,8 @@ dq_status dq_weight_spec_check(const dq_weight_spec *spec)
     if (spec->group != -1 && spec->group < 1)
         return dq_fail(DQ_E_INVALID, "weight group size: %lld, -1 (whole row) or at least 1 is possible",
                        (long long)spec->group);
-    if (spec->method == DQ_WEIGHT_GPTQ && !(spec->percdamp >= 0 && spec->percdamp <= 10))
-        return dq_fail(DQ_E_INVALID, "percdamp: %g is not in [0, 10]", spec->percdamp);
+    if (spec->method == DQ_WEIGHT_GPTQ && !(spec->percdamp >= 0 && spec->percdamp <= 100))
+        return dq_fail(DQ_E_INVALID, "percdamp: %g is not in [0, 100]", spec->percdamp);
     return DQ_OK;
 }
 
