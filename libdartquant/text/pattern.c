@@ -137,7 +137,8 @@ static dq_status compile(dq_pattern *p, const char *file, const char *where)
     }
     pcre2_set_match_limit(p->match, MATCH_LIMIT);
     pcre2_set_heap_limit(p->match, HEAP_LIMIT_KIB);
-    pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE); /* without JIT the interpreter runs: same results */
+    pcre2_jit_compile(p->code,
+                      PCRE2_JIT_COMPLETE); /* without JIT (no memory, not allowed) the interpreter runs: same results */
 done:
     dq_bytes_clear(&regex);
     return status;
