@@ -207,6 +207,16 @@ static void write_shards(void **state)
     dq_source_free(s);
 }
 
+static long resident_pages(void)
+{
+    long total = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%ld %ld", &total, &resident), 2);
+    fclose(f);
+    return resident;
+}
+
 /* Large enough for the header to be written into the gap, in the order of arrival. */
 static void write_large(void **state)
 {
@@ -227,6 +237,10 @@ static void write_large(void **state)
     float row[COLS];
     assert_int_equal(dq_source_read_rows(s, 1, ROWS - 1, 1, row), DQ_OK);
     assert_memory_equal(row, data + (size_t)(ROWS - 1) * COLS, sizeof row);
+    for (int64_t r = 0; r < ROWS; r++) assert_int_equal(dq_source_read_rows(s, 1, r, 1, row), DQ_OK);
+    long before = resident_pages();
+    dq_source_release(s, 1); /* gives the tensor's pages back: 72 MB; half is asked for */
+    assert_true(before - resident_pages() > (long)(sizeof(float) * ROWS * COLS / 2) / sysconf(_SC_PAGESIZE));
     dq_source_free(s);
     free(data);
     unlink(in_scratch("large.safetensors"));
@@ -370,6 +384,36 @@ static void folders(void **state)
     assert_non_null(strstr(s->tensors[0].file, "model.safetensors"));
     dq_source_free(s);
     assert_int_equal(dq_source_open(&env, in_scratch("absent"), &s), DQ_E_IO);
+
+    char *bytes = NULL; /* an older folder */
+    size_t size = 0;
+    assert_int_equal(dq_make_dirs(&env, in_scratch("older")), DQ_OK);
+    assert_int_equal(dq_file_read(&env, IO_DATA "state_dict.pt", 1 << 20, &bytes, &size), DQ_OK);
+    assert_int_equal(dq_file_write(&env, in_scratch("older/pytorch_model.bin"), bytes, size), DQ_OK);
+    dq_free(bytes);
+    assert_int_equal(dq_source_open(&env, in_scratch("older"), &s), DQ_OK);
+    assert_string_equal(s->format, "pytorch");
+    check_golden(s, "weight", "pt.x");
+    dq_source_free(s);
+}
+
+/* What is found under the target's name at the end decides, not what was there at the start. */
+static void target_becomes_a_folder(void **state)
+{
+    (void)state;
+    int64_t shape[] = {1000};
+    static float data[1000];
+    dq_sink *sink = NULL;
+    assert_int_equal(dq_safetensors_sink(&env, scratch, "taken", 4500, &sink), DQ_OK);
+    assert_int_equal(sink->ops->add(sink, "a", DQ_F32, 1, shape, data, sizeof data), DQ_OK);
+    assert_int_equal(sink->ops->add(sink, "b", DQ_F32, 1, shape, data, sizeof data), DQ_OK);
+    assert_int_equal(dq_make_dirs(&env, in_scratch("taken-00002-of-00002.safetensors")), DQ_OK);
+    assert_int_equal(sink->ops->finish(sink), DQ_E_IO);
+    assert_non_null(strstr(dq_error_text(), "is a folder"));
+    sink->ops->free(sink);
+    assert_false(dq_path_exists(in_scratch("taken-00001-of-00002.safetensors")));
+    assert_false(dq_path_exists(in_scratch("taken.safetensors.index.json")));
+    assert_int_equal(rmdir(in_scratch("taken-00002-of-00002.safetensors")), 0);
 }
 
 int main(int argc, char **argv)
@@ -386,6 +430,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(full_target),
         cmocka_unit_test(memory_sets),
         cmocka_unit_test(folders),
+        cmocka_unit_test(target_becomes_a_folder),
     };
     return cmocka_run_group_tests(tests, io_set_up, io_tear_down);
 }
