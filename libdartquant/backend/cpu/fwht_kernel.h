@@ -186,14 +186,42 @@ VEC_INLINE void FN(combine)(const VEC *in, VEC *table)
     _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++) table[i] = ab[i & 3] + cd[i >> 2];
 }
 
+/* `rows` (a constant after inlining) output rows: each the sum over groups of the entry it picks. pick holds rows x groups
+ * choices, the rows of a group side by side, in units of eight bytes, which x86 addresses for free. */
+VEC_INLINE void FN(sum_picks)(const VEC *table, int64_t groups, const uint8_t *pick, const int rows, VEC *sum)
+{
+    const double *t = (const double *)(const void *)table;
+    _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) sum[i] = V(zero)();
+    for (int64_t g = 0; g < groups; g++, pick += rows, t += 16 * sizeof(VEC) / sizeof *t) {
+        uint64_t all = 0;
+        memcpy(&all, pick, (size_t)rows);
+        _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)
+        {
+            VEC entry = *(const VEC *)(const void *)(t + (all >> 8 * i & 0xff));
+            sum[i] = sum[i] + entry;
+        }
+    }
+}
+
+VEC_INLINE void FN(store_rows)(REAL *y, int64_t width, int64_t n, const int rows, int64_t limit, VEC s, const VEC *sum)
+{
+    _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)
+    {
+        if (i >= limit) break;
+        if (n == LANES)
+            V(store)(y + i * width, sum[i] * s);
+        else
+            V(store_n)(y + i * width, sum[i] * s, n);
+    }
+}
+
 /* y_a = scale * sum_b H[a][b] x_b for k vectors of `width` elements, in place allowed. Inputs are taken four at a time:
- * of the sixteen signed sums of a group each row of H picks one, so a row costs k/4 additions ("four Russians").
- * pick[(a/4 * groups + g) * 4 + a%4] is row a's choice in group g; rows and groups are padded to multiples of four.
- * table: 16 * groups vectors of scratch. */
+ * of the sixteen signed sums of a group each row of H picks one, so a row costs k/4 additions ("four Russians"). Rows come
+ * in eights, at the end four; groups and rows are padded. scratch: 16 vectors for each group. */
 static void FN(mix)(const REAL *x, REAL *y, int64_t width, int64_t k, const uint8_t *pick, REAL *scratch, REAL scale)
 {
     int64_t groups = (k + 3) / 4;
-    VEC *table = (VEC *)(void *)scratch, s = V(set1)(scale);
+    VEC *table = (VEC *)(void *)scratch, s = V(set1)(scale), sum[8];
     for (int64_t c = 0; c < width; c += LANES) {
         int64_t n = width - c < LANES ? width - c : LANES;
         for (int64_t g = 0; g < groups; g++) {
@@ -204,22 +232,14 @@ static void FN(mix)(const REAL *x, REAL *y, int64_t width, int64_t k, const uint
             }
             FN(combine)(in, table + 16 * g);
         }
-        const uint8_t *row = pick;
-        for (int64_t a = 0; a < k; a += 4) {
-            const VEC *t = table;
-            VEC sum[4] = {t[row[0]], t[row[1]], t[row[2]], t[row[3]]};
-            row += 4;
-            for (int64_t g = 1; g < groups; g++, row += 4) {
-                t += 16;
-                _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) sum[i] = sum[i] + t[row[i]];
-            }
-            for (int64_t i = 0; i < 4 && a + i < k; i++) {
-                REAL *to = y + (a + i) * width + c;
-                if (n == LANES)
-                    V(store)(to, sum[i] * s);
-                else
-                    V(store_n)(to, sum[i] * s, n);
-            }
+        int64_t a = 0;
+        for (; a + 4 < k; a += 8) {
+            FN(sum_picks)(table, groups, pick + a * groups, 8, sum);
+            FN(store_rows)(y + a * width + c, width, n, 8, k - a, s, sum);
+        }
+        if (a < k) {
+            FN(sum_picks)(table, groups, pick + a * groups, 4, sum);
+            FN(store_rows)(y + a * width + c, width, n, 4, k - a, s, sum);
         }
     }
 }

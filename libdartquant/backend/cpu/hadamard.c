@@ -1,5 +1,7 @@
 /* Hadamard transform over rows: butterflies for the 2^m part, then the k x k table. One task is a run of whole
  * transforms, so the bits do not depend on threads. SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
 #include "backend/cpu/quantize.h"
 
 enum { TASK_ELEMENTS = 32768 };
@@ -19,44 +21,52 @@ typedef struct hadamard_job {
     double scale;
 } hadamard_job;
 
-/* The k blocks of one transform, or several whole transforms when k == 1 and inner == 1. */
-static void butterflies(const hadamard_job *j, const void *x, void *y, int64_t count)
+/* The butterflies of `total` contiguous elements, or of one transform when the axis is strided. */
+static void butterflies(const hadamard_job *j, const char *x, char *y, int64_t total)
 {
     double scale = j->k == 1 ? j->scale : 1.0;
     if (j->inner == 1 || j->log_p == 0) {
-        int64_t total = count * j->unit;
         if (j->element == 4)
-            j->kernels->fwht_f32(x, y, total, j->log_p, (float)scale);
+            j->kernels->fwht_f32((const void *)x, (void *)y, total, j->log_p, (float)scale);
         else
-            j->kernels->fwht_f64(x, y, total, j->log_p, scale);
+            j->kernels->fwht_f64((const void *)x, (void *)y, total, j->log_p, scale);
         return;
     }
-    for (int64_t b = 0; b < count * j->k; b++) {
-        const char *from = (const char *)x + b * j->block * j->element;
-        char *to = (char *)y + b * j->block * j->element;
+    int64_t step = j->block * j->element;
+    for (int64_t b = 0; b < j->k; b++, x += step, y += step) {
         if (j->element == 4)
-            j->kernels->fwht_strided_f32((const void *)from, (void *)to, j->inner, j->log_p, (float)scale);
+            j->kernels->fwht_strided_f32((const void *)x, (void *)y, j->inner, j->log_p, (float)scale);
         else
-            j->kernels->fwht_strided_f64((const void *)from, (void *)to, j->inner, j->log_p, scale);
+            j->kernels->fwht_strided_f64((const void *)x, (void *)y, j->inner, j->log_p, scale);
     }
+}
+
+static void mix_blocks(const hadamard_job *j, const char *x, char *y, void *scratch)
+{
+    if (j->element == 4)
+        j->kernels->mix_f32((const void *)x, (void *)y, j->block, j->k, j->pick, scratch, (float)j->scale);
+    else
+        j->kernels->mix_f64((const void *)x, (void *)y, j->block, j->k, j->pick, scratch, j->scale);
 }
 
 static void transform_run(const hadamard_job *j, const char *x, char *y, int64_t count, void *scratch)
 {
-    if (j->k == 1) {
-        butterflies(j, x, y, count);
+    if (j->k == 1 && j->inner == 1) {
+        butterflies(j, x, y, count * j->unit);
         return;
     }
-    for (int64_t i = 0; i < count; i++, x += j->unit * j->element, y += j->unit * j->element) {
-        const void *mixed_from = x;
-        if (j->log_p > 0) {
-            butterflies(j, x, y, 1);
-            mixed_from = y;
+    int64_t bytes = j->unit * j->element;
+    for (int64_t i = 0; i < count; i++, x += bytes, y += bytes) {
+        const char *from = x;
+        if (j->inner > 1 && x != y) { /* many strided streams into cold memory are slower than a copy first */
+            memcpy(y, x, (size_t)bytes);
+            from = y;
         }
-        if (j->element == 4)
-            j->kernels->mix_f32(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, (float)j->scale);
-        else
-            j->kernels->mix_f64(mixed_from, (void *)y, j->block, j->k, j->pick, scratch, j->scale);
+        if (j->log_p > 0 || j->k == 1) {
+            butterflies(j, from, y, j->unit);
+            from = y;
+        }
+        if (j->k > 1) mix_blocks(j, from, y, scratch);
     }
 }
 
@@ -74,7 +84,7 @@ static void hadamard_task(void *arg, int64_t i, int thread)
 }
 
 /* The choices of mix (fwht_kernel.h): bit i of a choice is set where the table is negative. */
-static void make_picks(const dq_hadamard_desc *d, uint8_t *pick)
+static void make_picks(const dq_hadamard_desc *d, unsigned unit, uint8_t *pick)
 {
     int64_t k = d->k, groups = (k + 3) / 4, padded = groups * 4;
     for (int64_t a = 0; a < padded; a++)
@@ -86,7 +96,8 @@ static void make_picks(const dq_hadamard_desc *d, uint8_t *pick)
                 int8_t sign = d->transpose ? d->hk[b * k + a] : d->hk[a * k + b];
                 if (sign < 0) bits |= 1u << i;
             }
-            pick[(a / 4 * groups + g) * 4 + a % 4] = (uint8_t)bits;
+            int64_t first = a / 8 * 8, together = padded - first < 8 ? 4 : 8;
+            pick[first * groups + g * together + a % 8] = (uint8_t)(bits * unit);
         }
 }
 
@@ -113,11 +124,11 @@ dq_status dq_cpu_hadamard(void *device, const dq_hadamard_desc *d, const dq_view
     j.per_task = j.unit >= TASK_ELEMENTS ? 1 : TASK_ELEMENTS / j.unit;
     uint8_t *pick = NULL;
     if (d->k > 1) {
-        size_t padded = ((size_t)d->k + 3) / 4 * 4, picks = (padded * padded / 4 + 63) / 64 * 64;
+        size_t groups = ((size_t)d->k + 3) / 4, picks = (groups * groups * 4 + 63) / 64 * 64;
         j.scratch_each = DQ_MIX_SCRATCH(d->k);
         pick = dq_cpu_scratch_take(dev, picks + j.scratch_each * (size_t)dev->threads);
         if (!pick) return DQ_E_NOMEM;
-        make_picks(d, pick);
+        make_picks(d, (unsigned)j.kernels->vector_bytes / 8, pick);
         j.pick = pick;
         j.scratch = (char *)pick + picks;
     }

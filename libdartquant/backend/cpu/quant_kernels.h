@@ -27,6 +27,7 @@
 #include "backend/cpu/gptq_kernel.h"
 
 const dq_quant_kernels DQ_ISA(dq_quant_kernels) = {
+    .vector_bytes = sizeof(vf),
     .fwht_f32 = fwht_f32,
     .fwht_f64 = fwht_f64,
     .fwht_strided_f32 = fwht_strided_f32,

@@ -30,6 +30,7 @@ enum { DQ_GPTQ_ROWS_MAX = 16 };
 #define DQ_GPTQ_SCRATCH(cols) ((size_t)(cols)*DQ_GPTQ_ROWS_MAX * (2 * sizeof(double) + 1))
 
 typedef struct dq_quant_kernels {
+    int vector_bytes;
     /* Sylvester transforms of order 1 << log_n, times scale, of `total` contiguous elements (a multiple of the order);
      * strided: of one block whose elements lie `inner` apart. In place allowed. */
     void (*fwht_f32)(const float *x, float *y, int64_t total, int log_n, float scale);

@@ -7,7 +7,7 @@
 #include "backend/cpu/quantize.h"
 #include "base/half.h"
 
-enum { TILE = 384, SMALL_TILE = 64, CHUNK = 2048, WIDEN_ROWS = 64 };
+enum { TILE = 512, SMALL_TILE = 64, CHUNK = 2048, WIDEN_ROWS = 64 };
 
 typedef struct syrk_job {
     const dq_view *x, *h;
