@@ -65,6 +65,11 @@ static size_t filter_read(void *buffer, size_t capacity, void *data)
 dq_status dq_json_parse_at(const char *text, size_t bytes, uint64_t base, const char *path, json_t **out)
 {
     json_error_t error;
+    /* jansson passes over a NUL byte behind a number. */
+    const char *nul = bytes ? memchr(text, '\0', bytes) : NULL;
+    if (nul)
+        return dq_error_at_byte(dq_error_in_file(dq_fail(DQ_E_FORMAT, "JSON: a NUL byte"), path),
+                                base + (uint64_t)(nul - text));
     json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (!value && json_error_code(&error) == json_error_numeric_overflow) {
         wide_filter filter = {.text = text, .bytes = bytes, .patch = SIZE_MAX};

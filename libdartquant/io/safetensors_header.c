@@ -193,6 +193,21 @@ static dq_status parse_entries(dq_env *env, const dq_map *map, uint64_t data_sta
     return DQ_OK;
 }
 
+/* "-0" is no unsigned integer to the reference; jansson makes a plain 0 of it, so it is looked for in the text. */
+static dq_status check_minus_zero(const uint8_t *text, size_t bytes)
+{
+    bool in_string = false;
+    for (size_t i = 0; i < bytes; i++) {
+        if (in_string && text[i] == '\\')
+            i++;
+        else if (text[i] == '"')
+            in_string = !in_string;
+        else if (!in_string && text[i] == '-' && i + 2 < bytes && text[i + 1] == '0' && !strchr(".eE", text[i + 2]))
+            return dq_error_at_byte(dq_fail(DQ_E_FORMAT, "a minus zero"), 8 + i);
+    }
+    return DQ_OK;
+}
+
 dq_status dq_st_header_parse(dq_env *env, const dq_map *map, uint64_t *data_start, dq_st_header *h)
 {
     if (map->size < 8)
@@ -208,5 +223,6 @@ dq_status dq_st_header_parse(dq_env *env, const dq_map *map, uint64_t *data_star
                                 0);
     *data_start = 8 + length;
     DQ_TRY(dq_json_parse_at((const char *)map->data + 8, (size_t)length, 8, NULL, &h->root));
+    DQ_TRY(check_minus_zero(map->data + 8, (size_t)length));
     return parse_entries(env, map, *data_start, h);
 }

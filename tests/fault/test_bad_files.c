@@ -65,6 +65,7 @@ static const struct {
     {"header cut", "{\"a\":{" F32_4 ":[0,16]}}", 20, 16, DQ_E_FORMAT, "JSON"},
     {"header is an array", "[]", -1, 0, DQ_E_FORMAT, "no JSON object"},
     {"NUL padding", "{\"a\":{" F32_4 ":[0,16]}}", 60, 20, DQ_E_FORMAT, "JSON"},
+    {"minus zero", "{\"a\":{\"dtype\":\"F32\",\"shape\":[-0],\"data_offsets\":[0,0]}}", -1, 0, DQ_E_FORMAT, "minus"},
     {"text after the header", "{} x", -1, 0, DQ_E_FORMAT, "end of file expected"},
     {"data missing", "{\"a\":{" F32_4 ":[0,16]}}", -1, 0, DQ_E_TRUNCATED, "[tensor a]"},
     {"data one byte short", "{\"a\":{" F32_4 ":[0,16]}}", -1, 15, DQ_E_TRUNCATED, "16 of 15"},

@@ -306,6 +306,9 @@ static void json_refusals(void **state)
         assert_string_equal(dq_error_file(), "f.json");
         assert_true(dq_error_byte() >= 0);
     }
+    assert_int_equal(dq_json_parse("[1\0]", 4, "f.json", &root), DQ_E_FORMAT);
+    assert_non_null(strstr(dq_error_text(), "NUL byte"));
+    assert_int_equal(dq_error_byte(), 2);
     char deep[10001];
     memset(deep, '[', 10000);
     deep[10000] = 0;
