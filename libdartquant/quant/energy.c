@@ -14,7 +14,7 @@ static dq_status mirrored_block(const dq_tensor *h, int64_t c0, int64_t n, float
     return dq_tensor_from_host(h->dev, DQ_F32, n, n, host, out);
 }
 
-dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, double *out)
+dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, double *out)
 {
     dq_status status;
     int64_t rows = d->view.rows, n = d->view.cols, width = n < BLOCK ? n : BLOCK;
@@ -28,14 +28,14 @@ dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, double *out)
         dq_tensor here = dq_tensor_slice(d, 0, rows, c0, cols), p = dq_tensor_slice(&product, 0, rows, 0, cols);
         double part;
         DQ_GO(mirrored_block(h, c0, cols, host, &diagonal));
-        DQ_GO(dq_op_gemm(false, false, 1.0, &here, &diagonal, 0.0, &p, DQ_MATH_F32));
+        DQ_GO(dq_op_gemm(false, false, 1.0, &here, &diagonal, 0.0, &p, math));
         dq_tensor_free(&diagonal);
         DQ_GO(dq_op_dot(&p, &here, &part));
         total += part;
         if (below == n) continue;
         dq_tensor rest = dq_tensor_slice(d, 0, rows, below, n - below);
         dq_tensor lower = dq_tensor_slice(h, below, n - below, c0, cols);
-        DQ_GO(dq_op_gemm(false, false, 1.0, &rest, &lower, 0.0, &p, DQ_MATH_F32));
+        DQ_GO(dq_op_gemm(false, false, 1.0, &rest, &lower, 0.0, &p, math));
         DQ_GO(dq_op_dot(&p, &here, &part));
         total += 2 * part; /* the strict upper part is the mirror image */
     }

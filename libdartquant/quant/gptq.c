@@ -102,7 +102,8 @@ static dq_status do_block(solve *s, int64_t c0, int64_t c1)
     return dq_op_gemm(false, false, -1.0, &err, &u_rest, 1.0, &rest, DQ_MATH_F32);
 }
 
-/* With E the errors, dW = -E U and inv(H + A) = U^T U, so sum e^2 = tr(dW (H + A) dW^T); A is what was added. */
+/* With E the errors, dW = -E U and inv(H + A) = U^T U, so sum e^2 = tr(dW (H + A) dW^T); A is what was added. The
+ * energy of W only scales the report, so its products may be the quick ones. */
 static dq_status relative_error(solve *s, const dq_tensor *w, double *out)
 {
     double added, energy;
@@ -110,7 +111,7 @@ static dq_status relative_error(solve *s, const dq_tensor *w, double *out)
     DQ_TRY(dq_op_axpy(-1.0, w, &s->work));
     DQ_TRY(dq_op_scale_cols(&s->work, &s->plan->added_root, &s->work));
     DQ_TRY(dq_op_dot(&s->work, &s->work, &added));
-    DQ_TRY(dq_hessian_energy(w, s->plan->h, &energy));
+    DQ_TRY(dq_hessian_energy(w, s->plan->h, DQ_MATH_BF16, &energy));
     double loss = s->loss > added ? s->loss - added : 0;
     *out = energy > 0 ? loss / energy : 0;
     return DQ_OK;
