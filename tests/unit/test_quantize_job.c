@@ -10,6 +10,7 @@
 
 #include "base/rng.h"
 #include "base/status.h"
+#include "fake_backend.h"
 #include "io/formats.h"
 #include "quant/quantize.h"
 #include "rotation/rotation.h"
@@ -41,13 +42,24 @@ static void limited_free(void *user, void *ptr, size_t bytes)
     free(ptr);
 }
 
-/* A random LLaMA in memory; one weight may be scaled to provoke trouble. */
-static void open_bench(bench *b, int threads, double norm_scale)
+static void open_device(bench *b, const char *backend)
+{
+    if (strcmp(backend, "fake") != 0) {
+        OK(dq_device_open(&b->env, backend, "", DQ_POLICY_ALLOW, &b->dev));
+        return;
+    }
+    static dq_backend table; /* memory the host cannot touch, every op through the host fallback */
+    table = fake_backend();
+    OK(dq_device_open_table(&b->env, &table, "", DQ_POLICY_ALLOW, &b->dev));
+}
+
+/* A random LLaMA in memory; its norms may be scaled to provoke trouble. */
+static void open_bench_on(bench *b, const char *backend, int threads, double norm_scale)
 {
     dq_services services = {.struct_size = sizeof services, .abi = 1, .allocator = {limited_alloc, limited_free, NULL}};
     OK(dq_env_init(&b->env, &services, threads));
     b->at_start = atomic_load(&b->env.memory_now);
-    OK(dq_device_open(&b->env, "cpu", "", DQ_POLICY_ALLOW, &b->dev));
+    open_device(b, backend);
     dq_arch arch = {.family = dq_family_by_hf("llama"),
                     .hidden = HIDDEN,
                     .intermediate = INTER,
@@ -88,6 +100,8 @@ static void open_bench(bench *b, int threads, double norm_scale)
     sink->ops->free(sink);
     OK(dq_model_from_source(b->dev, &arch, source, false, &b->model));
 }
+
+static void open_bench(bench *b, int threads, double norm_scale) { open_bench_on(b, "cpu", threads, norm_scale); }
 
 static void close_bench(bench *b)
 {
@@ -324,6 +338,26 @@ static void budget_and_threads_do_not_matter(void **state)
     free(windows);
 }
 
+/* Nothing between the job and the device looks behind a handle. */
+static void device_memory_may_be_hidden(void **state)
+{
+    (void)state;
+    int32_t *windows = make_windows(3 * 40);
+    bench plain, hidden;
+    open_bench_on(&plain, "ref", 1, 1.0);
+    open_bench_on(&hidden, "fake", 1, 1.0);
+    rotate(&plain, DQ_R2_ONLINE);
+    rotate(&hidden, DQ_R2_ONLINE);
+    hidden.env.memory_budget = 1 << 20; /* the second pass reads what the first one kept on the device */
+    dq_source *a = run_job(&plain, &GPTQ4, windows, 3, 40, NULL), *b = run_job(&hidden, &GPTQ4, windows, 3, 40, NULL);
+    assert_stores_equal(&plain, a, b);
+    dq_source_free(a);
+    dq_source_free(b);
+    close_bench(&plain);
+    close_bench(&hidden);
+    free(windows);
+}
+
 static void rtn_needs_no_data(void **state)
 {
     (void)state;
@@ -503,10 +537,10 @@ static void every_allocation_may_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(codes_equal_a_plain_walk),  cmocka_unit_test(budget_and_threads_do_not_matter),
-        cmocka_unit_test(rtn_needs_no_data),         cmocka_unit_test(quantized_model_runs),
-        cmocka_unit_test(cancelling_ends_the_job),   cmocka_unit_test(trouble_names_the_linear),
-        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(codes_equal_a_plain_walk),    cmocka_unit_test(budget_and_threads_do_not_matter),
+        cmocka_unit_test(device_memory_may_be_hidden), cmocka_unit_test(rtn_needs_no_data),
+        cmocka_unit_test(quantized_model_runs),        cmocka_unit_test(cancelling_ends_the_job),
+        cmocka_unit_test(trouble_names_the_linear),    cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
