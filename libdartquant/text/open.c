@@ -49,19 +49,31 @@ done:
     return status;
 }
 
+static dq_status open_gguf(dq_env *env, const char *path, dq_tokenizer **out)
+{
+    dq_source *gguf = NULL;
+    DQ_TRY(dq_gguf_open(env, path, &gguf));
+    dq_status status = dq_tokenizer_from_gguf(gguf, out);
+    dq_source_free(gguf);
+    return dq_error_in_file(status, path);
+}
+
 static dq_status open_dir(dq_env *env, const char *dir, dq_tokenizer **out)
 {
-    char *json = NULL, *vocab = NULL, *merges = NULL, *model = NULL;
-    bool has_json = false, has_vocab = false, has_merges = false, has_model = false;
+    char *json = NULL, *vocab = NULL, *merges = NULL, *model = NULL, *gguf = NULL;
+    bool has_json = false, has_vocab = false, has_merges = false, has_model = false, has_gguf = false;
     dq_status status;
     DQ_GO(probe(env, dir, "tokenizer.json", &json, &has_json));
     DQ_GO(probe(env, dir, "vocab.json", &vocab, &has_vocab));
     DQ_GO(probe(env, dir, "merges.txt", &merges, &has_merges));
     DQ_GO(probe(env, dir, "tokenizer.model", &model, &has_model));
+    DQ_GO(probe(env, dir, "tokenizer.gguf", &gguf, &has_gguf)); /* in models we saved from GGUF files */
     if (has_json)
         status = dq_tokenizer_from_json(env, json, out);
     else if (has_vocab && has_merges)
         status = open_gpt2(env, dir, vocab, merges, out);
+    else if (has_gguf)
+        status = open_gguf(env, gguf, out);
     else if (has_model)
         status = dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED,
                                           "a SentencePiece model is not read; convert it to tokenizer.json "
@@ -70,13 +82,14 @@ static dq_status open_dir(dq_env *env, const char *dir, dq_tokenizer **out)
     else
         status = dq_error_in_file(dq_fail(DQ_E_NOTFOUND,
                                           "the folder has no tokenizer: looked for tokenizer.json, vocab.json "
-                                          "with merges.txt, tokenizer.model"),
+                                          "with merges.txt, tokenizer.gguf, tokenizer.model"),
                                   dir);
 done:
     dq_free(json);
     dq_free(vocab);
     dq_free(merges);
     dq_free(model);
+    dq_free(gguf);
     return status;
 }
 
@@ -95,9 +108,5 @@ dq_status dq_tokenizer_open_path(dq_env *env, const char *path, dq_tokenizer **o
     if (!dq_path_exists(path)) return dq_error_in_file(dq_fail(DQ_E_NOTFOUND, "no such file or folder"), path);
     if (dq_path_is_dir(path)) return open_dir(env, path, out);
     if (!is_gguf(path)) return dq_tokenizer_from_json(env, path, out);
-    dq_source *gguf = NULL;
-    DQ_TRY(dq_gguf_open(env, path, &gguf));
-    dq_status status = dq_tokenizer_from_gguf(gguf, out);
-    dq_source_free(gguf);
-    return dq_error_in_file(status, path);
+    return open_gguf(env, path, out);
 }
