@@ -23,7 +23,7 @@ for source in tests/fuzz/fuzz_*.c; do
     seeds="$dir/$name.seeds"
     rm -rf "$seeds"; mkdir -p "$seeds" "$dir/$name.corpus"
     for suffix in $(sed -n 's/.*Seeds: \(.*\) \*\/$/\1/p' "$source"); do
-        find tests/data -type f -name "*$suffix" -size -64k -exec cp -t "$seeds" {} +
+        find tests/data -type f -name "*$suffix" -size -64k -exec cp --backup=numbered -t "$seeds" {} +
     done
     for suffix in $(sed -n 's/.*Pickles: \(.*\) \*\/$/\1/p' "$source"); do
         find tests/data -type f -name "*$suffix" -exec python3 -c 'import os, sys, zipfile

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Makes tests/data/tokenizers: small tokenizers trained on text generated here, and what the `tokenizers` package
-(PyPI, Apache-2.0) makes of a list of texts with each of them. Run: python tests/golden/make_tokenizers.py
+(PyPI, Apache-2.0) makes of a list of texts with each of them; two of them also as vocabularies of GGUF files (written
+with the `gguf` package, MIT). Run: python tests/golden/make_tokenizers.py
 SPDX-License-Identifier: Apache-2.0"""
 import copy
 import json
 import pathlib
 import random
+import re
 
+import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -53,7 +56,7 @@ TEXTS = [
     "<|endoftext|>", "a<|endoftext|>b <|endoftext|> <|endoftext|><|endoftext|>", "<|end", "<|left|> x <|left|>",
     "x <|right|>  y <|right|>\n z", "word wordy sword word. (word) word_ \u00e9word", "tool TOOL Tool tools",
     "\ufffd \ufeffbom \ue000 \U0010ffff", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "the" * 40, "!" * 30 + "\n" * 7 + " " * 20 + "x", "a_b-c.d/e\\f", "\u00e9" * 9 + "\u0301" * 4,
+    "the" * 12, "!" * 9 + "\n" * 7 + " " * 20 + "x", "a_b-c.d/e\\f", "\u00e9" * 9 + "\u0301" * 4,
 ]
 # Bytes that are not UTF-8; what is expected is the result for errors="replace".
 BROKEN = ["ff", "61ff62", "c3", "e28281e282", "f09f98", "eda080", "c080", "f8888080", "61e4b8", "f4908080", "80bf41"]
@@ -131,7 +134,7 @@ def sequence(*steps):
 
 
 def variants():
-    b, s = byte_level(420), sentencepiece(330)
+    b, s = byte_level(380), sentencepiece(250)
     eot = b["added_tokens"][0]["id"]
 
     def make(base, **changes):
@@ -157,7 +160,7 @@ def variants():
         split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"),
         {"type": "Digits", "individual_digits": False}, bytelevel(regex=False)))
     yield "llama2", make(s, model={"merges": lists})
-    for scheme, cut in (("first", True), ("always", True), ("never", True), ("first", False)):
+    for scheme, cut in (("first", True), ("never", True), ("always", False)):
         yield f"metaspace-{scheme}{'' if cut else '-whole'}", make(
             s, normalizer=None, pre_tokenizer={"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": cut},
             decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Metaspace", "replacement": "\u2581",
@@ -176,8 +179,100 @@ def variants():
                                   pre_tokenizer=None)
 
 
+def gguf_writer(name, model, tokens, types, pre=None):
+    w = gguf.GGUFWriter(OUT / name, "llama")
+    w.add_tokenizer_model(model)
+    if pre:
+        w.add_tokenizer_pre(pre)
+    w.add_token_list(tokens)
+    w.add_token_types(types)
+    return w
+
+
+def finish(w):
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.close()
+
+
+def by_id(d):
+    tokens = {i: t for t, i in d["model"]["vocab"].items()}
+    tokens.update({a["id"]: a["content"] for a in d["added_tokens"]})
+    return [tokens[i] for i in range(len(tokens))]
+
+
+def token_types(d):
+    """1 normal, 3 control, 4 user defined, 6 byte"""
+    kinds = {a["id"]: 3 if a["special"] else 4 for a in d["added_tokens"]}
+    return [kinds.get(i, 6 if re.fullmatch("<0x..>", t) else 1) for i, t in enumerate(by_id(d))]
+
+
+def plain_added(d):
+    """llama.cpp's matching of special tokens: no trimming, no word rule."""
+    for a in d["added_tokens"]:
+        a.update(lstrip=False, rstrip=False, single_word=False, normalized=False)
+    return d
+
+
+def spm_merge(text, scores):
+    """The rule of llama.cpp's SentencePiece tokenizer, the slow way: join the pair with the best score, leftmost first."""
+    parts = list(text)
+    while True:
+        best = None
+        for i in range(len(parts) - 1):
+            score = scores.get(parts[i] + parts[i + 1])
+            if score is not None and (best is None or score > best[0]):
+                best = (score, i)
+        if best is None:
+            return parts
+        parts[best[1]:best[1] + 2] = [parts[best[1]] + parts[best[1] + 1]]
+
+
+def spm_encode(text, d, scores, parse_special):
+    ids = {t: i for i, t in enumerate(by_id(d))}
+    found = [a["content"] for a in d["added_tokens"] if parse_special or not a["special"]]
+    pieces = re.split("(" + "|".join(map(re.escape, sorted(found, key=len, reverse=True))) + ")", text)
+    out = []
+    for piece in pieces:
+        if piece in found:
+            out.append(ids[piece])
+        elif piece:
+            for part in spm_merge("\u2581" + piece.replace(" ", "\u2581"), scores):
+                out += [ids[part]] if part in ids else [ids[f"<0x{b:02X}>"] for b in part.encode()]
+    return out
+
+
+def gguf_variants(texts):
+    """name, [ids with BOS and special tokens, ids of plain text]"""
+    b, s = (plain_added(copy.deepcopy(dict(variants())[name])) for name in ("smollm", "llama2"))
+    w = gguf_writer("smollm.gguf", "gpt2", by_id(b), token_types(b), "smollm")
+    w.add_token_merges([" ".join(m) if isinstance(m, list) else m for m in b["model"]["merges"]])
+    w.add_bos_token_id(b["added_tokens"][0]["id"])
+    finish(w)
+    t = tokenizers.Tokenizer.from_str(json.dumps(b))
+
+    def bpe(text, parse_special):
+        t.encode_special_tokens = not parse_special
+        return t.encode(text, add_special_tokens=False).ids
+
+    yield "smollm.gguf", [[bpe(x, flag) for x in texts] for flag in (True, False)]
+    rng = random.Random(3)
+    tokens = by_id(s)
+    values = [0.0 if i < 259 or i >= len(s["model"]["vocab"]) else -float(i // 2 + rng.randrange(9)) for i in range(len(tokens))]
+    w = gguf_writer("llama.gguf", "llama", tokens, token_types(s))
+    w.add_token_scores(values)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    w.add_unk_token_id(0)
+    finish(w)
+    scores = dict(zip(tokens, values))
+    yield "llama.gguf", [[[1] * flag + spm_encode(x, s, scores, flag) for x in texts] for flag in (True, False)]
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
+    for old in OUT.iterdir():
+        old.unlink()
     texts = [t.encode() for t in TEXTS] + [bytes.fromhex(h) for h in BROKEN]
     golden = {"made_with": f"tokenizers {tokenizers.__version__}", "texts": [t.hex() for t in texts], "variants": {}}
     for name, data in variants():
@@ -199,6 +294,8 @@ def main():
         result["all"] = {i: a for i, a in enumerate(result["all"]) if a != result["text"][i]}
         result["text"] = {i: a for i, a in enumerate(result["text"]) if a != texts[i].hex()}
         golden["variants"][name] = result
+    decoded = [raw.decode("utf-8", errors="replace") for raw in texts]
+    golden["gguf"] = {name: dict(zip(("ids", "plain"), ids)) for name, ids in gguf_variants(decoded)}
     (OUT / "golden.json").write_text(json.dumps(golden, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
     print(sum(p.stat().st_size for p in OUT.iterdir()), "bytes in", OUT)
 

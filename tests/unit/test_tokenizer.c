@@ -127,6 +127,48 @@ static void goldens(void **state)
     json_decref(golden);
 }
 
+/* Vocabularies of both kinds inside GGUF files. */
+static void gguf_goldens(void **state)
+{
+    (void)state;
+    json_t *golden = json_load_file(test_data("tokenizers/golden.json"), 0, NULL);
+    const json_t *texts = json_object_get(golden, "texts");
+    const char *name;
+    json_t *lists;
+    assert_int_equal(json_object_size(json_object_get(golden, "gguf")), 2);
+    json_object_foreach(json_object_get(golden, "gguf"), name, lists)
+    {
+        char file[300];
+        dq_tokenizer *t = NULL;
+        snprintf(file, sizeof file, "tokenizers/%s", name);
+        ok(dq_tokenizer_open_path(&env, test_data(file), &t));
+        for (size_t i = 0; i < json_array_size(texts); i++) {
+            unsigned char text[4096];
+            size_t n = from_hex(json_string_value(json_array_get(texts, i)), text);
+            dq_ids ids = {0}, plain = {0};
+            ok(dq_tokenizer_encode_text(t, (char *)text, n, true, true, &ids));
+            same_ids(name, i, json_array_get(json_object_get(lists, "ids"), i), &ids);
+            ok(dq_tokenizer_encode_text(t, (char *)text, n, false, false, &plain));
+            same_ids(name, i, json_array_get(json_object_get(lists, "plain"), i), &plain);
+            if (dq_utf8_valid_prefix((char *)text, n) == n && !memmem(text, n, "\xe2\x96\x81", 3) &&
+                !memchr(text, '<', n)) {
+                char *back = NULL;
+                size_t bytes = 0;
+                ok(dq_tokenizer_decode_ids(t, plain.data, plain.count, false, &back, &bytes));
+                bool user_token =
+                    memmem(text, n, "tool", 4) || memmem(text, n, "word", 4); /* a space in front of what follows */
+                if (!user_token && (bytes != n || memcmp(back, text, n) != 0))
+                    fail_msg("%s, text %zu: decoded '%s'", name, i, back);
+                dq_free(back);
+            }
+            dq_free(ids.data);
+            dq_free(plain.data);
+        }
+        dq_tokenizer_destroy(t);
+    }
+    json_decref(golden);
+}
+
 /* ---- real vocabularies of the shared collection ---- */
 
 static char *read_shared(const char *name, size_t *bytes)
@@ -299,7 +341,7 @@ static void long_words(void **state)
     dq_tokenizer *t = NULL;
     enum { N = 200000 };
     char *text = dq_alloc(&env, N);
-    ok(dq_tokenizer_open_path(&env, test_data("tokenizers/metaspace-first-whole.json"), &t));
+    ok(dq_tokenizer_open_path(&env, test_data("tokenizers/metaspace-always-whole.json"), &t));
     for (size_t i = 0; i < N; i++) text[i] = "thelanternriverbasket"[(i * 7 + i / 5) % 21];
     dq_ids all = {0};
     char *back = NULL;
@@ -336,16 +378,10 @@ static void whole_and_cut_agree(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(goldens),
-        cmocka_unit_test(shared_gpt2),
-        cmocka_unit_test(shared_opt),
-        cmocka_unit_test(shared_llama2),
-        cmocka_unit_test(shared_stories),
-        cmocka_unit_test(utf8_replacement),
-        cmocka_unit_test(bytelevel_round_trip),
-        cmocka_unit_test(pattern_walk),
-        cmocka_unit_test(long_words),
-        cmocka_unit_test(whole_and_cut_agree),
+        cmocka_unit_test(goldens),          cmocka_unit_test(gguf_goldens),         cmocka_unit_test(shared_gpt2),
+        cmocka_unit_test(shared_opt),       cmocka_unit_test(shared_llama2),        cmocka_unit_test(shared_stories),
+        cmocka_unit_test(utf8_replacement), cmocka_unit_test(bytelevel_round_trip), cmocka_unit_test(pattern_walk),
+        cmocka_unit_test(long_words),       cmocka_unit_test(whole_and_cut_agree),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, open_env, close_env);
 }
