@@ -19,6 +19,11 @@ typedef struct dq_attention_block {
     float *scratch;
 } dq_attention_block;
 
+/* The maximum before any key was seen, and the score of a key that a query must not see: far below every real score, and
+ * finite, so that differences are no NaN. */
+#define DQ_ATTENTION_NONE (-1e30f)
+#define DQ_ATTENTION_HIDDEN (-2e30f)
+
 enum {
     DQ_ATTENTION_QUERIES = 96, /* queries in a block of the fp32 kernels: whole strips at every level */
     DQ_ATTENTION_STRIP = 48,   /* the widest strip */

@@ -7,11 +7,10 @@
 
 #include "backend/cpu/amx.h"
 #include "backend/cpu/gemm_packed.h"
+#include "backend/cpu/transpose_avx512.h"
 #include "backend/cpu/vec_exp.h"
 
 enum { STRIP = DQ_ATTENTION_AMX_STRIP, NV = STRIP / VF, KEYS = DQ_ATTENTION_AMX_KEYS };
-
-#define NO_SCORE (-3e38f) /* below every score, yet finite: -inf - NO_SCORE is no NaN */
 
 typedef struct strip {
     uint16_t *q; /* [STRIP / 16] B panels of depth dim */
@@ -67,10 +66,10 @@ static void product(const uint16_t *a, int64_t a_panel, int64_t rows, const uint
 
 static int64_t lanes(int64_t n) { return n < 0 ? 0 : n > VF ? VF : n; }
 
-/* Lane i of row j is query q0 + i against key k0 + j: hidden keys become -inf. */
+/* Lane i of row j is query q0 + i against key k0 + j: hidden keys score below everything. */
 static void mask(const dq_attention_block *b, int64_t q0, int64_t k0, int64_t keys, strip *w)
 {
-    vf hidden = vf_set1(-INFINITY);
+    vf hidden = vf_set1(DQ_ATTENTION_HIDDEN);
     for (int64_t j = 0; j < keys; j++) {
         int64_t begin = k0 + j - q0; /* first query that may see the key */
         for (int v = 0; v < NV; v++) {
@@ -99,14 +98,15 @@ static bool softmax(float scale, int64_t keys, strip *w)
             t0 = vf_max(vf_load(s + j * STRIP), t0);
             t1 = vf_max(vf_load(s + (j + 1) * STRIP), t1);
         }
-        vf top = vf_max(t0, t1), shift = vf_zero() - top * factor_of, factor = vf_exp2((before - top) * factor_of);
+        vf top = vf_max(t0, t1), shift = vf_zero() - top * factor_of,
+           factor = vf_exp2_coarse((before - top) * factor_of);
         vf sum0 = vf_load(w->sum + v * VF) * factor, sum1 = vf_zero();
         vf_store(w->max + v * VF, top);
         vf_store(w->factor + v * VF, factor);
         moved = moved || !(vf_hmin(factor) >= 1.0f);
         for (int64_t j = 0; j < keys; j += 2) {
-            vf p0 = vf_exp2(vf_madd(vf_load(s + j * STRIP), factor_of, shift));
-            vf p1 = vf_exp2(vf_madd(vf_load(s + (j + 1) * STRIP), factor_of, shift));
+            vf p0 = vf_exp2_coarse(vf_madd(vf_load(s + j * STRIP), factor_of, shift));
+            vf p1 = vf_exp2_coarse(vf_madd(vf_load(s + (j + 1) * STRIP), factor_of, shift));
             sum0 += p0;
             sum1 += p1;
             __m512i both = (__m512i)_mm512_cvtne2ps_pbh(p1, p0);
@@ -136,21 +136,26 @@ static void start(const dq_attention_block *b, int64_t q0, int64_t n, strip *w)
     for (int64_t p = 0; p < STRIP / DQ_PANEL; p++) dq_pack_b_bf16(&s, p, dq_packed_at(w->q, p * DQ_PANEL, b->dim));
     memset(w->o, 0, sizeof(float) * (size_t)(dq_attention_amx_dim(b->dim) * STRIP));
     for (int64_t i = 0; i < STRIP; i += VF) {
-        vf_store(w->max + i, vf_set1(NO_SCORE));
+        vf_store(w->max + i, vf_set1(DQ_ATTENTION_NONE));
         vf_store(w->sum + i, vf_zero());
     }
 }
 
+/* Queries [i, i + 16) of the strip, columns [c, c + 16) of the head: a tile of O, divided by the sums and transposed. */
+static void finish_tile(const dq_attention_block *b, float *row, int64_t i, int64_t c, int64_t n, const strip *w)
+{
+    vf r = vf_set1(1.0f) / vf_load(w->sum + i);
+    __m512i t[16];
+    for (int k = 0; k < 16; k++) t[k] = _mm512_castps_si512(vf_load(w->o + (c + k) * STRIP + i) * r);
+    dq_transpose_16(t);
+    for (int64_t k = 0; k < dq_min64(16, n - i); k++, row += b->o_stride)
+        vf_store_n(row + c, _mm512_castsi512_ps(t[k]), dq_min64(16, b->dim - c));
+}
+
 static void finish(const dq_attention_block *b, int64_t q0, int64_t n, strip *w)
 {
-    for (int64_t i = 0; i < STRIP; i += VF) {
-        vf r = vf_set1(1.0f) / vf_load(w->sum + i);
-        for (int64_t c = 0; c < b->dim; c++) vf_store(w->o + c * STRIP + i, vf_load(w->o + c * STRIP + i) * r);
-    }
-    for (int64_t i = 0; i < n; i++) {
-        float *row = b->o + (q0 - b->first + i) * b->o_stride;
-        for (int64_t c = 0; c < b->dim; c++) row[c] = w->o[c * STRIP + i];
-    }
+    for (int64_t i = 0; i < n; i += 16)
+        for (int64_t c = 0; c < b->dim; c += 16) finish_tile(b, b->o + (q0 - b->first + i) * b->o_stride, i, c, n, w);
 }
 
 static void attend_strip(const dq_attention_block *b, int64_t q0, int64_t n, strip *w)

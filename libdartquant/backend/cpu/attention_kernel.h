@@ -10,8 +10,6 @@
 enum { NV = 3, STRIP = NV * VF, ROWS = V_REGISTERS == 32 ? 8 : 4 };
 _Static_assert(DQ_ATTENTION_QUERIES % STRIP == 0 && (int)STRIP <= (int)DQ_ATTENTION_STRIP, "blocks are whole strips");
 
-#define NO_SCORE (-3e38f) /* below every score, yet finite: -inf - NO_SCORE is no NaN */
-
 /* out[r][0..STRIP) (+)= sum over t < depth of a[r * a_row + t * a_step] * b[t][0..STRIP), for R rows. */
 #define TILE(R, NAME)                                                                                                  \
     static void NAME(const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t depth, bool add,           \
@@ -64,7 +62,7 @@ static void load_queries(const dq_attention_block *b, int64_t q0, int64_t n, str
         }
     }
     for (int64_t i = 0; i < STRIP; i += VF) {
-        vf_store(w->max + i, vf_set1(NO_SCORE));
+        vf_store(w->max + i, vf_set1(DQ_ATTENTION_NONE));
         vf_store(w->sum + i, vf_zero());
     }
 }
@@ -83,10 +81,10 @@ static void store_output(const dq_attention_block *b, int64_t q0, int64_t n, str
 
 static int64_t lanes(int64_t n) { return n < 0 ? 0 : n > VF ? VF : n; }
 
-/* Lane i of row j is query q0 + i against key k0 + j: hidden keys become -inf. */
+/* Lane i of row j is query q0 + i against key k0 + j: hidden keys score below everything. */
 static void mask(const dq_attention_block *b, int64_t q0, int64_t k0, int64_t keys, strip *w)
 {
-    vf hidden = vf_set1(-INFINITY);
+    vf hidden = vf_set1(DQ_ATTENTION_HIDDEN);
     for (int64_t j = 0; j < keys; j++) {
         int64_t begin = k0 + j - q0; /* first query that may see the key */
         for (int v = 0; v < NV; v++) {

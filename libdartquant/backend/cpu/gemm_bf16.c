@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "backend/cpu/transpose_avx512.h"
 #include "base/half.h"
 
 /* ---- packing ---- */
@@ -65,39 +66,11 @@ static bool load_block(const dq_pack_source *s, int64_t row, int64_t k0, __m512i
     return false;
 }
 
-/* 16 x 16 transpose of 32-bit elements. */
-static void transpose_16(__m512i r[16])
-{
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) { /* 128-bit lanes of rows i, i+4, i+8, i+12 */
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
 void dq_pack_a_bf16(const dq_pack_source *s, int64_t panel, uint16_t *tiles)
 {
     __m512i block[16];
     for (int64_t k = 0; k < s->depth; k += DQ_TILE_DEPTH, tiles += DQ_TILE_ELEMENTS) {
-        if (load_block(s, panel * DQ_PANEL, k, block)) transpose_16(block);
+        if (load_block(s, panel * DQ_PANEL, k, block)) dq_transpose_16(block);
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(tiles + i * DQ_TILE_DEPTH, block[i]);
     }
 }
@@ -106,7 +79,8 @@ void dq_pack_b_bf16(const dq_pack_source *s, int64_t panel, uint16_t *tiles)
 {
     __m512i block[16];
     for (int64_t k = 0; k < s->depth; k += DQ_TILE_DEPTH, tiles += DQ_TILE_ELEMENTS) {
-        if (!load_block(s, panel * DQ_PANEL, k, block)) transpose_16(block); /* a 32-bit element is a pair of depth */
+        if (!load_block(s, panel * DQ_PANEL, k, block))
+            dq_transpose_16(block); /* a 32-bit element is a pair of depth */
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(tiles + i * DQ_TILE_DEPTH, block[i]);
     }
 }

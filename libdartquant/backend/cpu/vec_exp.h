@@ -1,23 +1,30 @@
-/* Exponentials on vec.h, below 2 ulp where the result is a normal number. SPDX-License-Identifier: Apache-2.0 */
+/* Exponentials on vec.h, within about 2 ulp where the result is a normal number. SPDX-License-Identifier: Apache-2.0 */
 #ifndef DQ_CPU_VEC_EXP_H
 #define DQ_CPU_VEC_EXP_H
 
 #include "backend/cpu/vec.h"
 
-/* 2^x; zero below -126, held at 2^127 above 127, NaN stays. Coefficients: Cephes exp2f. */
+/* 2^x for finite x <= 127; zero below -150 (-126 without AVX-512), NaN stays, infinities give NaN. Coefficients: minimax
+ * in relative error on [-1/2, 1/2] with the constant 1, 9.2e-8 and, for results that are rounded to bf16, 2.9e-6. */
 VEC_INLINE vf vf_exp2(vf x)
 {
-    x = vf_min(vf_set1(127.0f), vf_max(vf_set1(-150.0f), x)); /* the bound comes first, so that a NaN passes */
     vf n = vf_rint(x), f = x - n;
-    vf p = vf_madd(vf_set1(1.535336188319500e-4f), f, vf_set1(1.339887440266574e-3f));
-    p = vf_madd(p, f, vf_set1(9.618437357674640e-3f));
-    p = vf_madd(p, f, vf_set1(5.550332471162809e-2f));
-    p = vf_madd(p, f, vf_set1(2.402264791363012e-1f));
-    p = vf_madd(p, f, vf_set1(6.931472028550421e-1f));
+    vf p = vf_madd(vf_set1(1.3264727e-3f), f, vf_set1(9.6715130e-3f));
+    p = vf_madd(p, f, vf_set1(5.5507336e-2f));
+    p = vf_madd(p, f, vf_set1(2.4022242e-1f));
+    p = vf_madd(p, f, vf_set1(6.9314700e-1f));
+    return vf_scale2(vf_madd(p, f, vf_set1(1.0f)), n);
+}
+VEC_INLINE vf vf_exp2_coarse(vf x)
+{
+    vf n = vf_rint(x), f = x - n;
+    vf p = vf_madd(vf_set1(9.5828529e-3f), f, vf_set1(5.5906426e-2f));
+    p = vf_madd(p, f, vf_set1(2.4024099e-1f));
+    p = vf_madd(p, f, vf_set1(6.9312418e-1f));
     return vf_scale2(vf_madd(p, f, vf_set1(1.0f)), n);
 }
 
-/* e^x; zero below -88, held at e^88 above 88, NaN stays. Coefficients: Cephes expf. */
+/* e^x, about 2 ulp; zero below -88, held at e^88 above 88, NaN stays. Coefficients: Cephes expf. */
 VEC_INLINE vf vf_exp(vf x)
 {
     x = vf_min(vf_set1(88.0f), vf_max(vf_set1(-104.0f), x));
