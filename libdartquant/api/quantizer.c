@@ -267,6 +267,15 @@ static dq_status step(dq_quantizer *q, bool *finished)
     return DQ_OK;
 }
 
+/* A failed job leaves no unfinished file, even before it is freed. The job itself stays for the report. */
+static void drop_output(dq_quantizer *q)
+{
+    dq_saver_free(q->saver);
+    q->saver = NULL;
+    if (q->memory) q->memory->ops->free(q->memory);
+    q->memory = NULL;
+}
+
 static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user,
                               bool *finished)
 {
@@ -280,6 +289,7 @@ static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progr
     if (status != DQ_OK) {
         /* Nothing was begun when only the data was missing: binding it is still possible. */
         q->state = fresh && status == DQ_E_STATE && !q->job ? READY : FAILED;
+        if (q->state == FAILED) drop_output(q);
         return status;
     }
     if (*finished) q->state = DONE;

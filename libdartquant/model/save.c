@@ -1,7 +1,10 @@
 /* Saving a model as a stream: codes as they are made, then everything else, then the manifest, which alone makes the
  * folder a model. The layout stands in docs/formats.md. SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
 #include <errno.h>
+#include <fnmatch.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,6 +26,10 @@ struct dq_saver {
     dq_name_map *names; /* linears whose codes are there */
     char **keys;
     size_t count, capacity;
+    const char *beside[16]; /* files written beside the shards where none was before; static names */
+    int beside_count;
+    bool fresh;          /* the folder held no shards when the saver was opened */
+    bool shards_visible; /* ours, under their final names */
 };
 
 static dq_status note(dq_saver *s, const char *name)
@@ -67,6 +74,21 @@ static void sink_free(dq_sink *sink) { (void)sink; }
 static const dq_sink_ops saver_ops = {
     .add = sink_add, .set_metadata = sink_set_metadata, .finish = sink_finish, .free = sink_free};
 
+static bool is_shard(const char *name)
+{
+    return fnmatch("model*.safetensors", name, 0) == 0 || strcmp(name, "model.safetensors.index.json") == 0;
+}
+
+static bool holds_shards(const char *path)
+{
+    bool found = false;
+    DIR *dir = opendir(path);
+    if (!dir) return false;
+    for (struct dirent *e; !found && (e = readdir(dir));) found = is_shard(e->d_name);
+    closedir(dir);
+    return found;
+}
+
 dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out)
 {
     dq_status status;
@@ -81,6 +103,7 @@ dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_sav
     }
     DQ_GO(dq_name_map_new(env, 1024, &s->names));
     DQ_GO(dq_make_dirs(env, dir));
+    s->fresh = !holds_shards(dir);
     DQ_GO(dq_safetensors_sink(env, dir, "model", part_size, &s->files));
     *out = s;
     return DQ_OK;
@@ -235,7 +258,9 @@ static dq_status write_json(dq_saver *s, const char *file, json_t *o)
     char *text = NULL, *path = dq_path_join(s->env, s->dir, file);
     dq_status status = !path ? DQ_E_NOMEM : o ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory while writing %s", file);
     if (status == DQ_OK) status = dq_json_dump(s->env, o, true, &text);
+    bool replaces = status == DQ_OK && dq_path_exists(path);
     if (status == DQ_OK) status = dq_file_write(s->env, path, text, strlen(text));
+    if (status == DQ_OK && !replaces) s->beside[s->beside_count++] = file;
     dq_free(text);
     dq_free(path);
     json_decref(o);
@@ -290,8 +315,10 @@ static dq_status copy_file(dq_saver *s, const char *dir, const char *file)
     char *from = dq_path_join(s->env, dir, file), *to = dq_path_join(s->env, s->dir, file);
     dq_status status = from && to ? DQ_OK : DQ_E_NOMEM;
     if (status == DQ_OK && dq_path_exists(from)) {
+        bool replaces = dq_path_exists(to);
         status = dq_map_open(s->env, from, &map);
         if (status == DQ_OK) status = dq_file_write(s->env, to, map.data, map.size);
+        if (status == DQ_OK && !replaces) s->beside[s->beside_count++] = file;
         dq_map_close(&map);
     }
     dq_free(from);
@@ -314,7 +341,9 @@ static dq_status write_tokenizer(dq_saver *s, const dq_model *m)
     const dq_model *root = dq_model_root(m);
     if (root->gguf_names && strcmp(root->source->format, "gguf") == 0) {
         char *path = dq_path_join(s->env, s->dir, DQ_TOKENIZER_GGUF);
+        bool replaces = path && dq_path_exists(path);
         dq_status status = path ? dq_gguf_write_metadata(root->source, path) : DQ_E_NOMEM;
+        if (status == DQ_OK && !replaces) s->beside[s->beside_count++] = DQ_TOKENIZER_GGUF;
         dq_free(path);
         return status;
     }
@@ -352,6 +381,12 @@ static dq_status write_manifest(dq_saver *s, dq_model *m, const dq_scheme *schem
     return write_json(s, DQ_MANIFEST, o);
 }
 
+static void remove_file(const dq_saver *s, const char *name)
+{
+    char path[PATH_MAX];
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", s->dir, name) < sizeof path) unlink(path);
+}
+
 /* A folder that is being overwritten is no model until the new manifest stands. */
 static dq_status remove_manifest(dq_saver *s)
 {
@@ -362,6 +397,18 @@ static dq_status remove_manifest(dq_saver *s)
         status = dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot remove the old manifest"), path);
     dq_free(path);
     return status;
+}
+
+/* After a failure: takes back what already stands under its final name and replaced nothing. Needs no memory, which may
+ * be what failed. */
+static void take_back(dq_saver *s)
+{
+    for (int i = 0; i < s->beside_count; i++) remove_file(s, s->beside[i]);
+    DIR *dir = s->shards_visible && s->fresh ? opendir(s->dir) : NULL;
+    if (!dir) return;
+    for (struct dirent *e; (e = readdir(dir));)
+        if (is_shard(e->d_name)) remove_file(s, e->d_name);
+    closedir(dir);
 }
 
 dq_status dq_saver_finish(dq_saver *s, dq_model *model, const dq_scheme *scheme, const char *provenance,
@@ -378,8 +425,10 @@ dq_status dq_saver_finish(dq_saver *s, dq_model *model, const dq_scheme *scheme,
     DQ_GO(write_config(s, model, scheme));
     DQ_GO(write_tokenizer(s, model));
     DQ_GO(s->files->ops->finish(s->files));
+    s->shards_visible = true;
     status = write_manifest(s, model, scheme, extra);
 done:
+    if (status != DQ_OK) take_back(s);
     json_decref(extra);
     return status;
 }
