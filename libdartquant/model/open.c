@@ -6,14 +6,6 @@
 #include "io/formats.h"
 #include "model/internal.h"
 
-static bool has_file(dq_env *env, const char *dir, const char *name)
-{
-    char *path = dq_path_join(env, dir, name);
-    bool found = path && dq_path_exists(path);
-    dq_free(path);
-    return found;
-}
-
 static dq_status open_gguf(dq_device *dev, const char *path, dq_model **out)
 {
     dq_source *source;
@@ -45,12 +37,19 @@ static dq_status open_hf(dq_device *dev, const char *dir, dq_model **out)
     return dq_model_from_source(dev, &arch, source, false, out);
 }
 
+static dq_status open_dir(dq_device *dev, const char *path, dq_model **out)
+{
+    char *manifest = dq_path_join(dq_device_env(dev), path, DQ_MANIFEST);
+    if (!manifest) return DQ_E_NOMEM;
+    bool saved = dq_path_exists(manifest);
+    dq_free(manifest);
+    return saved ? dq_model_load_saved(dev, path, out) : open_hf(dev, path, out);
+}
+
 static dq_status open_any(dq_device *dev, const char *path, dq_model **out)
 {
-    dq_env *env = dq_device_env(dev);
     if (!dq_path_exists(path)) return dq_error_in_file(dq_fail(DQ_E_IO, "no such file or folder"), path);
-    if (dq_path_is_dir(path))
-        return has_file(env, path, DQ_MANIFEST) ? dq_model_load_saved(dev, path, out) : open_hf(dev, path, out);
+    if (dq_path_is_dir(path)) return open_dir(dev, path, out);
     if (dq_path_ends_with(path, ".safetensors") || dq_path_ends_with(path, ".json"))
         return dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED, "a model is opened by its folder, which holds the "
                                                           "configuration too"),
