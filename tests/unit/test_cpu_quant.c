@@ -359,13 +359,140 @@ static void gptq_block(void **state)
     }
 }
 
+/* ---- factorizations over many tiles ---- */
+
+/* h = diag(d) + v v^T, so that products with h need no n^3 work. Checks u^T (u (h z)) = z, also where the factor is found
+ * in fp32 (orders above 4096), and the same bits with 1 and 3 threads. */
+static void factor_case(bench *b, int64_t n, bool permuted, double band)
+{
+    size_t square = (size_t)(n * n);
+    float *h = malloc(square * 4), *u[2];
+    double *d = malloc((size_t)n * 8), *v = malloc((size_t)n * 8), *z = malloc((size_t)n * 8),
+           *y = malloc((size_t)n * 8);
+    double *t = calloc((size_t)n, 8), *back = calloc((size_t)n, 8), vz = 0, worst = 0;
+    int32_t *perm = malloc((size_t)n * sizeof *perm);
+    for (int64_t i = 0; i < n; i++) {
+        d[i] = 2 + uniform(b);
+        v[i] = uniform(b);
+        z[i] = uniform(b);
+        perm[i] = (int32_t)((i * 11 + 3) % n); /* 11 divides none of the orders used */
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j <= i; j++) h[i * n + j] = (float)(v[i] * v[j] + (i == j ? d[i] : 0));
+    for (int k = 0; k < 2; k++) {
+        dq_tensor th, tu, tp;
+        int64_t info = -1;
+        ok(dq_tensor_from_host(b->cpu[k], DQ_F32, n, n, h, &th));
+        ok(dq_tensor_from_host(b->cpu[k], DQ_I32, 1, n, perm, &tp));
+        ok(dq_tensor_alloc(b->cpu[k], DQ_F32, n, n, &tu));
+        ok(dq_op_gptq_factor(&th, permuted ? &tp : NULL, 0.5, &tu, &info));
+        assert_int_equal(info, 0);
+        u[k] = malloc(square * 4);
+        ok(dq_tensor_download(&tu, u[k]));
+        dq_tensor_free(&th), dq_tensor_free(&tu), dq_tensor_free(&tp);
+    }
+    same_bits(u[0], u[1], square * 4, "gptq_factor threads");
+    for (int64_t i = 0; i < n; i++) vz += v[permuted ? perm[i] : i] * z[i];
+    for (int64_t i = 0; i < n; i++) {
+        int64_t p = permuted ? perm[i] : i;
+        y[i] = (d[p] + 0.5) * z[i] + v[p] * vz;
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = i; j < n; j++) t[i] += (double)u[0][i * n + j] * y[j];
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) {
+            if (j < i)
+                assert_true(u[0][i * n + j] == 0);
+            else
+                back[j] += (double)u[0][i * n + j] * t[i];
+        }
+    for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs(back[i] - z[i]));
+    if (!(worst < band)) fail_msg("gptq_factor order %d: off by %g", (int)n, worst);
+    free(h), free(u[0]), free(u[1]), free(d), free(v), free(z), free(y), free(t), free(back), free(perm);
+}
+
+static void factor(void **state)
+{
+    (void)state;
+    bench b;
+    open_bench(&b, 0); /* OpenBLAS does the work at every level */
+    factor_case(&b, 127, false, 1e-4);
+    factor_case(&b, 700, true, 1e-4);
+    factor_case(&b, 1103, false, 1e-4);
+    factor_case(&b, 4112, false, 1e-2);
+    close_bench(&b);
+}
+
+/* h accumulated over token chunks and tiles against the reference. */
+static void syrk(void **state)
+{
+    (void)state;
+    enum { TOKENS = 2100, N = 530 };
+    bench b;
+    open_bench(&b, 0);
+    float *x = malloc(sizeof(float) * TOKENS * N), *h[3];
+    fill_random(&b, x, (int64_t)TOKENS * N);
+    for (int w = 0; w < 3; w++) {
+        dq_tensor whole, tx = padded(device(&b, w), DQ_F32, TOKENS, N, 6, &whole), th;
+        ok(dq_tensor_upload(&tx, x));
+        ok(dq_tensor_alloc(device(&b, w), DQ_F32, N, N, &th));
+        ok(dq_op_fill(0.25, &th));
+        ok(dq_op_syrk(0.5, &tx, 2, &th));
+        h[w] = malloc(sizeof(float) * N * N);
+        ok(dq_tensor_download(&th, h[w]));
+        dq_tensor_free(&whole), dq_tensor_free(&th);
+    }
+    same_bits(h[1], h[2], sizeof(float) * N * N, "syrk threads");
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) {
+            float got = h[1][i * N + j], expected = h[0][i * N + j];
+            if (j > i)
+                assert_true(got == 0.25f); /* the upper triangle stays */
+            else if (!(fabsf(got - expected) <= 2e-6f * (float)TOKENS))
+                fail_msg("syrk: %g, reference %g", got, expected);
+        }
+    for (int w = 0; w < 3; w++) free(h[w]);
+    free(x);
+    close_bench(&b);
+}
+
+static void qr(void **state)
+{
+    (void)state;
+    enum { N = 300 };
+    bench b;
+    open_bench(&b, 0);
+    float *x = malloc(sizeof(float) * N * N);
+    double *wide = malloc(sizeof(double) * N * N), *q[3], *r[3];
+    fill_random(&b, x, (int64_t)N * N);
+    for (int i = 0; i < N * N; i++) wide[i] = x[i];
+    for (int w = 0; w < 3; w++) {
+        dq_tensor a, tq, tr;
+        ok(dq_tensor_from_host(device(&b, w), DQ_F64, N, N, wide, &a));
+        ok(dq_tensor_alloc(device(&b, w), DQ_F64, N, N, &tq));
+        ok(dq_tensor_alloc(device(&b, w), DQ_F64, N, N, &tr));
+        ok(dq_op_qr(&a, &tq, &tr));
+        q[w] = malloc(sizeof(double) * N * N), r[w] = malloc(sizeof(double) * N * N);
+        ok(dq_tensor_download(&tq, q[w]));
+        ok(dq_tensor_download(&tr, r[w]));
+        dq_tensor_free(&a), dq_tensor_free(&tq), dq_tensor_free(&tr);
+    }
+    same_bits(q[1], q[2], sizeof(double) * N * N, "qr threads");
+    for (int i = 0; i < N * N; i++) {
+        assert_true(fabs(q[0][i] - q[1][i]) < 1e-10);
+        assert_true(fabs(r[0][i] - r[1][i]) < 1e-9);
+    }
+    for (int w = 0; w < 3; w++) free(q[w]), free(r[w]);
+    free(x), free(wide);
+    close_bench(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fake_quant),
-        cmocka_unit_test(hadamard),
-        cmocka_unit_test(weight_grid),
-        cmocka_unit_test(gptq_block),
+        cmocka_unit_test(fake_quant), cmocka_unit_test(hadamard), cmocka_unit_test(weight_grid),
+        cmocka_unit_test(gptq_block), cmocka_unit_test(factor),   cmocka_unit_test(syrk),
+        cmocka_unit_test(qr),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

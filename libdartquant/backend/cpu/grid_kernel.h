@@ -62,12 +62,17 @@ VEC_INLINE vf step_error(vf w, vf inverse, vf bottom, vf top, vf norm)
  * once the partial sum exceeds it. */
 static float grid_error(const float *w, int64_t n, const dq_grid_candidate *c, float limit)
 {
+    enum { LOOK = 64 };
     vf inverse = vf_set1(1.0f / c->scale), bottom = vf_set1(c->bottom), top = vf_set1(c->top), norm = vf_set1(c->norm);
     vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-    int64_t i = 0;
-    for (; i + 4 * VF <= n; i += 4 * VF) {
-        _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) sum[k] =
-            sum[k] + step_error(vf_load(w + i + k * VF), inverse, bottom, top, norm);
+    int64_t i = 0, whole = n / (4 * VF) * (4 * VF);
+    while (i < whole) {
+        int64_t end = whole - i < LOOK ? whole : i + LOOK;
+        for (; i < end; i += 4 * VF) {
+            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) sum[k] =
+                sum[k] + step_error(vf_load(w + i + k * VF), inverse, bottom, top, norm);
+        }
+        if (i == n) break;
         float partial = vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
         if (partial > limit) return partial;
     }
