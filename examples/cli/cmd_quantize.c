@@ -30,7 +30,7 @@ typedef struct job {
     dq_model *model;
     dq_rotation *rotation;
     dq_quantizer *quantizer;
-    json_t *seconds, *results;
+    json_t *seconds, *results, *memory;
     double clock;
 } job;
 
@@ -112,6 +112,8 @@ static int transform(cli *c, job *j)
     TRY(c, dq_rotation_new(j->model, c->config, &j->rotation));
     TRY(c, dq_model_rotate(j->model, j->rotation, &next));
     replace_model(j, next);
+    dq_rotation_free(j->rotation); /* the model keeps a copy */
+    j->rotation = NULL;
     return EXIT_OK;
 }
 
@@ -180,11 +182,9 @@ static int add_model(cli *c, const job *j, json_t *report)
 static int report(cli *c, const job *j, double begin)
 {
     const char *dir = cli_text(c, "save_qmodel_path");
-    int64_t windows = cli_sets_windows(c, &j->sets), samples = j->calibration ? cli_int(c, "nsamples") : 0;
     json_t *r =
-        json_pack("{s:s, s:s, s:O, s:O, s:o, s:o}", "command", "quantize", "model", j->source, "results", j->results,
-                  "seconds", j->seconds, "saved", dir[0] ? json_string(dir) : json_null(), "memory_model",
-                  cli_memory_model(j->model, windows > samples ? windows : samples, cli_int(c, "seqlen"), samples > 0));
+        json_pack("{s:s, s:s, s:O, s:O, s:o, s:O}", "command", "quantize", "model", j->source, "results", j->results,
+                  "seconds", j->seconds, "saved", dir[0] ? json_string(dir) : json_null(), "memory_model", j->memory);
     int status = add_quantizer(c, j, r);
     if (status == EXIT_OK) status = add_model(c, j, r);
     if (status != EXIT_OK) {
@@ -210,6 +210,11 @@ static int pipeline(cli *c, job *j)
     if (status != EXIT_OK) return status;
     lap(j, "evaluation_data");
     TRY(c, dq_model_open(c->ctx, j->source, &j->model));
+    /* Of the model as it came: what is derived from it is read through it. */
+    int64_t windows = cli_sets_windows(c, &j->sets);
+    bool gptq = !loads && cli_int(c, "w_bits") < 16 && !cli_int(c, "w_rtn");
+    if (gptq && cli_int(c, "nsamples") > windows) windows = cli_int(c, "nsamples");
+    j->memory = cli_memory_model(j->model, windows, cli_int(c, "seqlen"), gptq);
     lap(j, "open");
     if (!loads) {
         status = transform(c, j);
@@ -238,6 +243,7 @@ static int run(cli *c)
     dq_dataset_free(j.calibration);
     cli_free_sets(&j.sets);
     json_decref(j.seconds);
+    json_decref(j.memory);
     json_decref(j.results);
     return status;
 }

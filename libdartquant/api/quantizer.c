@@ -165,6 +165,8 @@ done:
 
 /* ---- running ---- */
 
+static dq_status refresh(dq_quantizer *q);
+
 static dq_status start(dq_quantizer *q)
 {
     dq_env *env = &q->ctx->env;
@@ -262,7 +264,12 @@ static dq_status step(dq_quantizer *q, bool *finished)
     }
     bool last = true;
     if (q->job) DQ_TRY(dq_quantize_job_step(q->job, &q->progress, &last));
-    if (last) DQ_TRY(complete(q));
+    if (last) {
+        DQ_TRY(refresh(q));
+        DQ_TRY(complete(q));
+        dq_quantize_job_free(q->job); /* its activations are not needed while the result is used */
+        q->job = NULL;
+    }
     *finished = last;
     return DQ_OK;
 }
@@ -359,9 +366,18 @@ static json_t *layers_json(const dq_quantize_report *r)
     return list;
 }
 
-/* Parses nothing twice: the facts are what get_float looks at. */
+static json_t *bits_json(const dq_quantizer *q)
+{
+    return q->bits_per_weight >= 0 ? json_real(q->bits_per_weight) : json_null();
+}
+
+/* Brings the facts up to date; once the job is done they only gain the bits per weight. */
 static dq_status refresh(dq_quantizer *q)
 {
+    if (q->state == DONE || q->state == TAKEN) {
+        json_object_set_new(q->facts, "bits_per_weight", bits_json(q));
+        return DQ_OK;
+    }
     const dq_quantize_report *r = job_report(q);
     double worst = 0, sum = 0;
     for (int64_t i = 0; i < r->count; i++) {
@@ -369,14 +385,13 @@ static dq_status refresh(dq_quantizer *q)
         if (r->linears[i].error > worst) worst = r->linears[i].error;
     }
     double total = r->seconds_load + r->seconds_forward + r->seconds_hessian + r->seconds_solve + r->seconds_write;
-    json_t *facts =
-        json_pack("{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f}}", "scheme",
-                  dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
-                  (json_int_t)(r->count / DQ_LINEARS), "layers_total", (json_int_t)dq_model_arch(q->model)->layers,
-                  "max_error", worst, "mean_error", r->count ? sum / (double)r->count : 0.0, "total_seconds", total,
-                  "bits_per_weight", q->bits_per_weight >= 0 ? json_real(q->bits_per_weight) : json_null(), "layers",
-                  layers_json(r), "seconds", "load", r->seconds_load, "forward", r->seconds_forward, "hessian",
-                  r->seconds_hessian, "solve", r->seconds_solve, "write", r->seconds_write);
+    json_t *facts = json_pack(
+        "{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f}}", "scheme",
+        dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
+        (json_int_t)(r->count / DQ_LINEARS), "layers_total", (json_int_t)dq_model_arch(q->model)->layers, "max_error",
+        worst, "mean_error", r->count ? sum / (double)r->count : 0.0, "total_seconds", total, "bits_per_weight",
+        bits_json(q), "layers", layers_json(r), "seconds", "load", r->seconds_load, "forward", r->seconds_forward,
+        "hessian", r->seconds_hessian, "solve", r->seconds_solve, "write", r->seconds_write);
     if (!facts) return dq_fail(DQ_E_NOMEM, "out of memory: report");
     json_decref(q->facts);
     q->facts = facts;
