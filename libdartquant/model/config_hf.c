@@ -31,6 +31,16 @@ static dq_status read_sizes(const json_t *c, const char *path, dq_arch *a)
     DQ_TRY(dq_json_int(c, "max_position_embeddings", 1, INT64_C(1) << 40, false, path, &a->max_positions));
     a->norm_eps = 1e-6;
     DQ_TRY(dq_json_double(c, "rms_norm_eps", false, path, &a->norm_eps));
+    return DQ_OK;
+}
+
+/* Mistral attends within a window; the default of its configuration class applies where the key is missing. LLaMA
+ * ignores the key. */
+static dq_status read_window(const json_t *c, const char *path, const char *type, dq_arch *a)
+{
+    enum { MISTRAL_WINDOW = 4096 };
+    if (strcmp(type, "mistral") != 0) return DQ_OK;
+    if (!json_object_get(c, "sliding_window")) a->window = MISTRAL_WINDOW;
     return dq_json_int(c, "sliding_window", 0, INT32_MAX, false, path, &a->window);
 }
 
@@ -123,6 +133,7 @@ static dq_status read_config(const json_t *c, const char *path, dq_arch *a)
             dq_fail(DQ_E_UNSUPPORTED, "the checkpoint is already quantized (quant_method \"%s\")", method), path);
     }
     DQ_TRY(read_sizes(c, path, a));
+    DQ_TRY(read_window(c, path, type, a));
     DQ_TRY(read_activation(c, path, a));
     DQ_TRY(read_rope(c, path, a));
     DQ_TRY(dq_json_bool(c, "tie_word_embeddings", false, path, &a->tied));

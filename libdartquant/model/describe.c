@@ -82,12 +82,13 @@ dq_status dq_model_describe_json(dq_model *model, char **out)
     json_t *o = dq_arch_to_json(&model->arch);
     json_t *quantization = model->scheme ? dq_scheme_to_json(model->scheme) : json_null();
     json_t *rotations = model->rotations ? dq_rotations_to_json(model->rotations, model->has_r1) : json_null();
+    const char *format = dq_model_root(model)->source->format;
     dq_status status;
     int bad = !o || json_object_set_new(o, "dtype", json_string(main_type(dq_model_root(model)->source)));
     bad |= !o || json_object_set_new(o, "parameters", json_integer(parameters(&model->arch)));
     bad |= !o || json_object_set_new(o, "bytes", json_integer((json_int_t)dq_model_bytes(model)));
     bad |= !o || json_object_set_new(o, "bits_per_weight", json_real(dq_model_bits_per_weight(model)));
-    bad |= !o || json_object_set_new(o, "format", json_string(dq_model_root(model)->source->format));
+    bad |= !o || json_object_set_new(o, "format", json_string(format ? format : ""));
     bad |= !o || json_object_set_new(o, "fused", json_boolean(model->fused));
     bad |= !o || json_object_set_new(o, "fingerprint", json_string(dq_model_fingerprint(model)));
     bad |= !o || json_object_set(o, "quantization", quantization);

@@ -81,19 +81,9 @@ static dq_status place(dq_model *m, const int32_t *ids, const lookup *l, dq_tens
     return status;
 }
 
-dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden)
+dq_status dq_embed_limited(dq_model *model, const int32_t *ids, int64_t count, int64_t limit, dq_tensor *hidden)
 {
-    int64_t vocab = model->arch.vocab, row_bytes = model->arch.hidden * 4;
-    if (hidden->view.rows != count || hidden->view.cols != model->arch.hidden)
-        return dq_fail(DQ_E_INVALID, "embedding of %lld tokens into %lld rows", (long long)count,
-                       (long long)hidden->view.rows);
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= vocab)
-            return dq_fail(DQ_E_MISMATCH, "token %lld has id %d, the model's vocabulary ends at %lld", (long long)i,
-                           ids[i], (long long)vocab - 1);
-    /* The table takes a quarter of the hidden states at most, unless that is little anyway. */
-    int64_t bytes = count * row_bytes / 4 > MIN_TABLE_BYTES ? count * row_bytes / 4 : MIN_TABLE_BYTES;
-    int64_t limit = bytes / row_bytes > GROUP ? bytes / row_bytes : GROUP;
+    int64_t vocab = model->arch.vocab;
     dq_status status = DQ_OK;
     lookup l = {0};
     l.unique = dq_alloc(model->env, (size_t)vocab * sizeof *l.unique);
@@ -110,4 +100,19 @@ dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_
     dq_free(l.unique);
     dq_free(l.position);
     return status;
+}
+
+dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden)
+{
+    int64_t vocab = model->arch.vocab, row_bytes = model->arch.hidden * 4;
+    if (hidden->view.rows != count || hidden->view.cols != model->arch.hidden)
+        return dq_fail(DQ_E_INVALID, "embedding of %lld tokens into %lld rows", (long long)count,
+                       (long long)hidden->view.rows);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return dq_fail(DQ_E_MISMATCH, "token %lld has id %d, the model's vocabulary ends at %lld", (long long)i,
+                           ids[i], (long long)vocab - 1);
+    /* The table takes a quarter of the hidden states at most, unless that is little anyway. */
+    int64_t bytes = count * row_bytes / 4 > MIN_TABLE_BYTES ? count * row_bytes / 4 : MIN_TABLE_BYTES;
+    return dq_embed_limited(model, ids, count, bytes / row_bytes > GROUP ? bytes / row_bytes : GROUP, hidden);
 }

@@ -22,15 +22,15 @@ struct dq_model {
     /* roots */
     dq_source *source;
     bool gguf_names;
-    int64_t *weights; /* [layers * DQ_LAYER_ROLES + 3] tensor of each weight, -1 = codes instead */
-    int64_t *biases;  /* [layers * DQ_LINEARS], -1 = none */
+    int64_t *weights;    /* [layers * DQ_LAYER_ROLES + 3] tensor of each weight, -1 = codes instead */
+    int64_t *biases;     /* [layers * DQ_LINEARS], -1 = none */
     float *rope_divisor; /* [head_dim / 2] for DQ_ROPE_TABLE */
     char *path;          /* what was opened, NULL when made from a source */
     char fingerprint[17];
 
     /* what holds for this model, inherited or its own */
     bool fused, centered;
-    bool has_r1; /* known even where the matrix is not (saved models) */
+    bool has_r1;                      /* known even where the matrix is not (saved models) */
     const dq_rotation_set *rotations; /* NULL = none */
     const dq_scheme *scheme;          /* NULL = not quantized */
 
@@ -64,6 +64,9 @@ dq_status dq_fuse_rows(dq_model *model, dq_role role, dq_tensor *rows);
 dq_status dq_rotate_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
 dq_status dq_rotate_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias);
 dq_status dq_rotate_rows(dq_model *model, dq_role role, dq_tensor *rows);
+
+/* dq_model_embed with at most `limit` different rows in memory at a time; ids are in range. */
+dq_status dq_embed_limited(dq_model *model, const int32_t *ids, int64_t count, int64_t limit, dq_tensor *hidden);
 
 /* Order-independent hash of names, types, shapes and sampled content, one tensor at a time: the hash of a source is the
  * sum over its tensors. `read` copies bytes of the tensor. */

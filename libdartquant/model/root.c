@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "base/status.h"
 #include "model/internal.h"
 
@@ -111,26 +112,36 @@ static dq_status decode_rows(const dq_model *root, int64_t tensor, int64_t first
     return status != DQ_OK ? status : dq_fail(DQ_E_INTERNAL, "a row could be decoded on the second attempt only");
 }
 
-/* GGUF keeps the rows of a q or k head interleaved (r, r + d/2 next to each other); the HF layout has halves. */
-static void unpermute(const float *in, int64_t rows, int64_t cols, int64_t head_dim, float *out)
+/* Row of the file that holds row r of the HF layout: GGUF keeps the rows of a q or k head interleaved (i and i + d/2 next
+ * to each other), the HF layout has halves. */
+static int64_t stored_row(int64_t r, int64_t head_dim)
 {
-    int64_t half = head_dim / 2;
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t head = r / head_dim, i = r % head_dim;
-        int64_t from = head * head_dim + (i < half ? 2 * i : 2 * (i - half) + 1);
-        memcpy(out + r * cols, in + from * cols, (size_t)cols * sizeof *out);
-    }
+    int64_t half = head_dim / 2, i = r % head_dim;
+    return r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
-static dq_status check_finite(const dq_model *root, int64_t tensor, int64_t first, const dq_tensor *chunk)
+static void unpermute(const float *in, int64_t rows, int64_t cols, int64_t head_dim, float *out)
+{
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(out + r * cols, in + stored_row(r, head_dim) * cols, (size_t)cols * sizeof *out);
+}
+
+/* head_dim: of permuted rows, 0 = rows as they are stored. */
+static dq_status check_finite(const dq_model *root, int64_t tensor, int64_t first, int64_t head_dim,
+                              const dq_tensor *chunk)
 {
     int64_t at;
     DQ_TRY(dq_op_find_nonfinite(chunk, &at));
     if (at < 0) return DQ_OK;
     const dq_tensor_info *info = &root->source->tensors[tensor];
-    dq_status status = dq_fail(DQ_E_NONFINITE, "the element in row %lld, column %lld is not finite",
-                               (long long)(first + at / chunk->view.cols), (long long)(at % chunk->view.cols));
-    return dq_error_in_tensor(dq_error_in_file(status, info->file), info->name);
+    int64_t row = first + at / chunk->view.cols, col = at % chunk->view.cols;
+    if (head_dim) row = stored_row(row, head_dim);
+    dq_status status =
+        dq_fail(DQ_E_NONFINITE, "the element in row %lld, column %lld is not finite", (long long)row, (long long)col);
+    /* of block types, the byte where the row begins */
+    uint64_t byte = info->offset + info->bytes / (uint64_t)dq_info_rows(info) * (uint64_t)row +
+                    dq_dtype_size(info->dtype) * (uint64_t)col;
+    return dq_error_at_byte(dq_error_in_tensor(dq_error_in_file(status, info->file), info->name), byte);
 }
 
 typedef struct staging {
@@ -165,7 +176,7 @@ static dq_status read_chunk(const dq_model *root, int64_t tensor, int64_t first,
     if (s->ordered) unpermute(s->decoded, rows, cols, root->arch.head_dim, s->ordered);
     dq_tensor chunk = out->view.dtype == DQ_F32 ? *out : dq_tensor_rows(&s->device, 0, rows);
     DQ_TRY(dq_tensor_upload(&chunk, s->ordered ? s->ordered : s->decoded));
-    DQ_TRY(check_finite(root, tensor, first, &chunk));
+    DQ_TRY(check_finite(root, tensor, first, s->ordered ? root->arch.head_dim : 0, &chunk));
     return out->view.dtype == DQ_F32 ? DQ_OK : dq_op_convert(&chunk, out);
 }
 
@@ -178,9 +189,10 @@ static dq_status read_permuted_bias(const dq_model *root, int64_t tensor, dq_ten
     float *buffer = dq_alloc(root->env, (size_t)n * 2 * sizeof *buffer);
     if (!buffer) return DQ_E_NOMEM;
     DQ_GO(dq_source_read_rows(root->source, tensor, 0, 1, buffer));
+    DQ_GO(dq_tensor_from_host(root->dev, DQ_F32, 1, n, buffer, &t));
+    DQ_GO(check_finite(root, tensor, 0, 0, &t));
     unpermute(buffer, n, 1, root->arch.head_dim, buffer + n);
-    DQ_GO(dq_tensor_from_host(root->dev, DQ_F32, 1, n, buffer + n, &t));
-    DQ_GO(check_finite(root, tensor, 0, &t));
+    DQ_GO(dq_tensor_upload(&t, buffer + n));
     status = dq_op_convert(&t, out);
 done:
     dq_tensor_free(&t);

@@ -11,6 +11,7 @@
 #include "io/file.h"
 #include "io/formats.h"
 #include "io/json.h"
+#include "model/internal.h"
 #include "models.h"
 
 static const char *const names[] = {"mha", "gqa", "tied", "bias", "window"};
@@ -104,6 +105,22 @@ static void architectures(void **state)
     assert_int_equal(a.window, 7);
     assert_int_equal(dq_arch_from_hf_config(&f.env, tiny_path("bias/config.json"), &a), DQ_OK);
     assert_true(a.attention_bias && a.mlp_bias && a.activation == DQ_ACT_GELU);
+    /* the window that a Mistral configuration does not mention */
+    static const char text[] = "{\"model_type\":\"mistral\",\"hidden_size\":64,\"intermediate_size\":96,"
+                               "\"num_hidden_layers\":2,\"vocab_size\":9,\"num_attention_heads\":8}";
+    static const char none[] = "{\"sliding_window\":null,\"model_type\":\"mistral\",\"hidden_size\":64,"
+                               "\"intermediate_size\":96,\"num_hidden_layers\":2,\"vocab_size\":9,"
+                               "\"num_attention_heads\":8}";
+    char dir[64], path[128];
+    make_folder(dir, sizeof dir);
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    assert_int_equal(dq_file_write(&f.env, path, text, strlen(text)), DQ_OK);
+    assert_int_equal(dq_arch_from_hf_config(&f.env, path, &a), DQ_OK);
+    assert_int_equal(a.window, 4096);
+    assert_int_equal(dq_file_write(&f.env, path, none, strlen(none)), DQ_OK);
+    assert_int_equal(dq_arch_from_hf_config(&f.env, path, &a), DQ_OK);
+    assert_int_equal(a.window, 0);
+    remove_folder(dir);
     fixture_close(&f);
 }
 
@@ -179,6 +196,7 @@ static void bad_tensors(void **state)
     assert_int_equal(dq_model_forward_logits(m, e.ids, e.tokens, DQ_MATH_F32, logits), DQ_E_NONFINITE);
     assert_string_equal(dq_error_tensor(), spoilt);
     assert_non_null(strstr(dq_error_text(), "row 24, column 5"));
+    assert_int_equal(dq_error_byte(), (24 * 48 + 5) * 4); /* of the tensor in memory */
     dq_error_reset();
     dq_model_release(m);
 
@@ -303,12 +321,44 @@ static void stories(void **state)
     fixture_close(&f);
 }
 
+/* Hidden states do not depend on how many rows fit in memory at a time. */
+static void embedding_in_chunks(void **state)
+{
+    (void)state;
+    fixture f;
+    int32_t ids[200];
+    static float whole[200 * 48], parts[200 * 48], row[48];
+    dq_tensor h, r;
+    fixture_open(&f, "cpu", 2);
+    for (int i = 0; i < 200; i++) ids[i] = i * i * 31 % 96;
+    dq_model *base = open_tiny(&f, "mha"), *m;
+    assert_int_equal(dq_model_derive_fused(base, true, &m), DQ_OK);
+    assert_int_equal(dq_tensor_alloc(f.dev, DQ_F32, 200, 48, &h), DQ_OK);
+    assert_int_equal(dq_model_embed(m, ids, 200, &h), DQ_OK);
+    assert_int_equal(dq_tensor_download(&h, whole), DQ_OK);
+    for (int64_t limit = 1; limit < 20; limit += 6) {
+        assert_int_equal(dq_op_fill(0.0, &h), DQ_OK);
+        assert_int_equal(dq_embed_limited(m, ids, 200, limit, &h), DQ_OK);
+        assert_int_equal(dq_tensor_download(&h, parts), DQ_OK);
+        assert_memory_equal(whole, parts, sizeof whole);
+    }
+    assert_int_equal(dq_model_read_rows(m, DQ_EMBED, ids[7], 1, &r), DQ_OK);
+    assert_int_equal(dq_tensor_download(&r, row), DQ_OK);
+    assert_memory_equal(row, whole + 7 * 48, sizeof row);
+    dq_tensor_free(&r);
+    dq_tensor_free(&h);
+    dq_model_release(m);
+    dq_model_release(base);
+    fixture_close(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(logits_on_ref), cmocka_unit_test(logits_on_cpu),      cmocka_unit_test(logits_of_gguf),
-        cmocka_unit_test(architectures), cmocka_unit_test(bad_configurations), cmocka_unit_test(bad_tensors),
-        cmocka_unit_test(fingerprints),  cmocka_unit_test(description),        cmocka_unit_test(stories),
+        cmocka_unit_test(logits_on_ref),       cmocka_unit_test(logits_on_cpu),      cmocka_unit_test(logits_of_gguf),
+        cmocka_unit_test(architectures),       cmocka_unit_test(bad_configurations), cmocka_unit_test(bad_tensors),
+        cmocka_unit_test(fingerprints),        cmocka_unit_test(description),        cmocka_unit_test(stories),
+        cmocka_unit_test(embedding_in_chunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
