@@ -6,12 +6,10 @@
 
 #include "backend/cpu/gemm_packed.h"
 
-enum {
-    BLOCK_M =
-        512, /* rows and columns of C in one task: large enough that OpenBLAS's packing of both operands is small */
-    BLOCK_N = 768,           /* beside the products, small enough to feed several threads */
-    CONVERT_FLOATS = 4 << 20 /* of one operand at a time */
-};
+/* A block of C in one task. Few rows by many columns run within some 5% of one large product, because OpenBLAS then packs
+ * the rows of A once and streams B; products of few rows are cut in narrower columns to feed several threads. */
+enum { BLOCK_M = 256, BLOCK_N = 2048, NARROW_N = 512, FEW_ROWS = 512 };
+enum { CONVERT_FLOATS = 4 << 20 /* of one operand at a time */ };
 
 typedef struct product {
     bool trans_a, trans_b;
@@ -44,7 +42,7 @@ static void run_product(dq_cpu_dev *dev, product *p)
 {
     const dq_host *host = dev->ref.host;
     p->row_block = dq_ceil_div(p->m, dq_ceil_div(p->m, BLOCK_M));
-    p->col_block = dq_ceil_div(p->n, dq_ceil_div(p->n, BLOCK_N));
+    p->col_block = dq_ceil_div(p->n, dq_ceil_div(p->n, p->m <= FEW_ROWS ? NARROW_N : BLOCK_N));
     p->col_blocks = dq_ceil_div(p->n, p->col_block);
     dq_blas_enter();
     host->run(host->self, dq_ceil_div(p->m, p->row_block) * p->col_blocks, product_task, p);
