@@ -25,7 +25,7 @@ WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointe
 CPPFLAGS_ALL = -Iinclude -Ilibdartquant -D_GNU_SOURCE -DDQ_VERSION_STRING='"$(VERSION)"' $(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(CPPFLAGS)
 # No contraction and no fast-math: results must be the same in every build of the same kernel.
 CFLAGS_ALL = -std=c11 -ffp-contract=off -fno-math-errno $(WARN) -fPIC -fvisibility=hidden $(SANFLAGS) $(CFLAGS)
-LDLIBS_ALL = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread $(LDLIBS)
+LDLIBS_ALL = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl $(LDLIBS)
 
 # ---- what is built -----------------------------------------------------------------------------------------------
 LIB_SRC := $(wildcard libdartquant/base/*.c libdartquant/backend/*.c libdartquant/backend/ref/*.c \
@@ -36,7 +36,7 @@ CLI_SRC := $(wildcard examples/cli/*.c)
 CLI_OBJ := $(CLI_SRC:%.c=$(O)/obj/%.o)
 EXAMPLE_SRC := $(wildcard examples/*.c)
 EXAMPLES := $(EXAMPLE_SRC:examples/%.c=$(O)/bin/%)
-TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c)
+TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c tests/fakes/test_*.c)
 TESTS := $(TEST_SRC:tests/%.c=$(O)/tests/%)
 TEST_HELPER_OBJ := $(patsubst %.c,$(O)/obj/%.o,$(wildcard tests/support/*.c))
 TEST_HELPERS := $(O)/tests/libsupport.a
@@ -100,14 +100,17 @@ $(O)/tests/%: tests/%.c $(TEST_HELPERS) $(STATIC)
 .SECONDARY: $(TEST_HELPER_OBJ)
 tests-bin: $(TESTS)
 
-.PHONY: all tests-bin test demo bench fuzz install uninstall check-format format clean help
+.PHONY: all tests-bin test demo bench fuzz install install-headers uninstall check-format format clean help
 include tests/tests.mk
 
 # ---- installation ------------------------------------------------------------------------------------------------
-install: all
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/include/dartquant $(DESTDIR)$(PREFIX)/bin
+install-headers:
+	install -d $(DESTDIR)$(PREFIX)/include/dartquant
 	install -m 644 include/dartquant.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 include/dartquant/*.h $(DESTDIR)$(PREFIX)/include/dartquant/
+
+install: all install-headers
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)/
 	ln -sf $(notdir $(SHARED)) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libdartquant.so

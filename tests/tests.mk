@@ -10,6 +10,25 @@ demo:
 	@$(MAKE) --no-print-directory all
 	@examples/demo/run.sh $(O)
 
+# farsim is a backend in a file of its own: it and its tests see installed headers and no others, and it links nothing of
+# the library.
+FARSIM := $(O)/tests/fakes/libdartquant-farsim.so
+INSTALLED := $(O)/tests/installed
+$(INSTALLED)/usr/include/dartquant.h: $(wildcard include/*.h include/dartquant/*.h)
+	@rm -rf $(INSTALLED)
+	@$(MAKE) --no-print-directory -s install-headers PREFIX=/usr DESTDIR=$(INSTALLED)
+
+$(FARSIM): $(wildcard tests/fakes/farsim/*.[ch]) $(INSTALLED)/usr/include/dartquant.h
+	@mkdir -p $(@D)
+	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 -ffp-contract=off $(WARN) -fPIC -fvisibility=hidden $(SANFLAGS) \
+	  $(CFLAGS) -shared $(if $(SANITIZE),,-Wl,-z,defs) $(LDFLAGS) $(filter %.c,$^) -o $@ -lm -lpthread
+
+$(O)/tests/fakes/%: tests/fakes/%.c $(FARSIM) $(SHARED)
+	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) $< -o $@ \
+	  -L$(O) -ldartquant -lcmocka -lm -ldl -Wl,-rpath,$(abspath $(O))
+
+$(filter $(O)/tests/conformance/%,$(TESTS)): | $(FARSIM)
+
 # Micro-benchmarks of single kernels; they see the insides like tests do.
 BENCH_PROGRAMS := $(patsubst tests/%.c,$(O)/tests/%,$(wildcard tests/bench/bench_*.c))
 bench-programs: $(BENCH_PROGRAMS)

@@ -1,7 +1,7 @@
 /* libdartquant: the border between the jobs and a compute device.
  * A backend fills one dq_backend table. Everything behind it (memory, threads, kernels) is its own; the library
- * only holds opaque handles and never dereferences device memory. This header stands alone: a backend folder
- * includes it and nothing else of the library.
+ * only holds opaque handles and never dereferences device memory. This header stands alone: a backend
+ * includes it and nothing else of the library, and links nothing of it. docs/backends.md is the guide. Since 1.0.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_BACKEND_H
 #define DARTQUANT_BACKEND_H
@@ -13,6 +13,30 @@ extern "C" {
 #endif
 
 #define DQ_BACKEND_ABI 1u
+
+/* Who may call what, and when. "The library" is one context; two contexts open a backend twice.
+ *
+ * Threads. All slots of one device are called by one thread at a time, not always the same one. A backend may have
+ * threads of its own; they may call host->alloc, host->free and, while a slot is executing, host->fail. host->run may
+ * be called only inside a slot, by the thread that called the slot.
+ *
+ * Lifetimes. A view, a descriptor, and what a descriptor points to (dq_hadamard_desc.hk) are valid until the slot
+ * returns: a backend that queues copies them, tables included. The source of `upload` may be changed as soon as
+ * `upload` returns, the target of `download` is complete when it returns, and numbers that a slot returns through a
+ * pointer (find_nonfinite, dot, gptq_factor) are there when it returns. `free` may be called while queued ops use the
+ * allocation: the backend keeps the memory until they are done. `close` may be called with work queued (it is dropped
+ * or finished) and after all allocations were freed. The dq_host stays valid until `close` returns.
+ *
+ * Order. Everything happens as if in the order of the calls. A slot may return before its work is done, unless it is
+ * said to wait: upload, free and the ops may be queued; download, sync, find_nonfinite, dot and gptq_factor wait.
+ *
+ * Errors. A slot returns DQ_OK or a status of types.h below 0, best after host->fail with a sentence and the vendor's
+ * code; host->fail must be called inside the slot that returns the status. What goes wrong after a slot has returned is
+ * kept by the backend and returned by a later call, at the latest by the next one that waits: no result of a failed op is
+ * ever handed out. A job that gets an error gives up, frees its memory and may be started afresh on the same device,
+ * so an error that was returned is forgotten. DQ_E_DEVICE_LOST is for good: the library then calls `free` and `close`
+ * and nothing else. DQ_E_UNSUPPORTED is the answer to this call alone, given before anything is queued or written.
+ * Memory that is short is DQ_E_DEVICE_MEMORY; `alloc` first waits for queued work when that may give memory back. */
 
 /* A row-major matrix in device memory. Element (r, c) lies at
  * offset + (r * stride + c) * size_of(dtype) bytes inside the allocation `mem`. A vector has rows == 1. */
@@ -35,10 +59,12 @@ typedef struct dq_host {
     void *(*alloc)(void *self, size_t bytes);
     void (*free)(void *self, void *ptr);
     /* Calls task(arg, i, thread) once for every i in [0, count), thread in [0, threads()). Returns when all are
-     * done. Order and placement are unspecified, so each task must produce the same bits wherever it runs. */
+     * done. Order and placement are unspecified, so each task must produce the same bits wherever it runs. Only inside
+     * a slot and on the thread of the slot. */
     void (*run)(void *self, int64_t count, void (*task)(void *arg, int64_t i, int thread), void *arg);
     int (*threads)(void *self);
-    /* Records the message of a failure and returns `status`. `vendor_code` is the device library's own code, or 0. */
+    /* Records the message of a failure (copied) and returns `status`. `vendor_code` is the device library's own code,
+     * or 0. Only inside the slot that returns the status; of several calls in one slot the first counts. */
     dq_status (*fail)(void *self, dq_status status, int64_t vendor_code, const char *message);
 } dq_host;
 
@@ -86,7 +112,7 @@ typedef struct dq_fake_quant_desc {
 typedef struct dq_hadamard_desc {
     int64_t n;
     int64_t k;
-    const int8_t *hk; /* host memory, k*k entries of +-1; NULL when k == 1 */
+    const int8_t *hk; /* host memory, k*k entries of +-1, valid during the call; NULL when k == 1 */
     int64_t inner;
     float reserved0;
     int32_t transpose;
@@ -121,26 +147,40 @@ typedef struct dq_device_info {
     uint64_t memory_free;
 } dq_device_info;
 
-/* The table. Slots may be NULL from `fill` on: the library then runs the op on the host if the context's policy
- * allows it, and counts it. Any op may return DQ_E_UNSUPPORTED for arguments it cannot serve, before touching any
- * output; every other status is an error. Ops are enqueued in order on the device; `download` and `sync` wait.
- * Output views never overlap input views unless the same view is passed for both (x == y where noted "in place"). */
+/* The table. The library copies it, as much as struct_size covers: later members count as NULL, and a new version of
+ * this header only appends. Slots up to `sync` are mandatory. Slots may be NULL from `host_pointer` on: an op that is
+ * NULL runs on the host if the context's policy allows it, and is counted. Any op may return DQ_E_UNSUPPORTED for
+ * arguments it cannot serve, before touching any output; every other status is an error. An op on the host costs one
+ * `download` per input and one `upload` per output, or a `sync` and no copy where `host_pointer` gives all addresses.
+ *
+ * Views handed to a slot lie inside one allocation, have the shapes and types said here, and start at a multiple of
+ * their element size; any such offset and stride may occur. Outputs are never empty; of the inputs only those of a sum
+ * without terms are (gemm of depth 0, syrk of 0 tokens: the product is zero). What lies in device memory is not checked
+ * by the library: for an index outside its bounds the answer is DQ_E_INVALID, at once or later as for any failure of
+ * queued work. Output views never overlap input views unless the same view is passed for both (x == y where noted "in
+ * place"). */
 typedef struct dq_backend {
-    uint32_t struct_size;
-    uint32_t abi; /* DQ_BACKEND_ABI */
-    const char *name;
+    uint32_t struct_size; /* sizeof(dq_backend) of the header the backend was built with */
+    uint32_t abi;         /* DQ_BACKEND_ABI */
+    const char *name;     /* lower case, digits, '_' and '-'; at most 63 bytes */
 
-    /* `options` is a "key=value,key=value" string or "". */
+    /* Makes a device. `options` is a "key=value,key=value" string or "", valid during the call; refuse unknown keys with
+     * DQ_E_INVALID. *dev is not NULL on success; on failure nothing is left behind. */
     dq_status (*open)(const dq_host *host, const char *options, void **dev);
     void (*close)(void *dev);
+    /* Fills *out, which comes zeroed with its struct_size set: no more than that is written. */
     dq_status (*info)(void *dev, dq_device_info *out);
 
+    /* *mem is a handle, never NULL, also for 0 bytes. Contents are undefined. */
     dq_status (*alloc)(void *dev, uint64_t bytes, void **mem);
     void (*free)(void *dev, void *mem);
+    /* `bytes` >= 1 at `offset` of the allocation. The host memory may be pageable and mapped from a file. */
     dq_status (*upload)(void *dev, void *mem, uint64_t offset, const void *src, uint64_t bytes);
-    dq_status (*download)(void *dev, void *dst, void *mem, uint64_t offset, uint64_t bytes);
+    dq_status (*download)(void *dev, void *dst, void *mem, uint64_t offset, uint64_t bytes); /* waits */
+    /* Waits for everything queued and returns what went wrong since the last error. */
     dq_status (*sync)(void *dev);
-    /* Address of `mem` for the host, or NULL when the host cannot touch it. May itself be NULL. */
+    /* Address of `mem` for the host, or NULL when the host cannot touch it; no slot runs while the host uses it. May
+     * itself be NULL. */
     void *(*host_pointer)(void *dev, void *mem);
 
     /* ---- elementwise and data movement ---- */
@@ -199,7 +239,7 @@ typedef struct dq_backend {
     dq_status (*gptq_factor)(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                              int64_t *info);
     /* q = the Q factor of a = q r (square, F64 or F32, Householder, no sign fix: column signs as LAPACK geqrf gives
-     * them); r (same shape, upper) may be NULL. a is untouched. Waits. */
+     * them); r (same shape, upper) may be NULL. a is untouched. */
     dq_status (*qr)(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
     /* Finds scale and zero (F32 [out, groups]) of w [out, in] F32. Ranges always contain 0. */
     dq_status (*weight_grid)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
@@ -217,6 +257,12 @@ typedef struct dq_backend {
     dq_status (*gptq_block)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
                             const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
 } dq_backend;
+
+/* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called
+ * with the library's DQ_BACKEND_ABI, whenever a context asks for the backend, and returns a static table or, for an abi it
+ * was not made for, NULL. The file needs to link nothing of libdartquant and is never unloaded. */
+typedef const dq_backend *(*dq_backend_entry_fn)(uint32_t abi);
+#define DQ_BACKEND_ENTRY "dq_backend_entry"
 
 #ifdef __cplusplus
 }

@@ -24,31 +24,53 @@ void dq_context_release(dq_context *ctx)
     free(ctx);
 }
 
-static dq_status open_device(dq_context *ctx, const dq_config *config)
+/* A backend that the host brings; table == NULL: the config names one. */
+typedef struct given_backend {
+    const dq_backend *table;
+    const char *options;
+} given_backend;
+
+/* "backend" is NAME or NAME:OPTIONS; "simd" is an option of the library's own backends. */
+static dq_status open_named(dq_context *ctx, const dq_config *config, dq_policy policy)
 {
-    char options[64] = "";
-    const char *simd = dq_config_text(config, "simd");
-    if (strcmp(simd, "auto") != 0) snprintf(options, sizeof options, "simd=%s", simd);
-    return dq_device_open(&ctx->env, dq_config_text(config, "backend"), options,
-                          (dq_policy)dq_config_int(config, "policy"), &ctx->dev);
+    dq_status status;
+    const char *spec = dq_config_text(config, "backend"), *simd = dq_config_text(config, "simd");
+    size_t length = strcspn(spec, ":");
+    const char *given = spec[length] ? spec + length + 1 : "";
+    char *options = NULL, *name = dq_strndup(&ctx->env, spec, length);
+    if (!name) return DQ_E_NOMEM;
+    bool with_simd = strcmp(simd, "auto") != 0 && dq_builtin_backend(name);
+    options = dq_asprintf(&ctx->env, "%s%s%s%s", with_simd ? "simd=" : "", with_simd ? simd : "",
+                          with_simd && given[0] ? "," : "", given);
+    status = options ? dq_device_open(&ctx->env, name, options, policy, &ctx->dev) : DQ_E_NOMEM;
+    dq_free(options);
+    dq_free(name);
+    return status;
 }
 
-static dq_status describe_device(dq_context *ctx, const dq_config *config)
+static dq_status open_device(dq_context *ctx, const dq_config *config, const given_backend *given)
+{
+    dq_policy policy = (dq_policy)dq_config_int(config, "policy");
+    if (!given->table) return open_named(ctx, config, policy);
+    return dq_device_open_table(&ctx->env, given->table, given->options, policy, &ctx->dev);
+}
+
+static dq_status describe_device(dq_context *ctx)
 {
     dq_device_info info = {.struct_size = sizeof info};
     DQ_TRY(dq_device_get_info(ctx->dev, &info));
     ctx->device_name = dq_strdup(&ctx->env, info.name);
     if (!ctx->device_name) return DQ_E_NOMEM;
-    json_t *facts =
-        json_pack("{s:s, s:s, s:s, s:i, s:I, s:I}", "device", info.name, "description", info.description, "backend",
-                  dq_config_text(config, "backend"), "threads", dq_threads(&ctx->env), "memory_total",
-                  (json_int_t)info.memory_total, "memory_free", (json_int_t)info.memory_free);
+    json_t *facts = json_pack("{s:s, s:s, s:s, s:i, s:I, s:I}", "device", info.name, "description", info.description,
+                              "backend", dq_device_backend(ctx->dev), "threads", dq_threads(&ctx->env), "memory_total",
+                              (json_int_t)info.memory_total, "memory_free", (json_int_t)info.memory_free);
     dq_status status = dq_json_dump(&ctx->env, facts, false, &ctx->device_json);
     json_decref(facts);
     return status;
 }
 
-static dq_status open_context(const dq_config *config, const dq_services *services, dq_context **out)
+static dq_status open_context(const dq_config *config, const dq_services *services, const given_backend *backend,
+                              dq_context **out)
 {
     dq_status status;
     dq_context *ctx = calloc(1, sizeof *ctx); /* the allocator to use lives inside */
@@ -56,8 +78,8 @@ static dq_status open_context(const dq_config *config, const dq_services *servic
     atomic_init(&ctx->references, 1);
     DQ_GO(dq_env_init(&ctx->env, services, (int)dq_config_int(config, "threads")));
     ctx->env.memory_budget = (uint64_t)dq_config_int(config, "memory_budget");
-    DQ_GO(open_device(ctx, config));
-    DQ_GO(describe_device(ctx, config));
+    DQ_GO(open_device(ctx, config, backend));
+    DQ_GO(describe_device(ctx));
     *out = ctx;
     return DQ_OK;
 done:
@@ -65,15 +87,39 @@ done:
     return status;
 }
 
+static dq_status new_context(const dq_config *config, const dq_services *services, const given_backend *backend,
+                             dq_context **out)
+{
+    if (config) return open_context(config, services, backend, out);
+    dq_config *defaults = NULL;
+    DQ_TRY(dq_config_new(&defaults));
+    dq_status status = open_context(defaults, services, backend, out);
+    dq_config_free(defaults);
+    return status;
+}
+
 dq_status dq_context_new(const dq_config *config, const dq_services *services, dq_context **out)
 {
     DQ_ENTER(out);
-    if (config) return open_context(config, services, out);
-    dq_config *defaults = NULL;
-    DQ_TRY(dq_config_new(&defaults));
-    dq_status status = open_context(defaults, services, out);
-    dq_config_free(defaults);
-    return status;
+    given_backend none = {NULL, NULL};
+    return new_context(config, services, &none, out);
+}
+
+dq_status dq_context_new_with_backend(const dq_config *config, const dq_services *services,
+                                      const struct dq_backend *backend, const char *options, dq_context **out)
+{
+    DQ_ENTER(backend && out);
+    given_backend given = {backend, options};
+    return new_context(config, services, &given, out);
+}
+
+dq_status dq_backend_builtin(const char *name, const struct dq_backend **out)
+{
+    DQ_ENTER(name && out);
+    const dq_backend *table = dq_builtin_backend(name);
+    if (!table) return dq_fail(DQ_E_NOTFOUND, "no backend of the library is called '%s'; there are cpu and ref", name);
+    *out = table;
+    return DQ_OK;
 }
 
 void dq_context_free(dq_context *ctx) { dq_context_release(ctx); }
@@ -83,6 +129,12 @@ const char *dq_context_device_json(const dq_context *ctx) { return ctx ? ctx->de
 uint64_t dq_context_memory_now(const dq_context *ctx) { return ctx ? atomic_load(&ctx->env.memory_now) : 0; }
 uint64_t dq_context_memory_peak(const dq_context *ctx) { return ctx ? atomic_load(&ctx->env.memory_peak) : 0; }
 uint64_t dq_context_fallback_count(const dq_context *ctx) { return ctx ? dq_device_fallbacks(ctx->dev) : 0; }
+
+dq_status dq_context_counters(const dq_context *ctx, dq_device_counters *out)
+{
+    DQ_ENTER(ctx && out);
+    return dq_fill_struct(out, dq_device_get_counters(ctx->dev), sizeof *out, "dq_device_counters");
+}
 
 int dq_config_math(const dq_config *config) { return config ? (int)dq_config_int(config, "math") : DQ_MATH_F32; }
 

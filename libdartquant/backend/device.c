@@ -53,6 +53,14 @@ dq_status dq_device_finish(dq_device *dev, dq_status status, const char *what, c
     pthread_mutex_lock(&dev->failure_lock);
     dq_failure failure = dev->failure;
     pthread_mutex_unlock(&dev->failure_lock);
+    if (strcmp(dq_status_name(status), "DQ_E_?") == 0) {
+        dq_fail(DQ_E_BACKEND, "%s returned %d, which is no status", what, (int)status);
+        return dq_error_in_backend(DQ_E_BACKEND, name, failure.set ? failure.vendor_code : 0);
+    }
+    if (status == DQ_E_DEVICE_LOST && !who[0]) {
+        dev->lost = true;
+        dev->failure_of_loss = failure;
+    }
     if (!failure.set || failure.status != status || failure.message[0] == '\0') {
         dq_fail(status, "%s failed with %s and no message", what, dq_status_name(status));
         return dq_error_in_backend(status, name, failure.set ? failure.vendor_code : 0);
@@ -61,9 +69,17 @@ dq_status dq_device_finish(dq_device *dev, dq_status status, const char *what, c
     return dq_error_in_backend(status, name, failure.vendor_code);
 }
 
+dq_status dq_device_usable(const dq_device *dev)
+{
+    if (!dev->lost) return DQ_OK;
+    const char *why = dev->failure_of_loss.message;
+    dq_fail(DQ_E_DEVICE_LOST, "the device was lost before%s%s", why[0] ? ": " : "", why);
+    return dq_error_in_backend(DQ_E_DEVICE_LOST, dev->name, dev->failure_of_loss.vendor_code);
+}
+
 /* ---- tables ---- */
 
-static dq_status check_table(const dq_backend *table)
+dq_status dq_backend_check(const dq_backend *table)
 {
     if (!table) return dq_fail(DQ_E_INVALID, "backend table is NULL");
     if (table->abi != DQ_BACKEND_ABI)
@@ -105,7 +121,7 @@ static dq_status open_states(dq_device *dev, const char *options)
 dq_status dq_device_open_table(dq_env *env, const dq_backend *table, const char *options, dq_policy policy,
                                dq_device **out)
 {
-    DQ_TRY(check_table(table));
+    DQ_TRY(dq_backend_check(table));
     dq_device *dev = dq_calloc(env, 1, sizeof *dev);
     if (!dev) return DQ_E_NOMEM;
     dev->env = env;
@@ -116,6 +132,7 @@ dq_status dq_device_open_table(dq_env *env, const dq_backend *table, const char 
     dev->ref = dq_ref_backend();
     dev->policy = policy;
     snprintf(dev->name, sizeof dev->name, "%s", table->name);
+    snprintf(dev->backend, sizeof dev->backend, "%s", table->name);
     pthread_mutex_init(&dev->failure_lock, NULL);
     dq_status status = open_states(dev, options);
     if (status != DQ_OK) {
@@ -128,8 +145,8 @@ dq_status dq_device_open_table(dq_env *env, const dq_backend *table, const char 
 
 dq_status dq_device_open(dq_env *env, const char *name, const char *options, dq_policy policy, dq_device **out)
 {
-    const dq_backend *table = dq_registry_find(name);
-    if (!table) return DQ_E_NOTFOUND;
+    const dq_backend *table = NULL;
+    DQ_TRY(dq_backend_find(name, &table));
     return dq_device_open_table(env, table, options, policy, out);
 }
 
@@ -146,13 +163,16 @@ void dq_device_close(dq_device *dev)
 }
 
 dq_env *dq_device_env(const dq_device *dev) { return dev->env; }
-uint64_t dq_device_fallbacks(const dq_device *dev) { return dev->fallbacks; }
+uint64_t dq_device_fallbacks(const dq_device *dev) { return dev->counters.fallbacks; }
+const dq_device_counters *dq_device_get_counters(const dq_device *dev) { return &dev->counters; }
+const char *dq_device_backend(const dq_device *dev) { return dev->backend; }
 
 dq_status dq_device_get_info(dq_device *dev, dq_device_info *out)
 {
     dq_device_info info;
     memset(&info, 0, sizeof info);
     info.struct_size = sizeof info;
+    DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
     DQ_TRY(dq_device_finish(dev, dev->table.info(dev->state, &info), "info", ""));
     info.name[sizeof info.name - 1] = '\0';

@@ -6,14 +6,20 @@
 #include "base/dtype.h"
 #include "base/env.h"
 #include "dartquant/backend.h"
+#include "dartquant/context.h"
 
 typedef enum dq_policy { DQ_POLICY_FORBID = 0, DQ_POLICY_WARN = 1, DQ_POLICY_ALLOW = 2 } dq_policy;
 
 /* An opened backend plus a `ref` device for ops it lacks. */
 typedef struct dq_device dq_device;
 
-/* name: "auto" (= cpu), "cpu", "ref". options as in dq_backend.open ("simd=plain|avx2|avx512|amx|auto").
- * A host's own table can be given instead of a name later (dq_device_open_table). */
+/* The table of a backend that is part of the library: "auto" (= cpu), "cpu", "ref"; else NULL, no error recorded. */
+const dq_backend *dq_builtin_backend(const char *name);
+/* The same, or a plug-in: its absolute path, or the bare name of one in the plug-in folder beside the library. */
+dq_status dq_backend_find(const char *name, const dq_backend **out);
+
+/* name as for dq_backend_find, options as in dq_backend.open ("simd=plain|avx2|avx512|amx|auto" for cpu). A host's own
+ * table is opened directly. */
 dq_status dq_device_open(dq_env *env, const char *name, const char *options, dq_policy policy, dq_device **out);
 dq_status dq_device_open_table(dq_env *env, const dq_backend *table, const char *options, dq_policy policy,
                                dq_device **out);
@@ -21,6 +27,8 @@ void dq_device_close(dq_device *dev);
 dq_env *dq_device_env(const dq_device *dev);
 dq_status dq_device_get_info(dq_device *dev, dq_device_info *out);
 uint64_t dq_device_fallbacks(const dq_device *dev);
+const dq_device_counters *dq_device_get_counters(const dq_device *dev);
+const char *dq_device_backend(const dq_device *dev); /* name in its table */
 
 /* Device memory with an owner: ops refuse tensors of another device. A tensor is a view; dq_tensor_alloc makes one
  * that owns its memory, slices borrow it. Plain struct so that slices need no allocation. */

@@ -20,14 +20,17 @@ struct dq_device {
     dq_backend table; /* a copy: slots the backend does not know are NULL */
     void *state;      /* of the backend */
     const dq_backend *ref;
-    void *ref_state; /* runs what the backend does not support */
-    char name[64];
+    void *ref_state;  /* runs what the backend does not support */
+    char name[64];    /* of the device, once known; before, of the backend */
+    char backend[64]; /* name in the table */
     dq_policy policy;
-    uint64_t fallbacks;
+    dq_device_counters counters;
     uint64_t warned;  /* bit per op: the fallback was logged */
     uint64_t tensors; /* allocations alive */
     pthread_mutex_t failure_lock;
     dq_failure failure;
+    bool lost; /* a call returned DQ_E_DEVICE_LOST; `failure_of_loss` says why */
+    dq_failure failure_of_loss;
 };
 
 /* Around every call into a backend: forget the last failure, then turn a status into a complete error record. `what`
@@ -35,8 +38,13 @@ struct dq_device {
 void dq_device_begin(dq_device *dev);
 dq_status dq_device_finish(dq_device *dev, dq_status status, const char *what, const char *who);
 
-/* The table of a built-in backend, or NULL with the error recorded. */
-const dq_backend *dq_registry_find(const char *name);
+/* DQ_E_DEVICE_LOST when the device was lost before: it is not asked again. */
+dq_status dq_device_usable(const dq_device *dev);
+
+/* Refuses a table of another ABI, without a name or without a mandatory slot. */
+dq_status dq_backend_check(const dq_backend *table);
+/* An absolute path, or a bare name: the plug-in beside this library. */
+dq_status dq_plugin_find(const char *name, const dq_backend **out);
 
 /* ---- one op ---- */
 typedef enum dq_op_id {

@@ -94,7 +94,7 @@ static dq_status fall_back(dq_device *dev, const dq_op_call *call)
                dev->name, reason[0] ? ": " : "", reason);
         dev->warned |= bit;
     }
-    dev->fallbacks++;
+    dev->counters.fallbacks++;
     return run_on_host(dev, call);
 }
 
@@ -103,9 +103,12 @@ dq_status dq_op_dispatch(const dq_op_call *call)
     dq_device *dev = device_of(call);
     const dq_view *views[DQ_OP_MAX_OPERANDS];
     for (int i = 0; i < call->count; i++) views[i] = is_given(call, i) ? dq_operand_view(call, i) : NULL;
+    DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
     dq_status status = call->fn(&dev->table, dev->state, views, call->args);
+    dev->counters.ops++;
     /* What ref itself does not serve has nowhere to fall. */
-    if (status == DQ_E_UNSUPPORTED && dev->table.open != dev->ref->open) return fall_back(dev, call);
+    if (status == DQ_E_UNSUPPORTED && memcmp(&dev->table, dev->ref, sizeof dev->table) != 0)
+        return fall_back(dev, call);
     return dq_device_finish(dev, status, call->name, "");
 }

@@ -1,4 +1,4 @@
-/* The backends that are part of the library. SPDX-License-Identifier: Apache-2.0 */
+/* Finding a backend: part of the library, or a plug-in. SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
@@ -6,7 +6,7 @@
 #include "backend/ref/ref.h"
 #include "base/status.h"
 
-const dq_backend *dq_registry_find(const char *name)
+const dq_backend *dq_builtin_backend(const char *name)
 {
     static const struct {
         const char *name;
@@ -18,6 +18,13 @@ const dq_backend *dq_registry_find(const char *name)
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (name && strcmp(known[i].name, name) == 0) return known[i].table();
-    dq_fail(DQ_E_NOTFOUND, "no backend is called '%s'; known: auto, cpu, ref", name ? name : "(null)");
     return NULL;
+}
+
+dq_status dq_backend_find(const char *name, const dq_backend **out)
+{
+    const dq_backend *table = dq_builtin_backend(name);
+    if (!table) return dq_plugin_find(name ? name : "(null)", out);
+    *out = table;
+    return DQ_OK;
 }

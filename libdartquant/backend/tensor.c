@@ -22,8 +22,12 @@ dq_status dq_tensor_alloc(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t 
     size_t bytes = 0;
     DQ_TRY(tensor_bytes(dtype, rows, cols, &bytes));
     void *mem = NULL;
+    DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
     DQ_TRY(dq_device_finish(dev, dev->table.alloc(dev->state, bytes, &mem), "alloc", ""));
+    if (!mem)
+        return dq_error_in_backend(dq_fail(DQ_E_BACKEND, "alloc of %zu bytes succeeded without memory", bytes),
+                                   dev->name, 0);
     dev->tensors++;
     *out = (dq_tensor){dev, {mem, 0, rows, cols, cols, dtype, 0}, true};
     return DQ_OK;
@@ -63,12 +67,15 @@ static dq_status copy_rows(dq_device *dev, const dq_view *v, const char *src, ch
     bool packed = v->stride == v->cols || v->rows == 1;
     int64_t pieces = packed ? 1 : v->rows;
     uint64_t bytes = size * (uint64_t)v->cols * (uint64_t)(packed ? v->rows : 1);
+    DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
     for (int64_t i = 0; i < pieces; i++) {
         uint64_t at = v->offset + (uint64_t)i * (uint64_t)v->stride * size;
         dq_status status = src ? dev->table.upload(dev->state, v->mem, at, src + (uint64_t)i * bytes, bytes)
                                : dev->table.download(dev->state, dst + (uint64_t)i * bytes, v->mem, at, bytes);
         DQ_TRY(dq_device_finish(dev, status, src ? "upload" : "download", ""));
+        *(src ? &dev->counters.uploads : &dev->counters.downloads) += 1;
+        *(src ? &dev->counters.upload_bytes : &dev->counters.download_bytes) += bytes;
     }
     return DQ_OK;
 }

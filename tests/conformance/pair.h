@@ -5,12 +5,14 @@
 #ifndef DQ_TESTS_PAIR_H
 #define DQ_TESTS_PAIR_H
 
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "backend/device.h"
@@ -194,6 +196,19 @@ static target targets[MAX_TARGETS][3]; /* level, thread count */
 static int target_count;
 static int failures;
 
+/* A file beside this program, as an absolute path. */
+static inline const char *beside_me(const char *name, char path[PATH_MAX])
+{
+    char joined[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", joined, sizeof joined - 1);
+    assert_true(n > 0);
+    joined[n] = '\0';
+    char *slash = strrchr(joined, '/');
+    snprintf(slash + 1, sizeof joined - (size_t)(slash + 1 - joined), "%s", name);
+    if (!realpath(joined, path)) snprintf(path, PATH_MAX, "%s", joined);
+    return path;
+}
+
 static inline int open_all(void **state)
 {
     static const char *const levels[] = {"plain", "avx2", "avx512", "amx", "auto"};
@@ -223,6 +238,15 @@ static inline int open_all(void **state)
         snprintf(entry->label, sizeof entry->label, "fake without ops");
         must(dq_device_open_table(&envs[t], &table, "", DQ_POLICY_ALLOW, &entry->dev));
         entry->exact = true;
+    }
+    target_count++;
+    /* A real plug-in: a far device whose stream runs late (tests/fakes/farsim). */
+    char path[PATH_MAX];
+    for (int t = 0; t < 3; t++) {
+        target *entry = &targets[target_count][t];
+        snprintf(entry->label, sizeof entry->label, "farsim");
+        must(dq_device_open(&envs[t], beside_me("../fakes/libdartquant-farsim.so", path), "depth=1000", DQ_POLICY_ALLOW,
+                            &entry->dev));
     }
     target_count++;
     return 0;

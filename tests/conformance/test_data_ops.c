@@ -164,6 +164,15 @@ static void gather(void **state)
     finish_cases();
 }
 
+/* A device with a queue may see a bad index late, but never hands out the result. */
+static void refused_now_or_later(dq_status status, const dq_tensor *y)
+{
+    float out[4];
+    if (status == DQ_OK) status = dq_tensor_download(y, out);
+    assert_int_equal(status, DQ_E_INVALID);
+    assert_non_null(strstr(dq_error_text(), "index["));
+}
+
 static void gather_refuses_bad_index(void **state)
 {
     (void)state;
@@ -176,9 +185,8 @@ static void gather_refuses_bad_index(void **state)
             must(dq_tensor_from_host(dev, DQ_F32, 2, 2, x, &a));
             must(dq_tensor_from_host(dev, DQ_I32, 1, 2, bad[i], &index));
             must(dq_tensor_alloc(dev, DQ_F32, 2, 2, &y));
-            assert_int_equal(dq_op_gather_rows(&a, &index, &y), DQ_E_INVALID);
-            assert_non_null(strstr(dq_error_text(), "index["));
-            assert_int_equal(dq_op_gather_cols(&a, &index, &y), DQ_E_INVALID);
+            refused_now_or_later(dq_op_gather_rows(&a, &index, &y), &y);
+            refused_now_or_later(dq_op_gather_cols(&a, &index, &y), &y);
             dq_tensor_free(&a);
             dq_tensor_free(&index);
             dq_tensor_free(&y);
