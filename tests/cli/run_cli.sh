@@ -188,12 +188,16 @@ if "$dq" info $model --json > /dev/full 2> "$work/devfull.err"; [ $? -eq 1 ]; th
 interrupt() { # name, seconds, arguments...
     local name=$1 seconds=$2 pid got
     shift 2
-    timeout 60 "$dq" "$@" --json > "$work/$name.out" 2> "$work/$name.err" &
+    "$dq" "$@" --json > "$work/$name.out" 2> "$work/$name.err" &
     pid=$!
     sleep "$seconds"
-    pid=$(pgrep -P "$pid" | head -1) # the program below timeout
-    kill -INT "${pid:-0}" 2>/dev/null
-    wait %% 2>/dev/null
+    kill -INT "$pid" 2>/dev/null
+    for _ in $(seq 600); do # a minute, then by force
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill -KILL "$pid" 2>/dev/null
+    wait "$pid"
     got=$?
     if [ "$got" -eq 1 ] && grep -q DQ_E_CANCELLED "$work/$name.out"; then ok "$name"; else
         bad "$name" "exit status $got: $(head -c 300 "$work/$name.out" "$work/$name.err")"
