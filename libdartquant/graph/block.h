@@ -29,7 +29,7 @@ typedef struct dq_block_spec {
     int heads, kv_heads, head_dim;
     int window; /* sliding attention window in tokens, 0 = unlimited */
     double norm_eps;
-    int activation; /* DQ_ACT_* */
+    int activation;              /* DQ_ACT_* */
     dq_scheme scheme;            /* only a, k, v are looked at here */
     const dq_hadamard *r3, *r4;  /* NULL = off */
     const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */
@@ -39,11 +39,11 @@ typedef struct dq_block_spec {
 
 /* Scratch of one chunk of `rows` tokens (a whole number of sequences). */
 typedef struct dq_workspace {
-    dq_tensor x;              /* [rows, hidden]: normed input */
-    dq_tensor xq;             /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
-    dq_tensor q, k, v;        /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
-    dq_tensor a;              /* [rows, heads*head_dim]: attention output, o_proj input */
-    dq_tensor gate, up;       /* [rows, intermediate]; gate becomes the down_proj input */
+    dq_tensor x;        /* [rows, hidden]: normed input */
+    dq_tensor xq;       /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
+    dq_tensor q, k, v;  /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
+    dq_tensor a;        /* [rows, heads*head_dim]: attention output, o_proj input */
+    dq_tensor gate, up; /* [rows, intermediate]; gate becomes the down_proj input */
 } dq_workspace;
 dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 void dq_workspace_free(dq_workspace *ws); /* zeroed ones are accepted */
@@ -52,11 +52,12 @@ void dq_workspace_free(dq_workspace *ws); /* zeroed ones are accepted */
  * next one finds it in ws. The tensor named at the cut is the linear's input before activation quantization, online
  * rotations included; the _out stages leave it as it is. */
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.x */
-dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws);      /* ws.x -> ws.a */
+dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws); /* ws.x -> ws.a */
 /* h += o_proj(fq(a)); `a` may be another tensor than ws.a (kept attention outputs) */
-dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws, dq_tensor *h);
-dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws);  /* ws.x */
-dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws);       /* ws.x -> ws.gate */
+dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws,
+                            dq_tensor *h);
+dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.x */
+dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws); /* ws.x -> ws.gate */
 dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
 /* All six in a row. */
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);

@@ -7,7 +7,12 @@
 #include "base/source.h"
 
 /* Frequency scaling of RoPE. LLAMA3: the wavelength-dependent rule of Llama 3.1. */
-typedef enum dq_rope_scaling { DQ_ROPE_PLAIN = 0, DQ_ROPE_LINEAR = 1, DQ_ROPE_LLAMA3 = 2, DQ_ROPE_TABLE = 3 } dq_rope_scaling;
+typedef enum dq_rope_scaling {
+    DQ_ROPE_PLAIN = 0,
+    DQ_ROPE_LINEAR = 1,
+    DQ_ROPE_LLAMA3 = 2,
+    DQ_ROPE_TABLE = 3
+} dq_rope_scaling;
 
 typedef struct dq_arch {
     const struct dq_family *family;
@@ -16,25 +21,34 @@ typedef struct dq_arch {
     double rope_theta;
     dq_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq, rope_original_positions;
-    int activation;      /* DQ_ACT_* */
-    int64_t window;      /* sliding attention window in tokens; 0 = unlimited */
-    bool tied;           /* head shares the embedding table */
+    int activation; /* DQ_ACT_* */
+    int64_t window; /* sliding attention window in tokens; 0 = unlimited */
+    bool tied;      /* head shares the embedding table */
     bool attention_bias, mlp_bias;
     int32_t bos_id, eos_id; /* -1 = none */
 } dq_arch;
 
 /* Roles of weights; the first seven are the quantizable linears of a block, in forward order. */
 typedef enum dq_role {
-    DQ_Q_PROJ = 0, DQ_K_PROJ, DQ_V_PROJ, DQ_O_PROJ, DQ_GATE_PROJ, DQ_UP_PROJ, DQ_DOWN_PROJ,
-    DQ_ATTN_NORM, DQ_MLP_NORM,
-    DQ_EMBED, DQ_FINAL_NORM, DQ_HEAD,
+    DQ_Q_PROJ = 0,
+    DQ_K_PROJ,
+    DQ_V_PROJ,
+    DQ_O_PROJ,
+    DQ_GATE_PROJ,
+    DQ_UP_PROJ,
+    DQ_DOWN_PROJ,
+    DQ_ATTN_NORM,
+    DQ_MLP_NORM,
+    DQ_EMBED,
+    DQ_FINAL_NORM,
+    DQ_HEAD,
     DQ_ROLES
 } dq_role;
 enum { DQ_LINEARS = 7 };
 
 /* A family as data: how its tensors are called in each container. "%d" stands for the layer. */
 typedef struct dq_family {
-    const char *name;                 /* "llama" */
+    const char *name;                  /* "llama" */
     const char *const *hf_model_types; /* NULL-terminated values of config.json model_type it covers */
     const char *const *gguf_archs;     /* NULL-terminated values of general.architecture */
     const char *hf_names[DQ_ROLES];    /* without ".weight" */
@@ -42,7 +56,7 @@ typedef struct dq_family {
     bool gguf_permuted_qk; /* q and k rows are stored in interleaved RoPE order in GGUF */
 } dq_family;
 
-const dq_family *dq_family_by_hf(const char *model_type);   /* NULL when unknown */
+const dq_family *dq_family_by_hf(const char *model_type); /* NULL when unknown */
 const dq_family *dq_family_by_gguf(const char *architecture);
 /* Comma-separated known model types for error messages. */
 const char *dq_family_list(void);

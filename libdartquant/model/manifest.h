@@ -13,8 +13,8 @@ json_t *dq_scheme_to_json(const dq_scheme *scheme);
 dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);
 /* Orders of the transforms only; the matrices are folded and the tables of the online ones are tensors. */
 json_t *dq_rotations_to_json(const dq_rotation_set *set, bool has_r1);
-dq_status dq_rotations_from_json(dq_env *env, const json_t *object, const char *path, const dq_arch *arch,
-                                 bool *has_r1, dq_rotation_set **out);
+dq_status dq_rotations_from_json(dq_env *env, const json_t *object, const char *path, const dq_arch *arch, bool *has_r1,
+                                 dq_rotation_set **out);
 
 /* The transforms of a set that run online, by name: "r2_heads", "r2_head_dim", "r3", "r4". */
 enum { DQ_ONLINE_TRANSFORMS = 4 };
