@@ -11,16 +11,16 @@
 
 struct dq_pool {
     pthread_mutex_t lock;
-    pthread_cond_t work;  /* a new round began, or shutdown */
-    pthread_cond_t idle;  /* the last worker of a round went to sleep */
+    pthread_cond_t work; /* a new round began, or shutdown */
+    pthread_cond_t idle; /* the last worker of a round went to sleep */
     pthread_t *workers;
     int threads;
-    int started;          /* workers running */
-    atomic_int busy;      /* workers still inside the current round */
+    int started;     /* workers running */
+    atomic_int busy; /* workers still inside the current round */
     atomic_uint_least64_t round;
     atomic_int caller_cpu; /* where the caller of the current round runs, -1 = unknown */
     bool stop;
-    bool running;         /* a round is under way: nested or concurrent calls run serially */
+    bool running; /* a round is under way: nested or concurrent calls run serially */
     dq_task_fn task;
     void *arg;
     int64_t count;

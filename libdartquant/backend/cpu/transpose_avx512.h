@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* 16 x 16 transpose in AVX-512 registers. SPDX-License-Identifier: Apache-2.0 */
 #ifndef DQ_BACKEND_CPU_TRANSPOSE_AVX512_H
 #define DQ_BACKEND_CPU_TRANSPOSE_AVX512_H
 
