@@ -77,6 +77,7 @@ typedef struct dq_quantizer dq_quantizer; /* weight quantization job */
 typedef struct dq_evaluator dq_evaluator; /* perplexity job */
 typedef struct dq_tokenizer dq_tokenizer;
 typedef struct dq_dataset dq_dataset;     /* token ids with a name and a protocol */
+typedef struct dq_hessian dq_hessian;     /* what GPTQ knows of a linear's inputs */
 typedef struct dq_cancel dq_cancel;       /* flag any thread may set */
 
 #ifdef __cplusplus

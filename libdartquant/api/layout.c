@@ -51,6 +51,26 @@ AT(dq_services, runner, 32);
 AT(dq_services, log, 56);
 AT(dq_services, log_user, 64);
 SIZE(dq_services, 72);
+AT(dq_tensor_source, struct_size, 0);
+AT(dq_tensor_source, abi, 4);
+AT(dq_tensor_source, user, 8);
+AT(dq_tensor_source, count, 16);
+AT(dq_tensor_source, describe, 24);
+AT(dq_tensor_source, read, 32);
+AT(dq_tensor_source, map, 40);
+AT(dq_tensor_source, release, 48);
+AT(dq_tensor_source, free, 56);
+SIZE(dq_tensor_source, 64);
+
+AT(dq_tensor_sink, struct_size, 0);
+AT(dq_tensor_sink, abi, 4);
+AT(dq_tensor_sink, user, 8);
+AT(dq_tensor_sink, add, 16);
+AT(dq_tensor_sink, set_metadata, 24);
+AT(dq_tensor_sink, finish, 32);
+AT(dq_tensor_sink, begin, 40);
+AT(dq_tensor_sink, append, 48);
+SIZE(dq_tensor_sink, 56);
 SIZE(dq_allocator, 24);
 SIZE(dq_runner, 24);
 #endif

@@ -42,29 +42,35 @@ static dq_status check_activations(const dq_scheme *s, const dq_arch *arch)
     return DQ_OK;
 }
 
+dq_status dq_weight_spec_from_config(const dq_config *config, dq_weight_spec *out)
+{
+    dq_weight_spec w = {
+        .bits = (int)dq_config_int(config, "w_bits"),
+        .method = dq_config_int(config, "w_rtn") ? DQ_WEIGHT_RTN : DQ_WEIGHT_GPTQ,
+        .group = dq_config_int(config, "w_groupsize"),
+        .symmetric = !dq_config_int(config, "w_asym"),
+        .clip_search = dq_config_int(config, "w_clip"),
+        .act_order = dq_config_int(config, "act_order"),
+        .static_groups = dq_config_int(config, "static_groups"),
+        .percdamp = dq_config_float(config, "percdamp"),
+    };
+    if (w.bits > 8 && w.bits != 16)
+        return dq_fail(DQ_E_INVALID, "w_bits = %d: weights have 2 to 8 bits, or 16 for none", w.bits);
+    if (w.group == 0) return dq_fail(DQ_E_INVALID, "w_groupsize = 0: give a number of columns, or -1 for the row");
+    *out = w;
+    return DQ_OK;
+}
+
 dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq_scheme *out)
 {
     dq_scheme s = {
-        .w =
-            {
-                .bits = (int)dq_config_int(config, "w_bits"),
-                .method = dq_config_int(config, "w_rtn") ? DQ_WEIGHT_RTN : DQ_WEIGHT_GPTQ,
-                .group = dq_config_int(config, "w_groupsize"),
-                .symmetric = !dq_config_int(config, "w_asym"),
-                .clip_search = dq_config_int(config, "w_clip"),
-                .act_order = dq_config_int(config, "act_order"),
-                .static_groups = dq_config_int(config, "static_groups"),
-                .percdamp = dq_config_float(config, "percdamp"),
-            },
         .a = act_spec(config, 'a'),
         .k = act_spec(config, 'k'),
         .v = act_spec(config, 'v'),
     };
     if (s.k.group == 0) s.k.group = arch->head_dim;
     if (s.v.group == 0) s.v.group = arch->head_dim;
-    if (s.w.bits > 8 && s.w.bits != 16)
-        return dq_fail(DQ_E_INVALID, "w_bits = %d: weights have 2 to 8 bits, or 16 for none", s.w.bits);
-    if (s.w.group == 0) return dq_fail(DQ_E_INVALID, "w_groupsize = 0: give a number of columns, or -1 for the row");
+    DQ_TRY(dq_weight_spec_from_config(config, &s.w));
     DQ_TRY(check_activations(&s, arch));
     *out = s;
     return DQ_OK;

@@ -8,6 +8,8 @@
 #include "dartquant/config.h"
 #include "model/arch.h"
 
+/* The part about weights. */
+dq_status dq_weight_spec_from_config(const dq_config *config, dq_weight_spec *out);
 /* What a config asks for, checked against the model's sizes. */
 dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq_scheme *out);
 /* {"w": {...}, "a": {...}, "k": {...}, "v": {...}}; NULL when out of memory. */
