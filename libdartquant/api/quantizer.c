@@ -6,6 +6,7 @@
 #include "api/check.h"
 #include "api/config.h"
 #include "api/handles.h"
+#include "api/host_tensors.h"
 #include "api/scheme.h"
 #include "dartquant/version.h"
 #include "io/formats.h"
@@ -27,6 +28,8 @@ struct dq_quantizer {
     char fingerprint[20]; /* of the calibration windows */
     const char *save_dir; /* "" = codes stay in memory; inside config */
     dq_saver *saver;
+    bool has_sink;       /* the result goes to the host */
+    dq_tensor_sink sink; /* its table */
     dq_sink *memory;
     dq_source *store; /* finished codes in memory */
     dq_quantize_job *job;
@@ -104,6 +107,18 @@ void dq_quantizer_free(dq_quantizer *q)
     dq_context_release(ctx);
 }
 
+/* ---- where the result goes ---- */
+
+dq_status dq_quantizer_set_sink(dq_quantizer *q, const dq_tensor_sink *table)
+{
+    DQ_ENTER(q && table);
+    if (q->state != READY) return dq_fail(DQ_E_STATE, "the quantizer has started already");
+    if (q->save_dir[0]) return dq_fail(DQ_E_STATE, "save_qmodel_path is set: the result goes to that folder");
+    DQ_TRY(dq_host_sink_check(table, &q->sink));
+    q->has_sink = true;
+    return DQ_OK;
+}
+
 /* ---- calibration data ---- */
 
 dq_status dq_quantizer_needs_data(const dq_quantizer *q, int32_t *out)
@@ -173,7 +188,12 @@ static dq_status start(dq_quantizer *q)
     if (needs_data(q) && !q->windows.data)
         return dq_fail(DQ_E_STATE, "GPTQ needs calibration data: call dq_quantizer_bind first");
     dq_sink *sink = NULL;
-    if (q->save_dir[0]) {
+    if (q->has_sink) {
+        dq_sink *target = NULL;
+        DQ_TRY(dq_host_sink_open(env, &q->sink, &target));
+        DQ_TRY(dq_saver_open_sink(env, target, &q->saver));
+        sink = dq_saver_sink(q->saver);
+    } else if (q->save_dir[0]) {
         DQ_TRY(dq_saver_open(env, q->save_dir, (uint64_t)dq_config_int(q->config, "part_size"), &q->saver));
         sink = dq_saver_sink(q->saver);
     } else if (quantizes_weights(q)) {
@@ -325,6 +345,8 @@ dq_status dq_quantizer_take_model(dq_quantizer *q, dq_model **out)
     DQ_ENTER(q && out);
     if (q->state == TAKEN) return dq_fail(DQ_E_STATE, "the quantizer's model was taken already");
     if (q->state != DONE) return dq_fail(DQ_E_STATE, "the quantizer is not done");
+    if (q->has_sink)
+        return dq_fail(DQ_E_STATE, "the result went to the host's sink: open its tensors with dq_model_open_source");
     dq_model *model = NULL;
     char *provenance = NULL;
     dq_status status;

@@ -46,6 +46,7 @@ typedef struct dq_source_ops {
 struct dq_source {
     const dq_source_ops *ops;
     dq_env *env;
+    bool one_thread;        /* read_rows is called on the thread of the job only (a host's callbacks) */
     const char *format;     /* "safetensors", "gguf", "pytorch", "memory" */
     int64_t count;
     dq_tensor_info *tensors; /* [count] */

@@ -4,7 +4,7 @@
 #include "base/status.h"
 #include "dartquant/backend.h"
 #include "io/json.h"
-#include "model/arch.h"
+#include "model/manifest.h"
 
 enum { CONFIG_LIMIT = 1 << 24 };
 
@@ -154,4 +154,13 @@ dq_status dq_arch_from_hf_config(dq_env *env, const char *config_path, dq_arch *
     json_decref(config);
     if (status == DQ_OK) *out = arch;
     return status;
+}
+
+dq_status dq_arch_from_hf_json(const json_t *config, dq_arch *out)
+{
+    dq_arch arch;
+    memset(&arch, 0, sizeof arch);
+    DQ_TRY(read_config(config, NULL, &arch));
+    *out = arch;
+    return DQ_OK;
 }

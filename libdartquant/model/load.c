@@ -102,30 +102,70 @@ static dq_status check_content(dq_source *source, const manifest *m)
     return DQ_OK;
 }
 
-static dq_status load(dq_device *dev, const char *dir, const char *path, manifest *m, dq_model **out)
+/* `path`: name of the manifest in messages, NULL = none. Takes over `source`. */
+static dq_status from_manifest(dq_device *dev, const char *path, manifest *m, dq_source *source, dq_model **out)
 {
-    dq_env *env = dq_device_env(dev);
-    json_t *json = NULL;
-    dq_source *source = NULL;
     dq_model *model = NULL;
-    dq_status status;
-    DQ_TRY(dq_json_load(env, path, MANIFEST_LIMIT, &json));
-    status = dq_error_in_file(read_manifest(env, json, path, m), path);
-    json_decref(json);
-    DQ_TRY(status);
-    DQ_TRY(dq_safetensors_open_dir(env, dir, &source));
-    DQ_GO(dq_error_in_file(check_content(source, m), path));
-    if (m->rotations) DQ_GO(dq_error_in_file(read_tables(source, m->rotations), dir));
+    dq_status status = DQ_OK;
+    DQ_GO(check_content(source, m));
+    if (m->rotations) DQ_GO(read_tables(source, m->rotations));
     dq_source *taken = source;
     source = NULL;
-    DQ_GO(dq_model_new_root(dev, &m->arch, taken, false, m->quantized ? &m->scheme : NULL, &model));
+    DQ_TRY(dq_model_new_root(dev, &m->arch, taken, false, m->quantized ? &m->scheme : NULL, &model));
     model->fused = m->fused;
     model->centered = m->centered;
     model->has_r1 = m->has_r1;
     model->rotations = model->own_rotations = m->rotations;
     m->rotations = NULL;
     *out = model;
+    return DQ_OK;
 done:
+    dq_source_free(source);
+    return path ? dq_error_in_file(status, path) : status;
+}
+
+static dq_status load(dq_device *dev, const char *dir, const char *path, manifest *m, dq_model **out)
+{
+    dq_env *env = dq_device_env(dev);
+    json_t *json = NULL;
+    dq_source *source = NULL;
+    DQ_TRY(dq_json_load(env, path, MANIFEST_LIMIT, &json));
+    dq_status status = dq_error_in_file(read_manifest(env, json, path, m), path);
+    json_decref(json);
+    DQ_TRY(status);
+    DQ_TRY(dq_safetensors_open_dir(env, dir, &source));
+    return from_manifest(dev, path, m, source, out);
+}
+
+static dq_status load_text(dq_device *dev, const json_t *json, dq_source *source, dq_model **out)
+{
+    manifest m;
+    memset(&m, 0, sizeof m);
+    dq_status status = read_manifest(dq_device_env(dev), json, NULL, &m);
+    if (status == DQ_OK)
+        status = from_manifest(dev, NULL, &m, source, out);
+    else
+        dq_source_free(source);
+    dq_rotation_set_free(m.rotations);
+    return status;
+}
+
+dq_status dq_model_from_text(dq_device *dev, const char *config, dq_source *source, dq_model **out)
+{
+    json_t *json = NULL;
+    dq_arch arch;
+    const char *format = "";
+    dq_status status = dq_json_parse(config, strlen(config), NULL, &json);
+    if (status == DQ_OK && json_is_object(json)) status = dq_json_string(json, "format", false, NULL, &format);
+    if (status == DQ_OK && strcmp(format, "dartquant model") == 0) {
+        status = load_text(dev, json, source, out);
+        source = NULL;
+    } else if (status == DQ_OK) {
+        status = dq_arch_from_hf_json(json, &arch);
+    }
+    json_decref(json);
+    if (!source) return status;
+    if (status == DQ_OK) return dq_model_from_source(dev, &arch, source, false, out);
     dq_source_free(source);
     return status;
 }

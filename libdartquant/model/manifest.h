@@ -9,6 +9,8 @@
 /* Writers give a new reference, NULL when out of memory. Readers check every value; `path` names the file in errors. */
 json_t *dq_arch_to_json(const dq_arch *arch);
 dq_status dq_arch_from_json(const json_t *object, const char *path, dq_arch *out);
+/* From the content of a Hugging Face config.json. */
+dq_status dq_arch_from_hf_json(const json_t *config, dq_arch *out);
 json_t *dq_scheme_to_json(const dq_scheme *scheme);
 dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);
 /* Orders of the transforms only; the matrices are folded and the tables of the online ones are tensors. */

@@ -11,6 +11,9 @@
 dq_status dq_model_open_path(dq_device *dev, const char *path, dq_model **out);
 /* Takes over `source`. */
 dq_status dq_model_from_source(dq_device *dev, const dq_arch *arch, dq_source *source, bool gguf_names, dq_model **out);
+/* From the text of a Hugging Face config.json or of a saved model's manifest, told apart by content. Takes over `source`,
+ * also on failure. */
+dq_status dq_model_from_text(dq_device *dev, const char *config, dq_source *source, dq_model **out);
 dq_model *dq_model_retain(dq_model *model);
 void dq_model_release(dq_model *model); /* NULL is accepted */
 
@@ -83,6 +86,9 @@ dq_status dq_model_save_dir(dq_model *model, const char *dir, uint64_t part_size
  * before finish returned DQ_OK; free without finish removes the unfinished shards. */
 typedef struct dq_saver dq_saver;
 dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out);
+/* To a sink that takes pieces instead of a folder (taken over, also on failure): config.json and the manifest become
+ * metadata, the tokenizer's files are left out. */
+dq_status dq_saver_open_sink(dq_env *env, dq_sink *target, dq_saver **out);
 dq_sink *dq_saver_sink(dq_saver *saver);
 dq_status dq_saver_finish(dq_saver *saver, dq_model *model, const dq_scheme *scheme, const char *provenance,
                           dq_progress *progress);

@@ -103,6 +103,7 @@ static void decode_task(void *arg, int64_t i, int thread)
 static dq_status decode_rows(const dq_model *root, int64_t tensor, int64_t first, int64_t rows, int64_t cols,
                              float *out)
 {
+    if (root->source->one_thread) return dq_source_read_rows(root->source, tensor, first, rows, out);
     int64_t per_task = cols < TASK_ELEMENTS ? TASK_ELEMENTS / cols : 1;
     decode_job job = {root->source, tensor, first, rows, cols, per_task, out, false};
     dq_run(root->env, (rows + per_task - 1) / per_task, decode_task, &job);

@@ -53,6 +53,25 @@ static void sink_free(dq_sink *sink) { (void)sink; }
 static const dq_sink_ops saver_ops = {
     .add = sink_add, .set_metadata = sink_set_metadata, .finish = sink_finish, .free = sink_free};
 
+dq_status dq_saver_open_sink(dq_env *env, dq_sink *target, dq_saver **out)
+{
+    dq_status status;
+    dq_saver *s = dq_calloc(env, 1, sizeof *s);
+    if (!s) {
+        target->ops->free(target);
+        return DQ_E_NOMEM;
+    }
+    s->sink = (dq_sink){&saver_ops, env};
+    s->env = env;
+    DQ_GO(dq_digest_sink_new(target, &s->files));
+    DQ_GO(dq_name_map_new(env, 1024, &s->names));
+    *out = s;
+    return DQ_OK;
+done:
+    dq_saver_free(s);
+    return status;
+}
+
 dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out)
 {
     dq_status status;
@@ -215,6 +234,25 @@ static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, 
     return dq_progress_report(progress, STAGE, units - 1, units, 0.0);
 }
 
+/* The metadata comes before finish, which is the host's sign that all is there. */
+static dq_status finish_sink(dq_saver *s, dq_model *model, const dq_scheme *scheme, json_t *provenance)
+{
+    DQ_TRY(dq_saver_write_config(s, model, scheme));
+    DQ_TRY(dq_saver_write_manifest(s, model, scheme, provenance));
+    return s->files->ops->finish(s->files);
+}
+
+/* Shards first, then the manifest, which makes the folder a model. */
+static dq_status finish_folder(dq_saver *s, dq_model *model, const dq_scheme *scheme, json_t *provenance)
+{
+    DQ_TRY(dq_saver_remove_manifest(s));
+    DQ_TRY(dq_saver_write_config(s, model, scheme));
+    DQ_TRY(dq_saver_write_tokenizer(s, model));
+    DQ_TRY(s->files->ops->finish(s->files));
+    s->shards_visible = true;
+    return dq_saver_write_manifest(s, model, scheme, provenance);
+}
+
 dq_status dq_saver_finish(dq_saver *s, dq_model *model, const dq_scheme *scheme, const char *provenance,
                           dq_progress *progress)
 {
@@ -225,14 +263,9 @@ dq_status dq_saver_finish(dq_saver *s, dq_model *model, const dq_scheme *scheme,
     uint64_t units = (uint64_t)model->arch.layers + 2;
     DQ_GO(put_tensors(s, model, scheme, progress));
     DQ_GO(dq_progress_report(progress, STAGE, units, units, 0.0));
-    DQ_GO(dq_saver_remove_manifest(s));
-    DQ_GO(dq_saver_write_config(s, model, scheme));
-    DQ_GO(dq_saver_write_tokenizer(s, model));
-    DQ_GO(s->files->ops->finish(s->files));
-    s->shards_visible = true;
-    status = dq_saver_write_manifest(s, model, scheme, extra);
+    status = s->dir ? finish_folder(s, model, scheme, extra) : finish_sink(s, model, scheme, extra);
 done:
-    if (status != DQ_OK) dq_saver_take_back(s);
+    if (status != DQ_OK && s->dir) dq_saver_take_back(s);
     json_decref(extra);
     return status;
 }

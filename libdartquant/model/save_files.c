@@ -28,8 +28,21 @@ bool dq_saver_holds_shards(const char *path)
     return found;
 }
 
+/* The same to a sink, as text beside the tensors. */
+static dq_status hand_over_json(dq_saver *s, const char *key, json_t *o)
+{
+    char *text = NULL;
+    dq_status status =
+        o ? dq_json_dump(s->env, o, true, &text) : dq_fail(DQ_E_NOMEM, "out of memory while writing %s", key);
+    if (status == DQ_OK) status = s->files->ops->set_metadata(s->files, key, text);
+    dq_free(text);
+    json_decref(o);
+    return status;
+}
+
 static dq_status write_json(dq_saver *s, const char *file, json_t *o)
 {
+    if (!s->dir) return hand_over_json(s, file, o);
     char *text = NULL, *path = dq_path_join(s->env, s->dir, file);
     dq_status status = !path ? DQ_E_NOMEM : o ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory while writing %s", file);
     if (status == DQ_OK) status = dq_json_dump(s->env, o, true, &text);
@@ -128,15 +141,23 @@ dq_status dq_saver_write_tokenizer(dq_saver *s, const dq_model *m)
 }
 
 /* Reads back what was written: the digest of the manifest, and the proof that the shards open. */
+static dq_status read_back(dq_saver *s, dq_digest *out)
+{
+    dq_source *source;
+    DQ_TRY(dq_safetensors_open_dir(s->env, s->dir, &source));
+    dq_status status = dq_digest_source(source, out);
+    dq_source_free(source);
+    return status;
+}
+
 static dq_status written_content(dq_saver *s, json_t **out)
 {
     char hash[17];
-    dq_source *source;
     dq_digest d;
-    DQ_TRY(dq_safetensors_open_dir(s->env, s->dir, &source));
-    dq_status status = dq_digest_source(source, &d);
-    dq_source_free(source);
-    DQ_TRY(status);
+    if (s->dir)
+        DQ_TRY(read_back(s, &d));
+    else
+        d = dq_digest_sink_result(s->files);
     snprintf(hash, sizeof hash, "%016" PRIx64, d.sum);
     *out =
         json_pack("{s:I, s:I, s:s}", "tensors", (json_int_t)d.count, "bytes", (json_int_t)d.bytes, "fingerprint", hash);

@@ -10,7 +10,7 @@ struct dq_saver {
     dq_sink sink; /* must be first */
     dq_sink *files;
     dq_env *env;
-    char *dir;
+    char *dir; /* NULL: everything goes to `files`, which digests (dq_digest_sink_new) */
     dq_name_map *names; /* linears whose codes are there */
     char **keys;
     size_t count, capacity;
@@ -28,6 +28,10 @@ dq_status dq_saver_write_tokenizer(dq_saver *s, const dq_model *m);
 dq_status dq_saver_remove_manifest(dq_saver *s);
 /* Reads the shards back and records what they hold. */
 dq_status dq_saver_write_manifest(dq_saver *s, dq_model *m, const dq_scheme *scheme, json_t *provenance);
+/* A sink that hands everything on to `target` (taken over, also on failure), which must take pieces too, and digests it on
+ * the way. */
+dq_status dq_digest_sink_new(dq_sink *target, dq_sink **out);
+dq_digest dq_digest_sink_result(const dq_sink *sink);
 /* Whether the folder holds shards of a saved model; false when it cannot be read. */
 bool dq_saver_holds_shards(const char *path);
 /* After a failure: removes what already stands under its final name and replaced nothing. */
