@@ -29,6 +29,12 @@ $(O)/tests/fakes/%: tests/fakes/%.c $(FARSIM) $(SHARED)
 
 $(filter $(O)/tests/conformance/%,$(TESTS)): | $(FARSIM)
 
+# A backend of somebody else against the reference, op by op: make conformance BACKEND=/abs/libdartquant-x.so[:options]
+conformance: $(filter $(O)/tests/conformance/%,$(TESTS))
+	@test -n "$(BACKEND)" || { echo 'usage: make conformance BACKEND=NAME|/abs/path.so[:options]'; exit 2; }
+	@for t in $^; do echo "== $$t"; DQ_TEST_BACKEND='$(BACKEND)' $$t || exit 1; done
+.PHONY: conformance
+
 # Micro-benchmarks of single kernels; they see the insides like tests do.
 BENCH_PROGRAMS := $(patsubst tests/%.c,$(O)/tests/%,$(wildcard tests/bench/bench_*.c))
 bench-programs: $(BENCH_PROGRAMS)

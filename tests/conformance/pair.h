@@ -209,13 +209,10 @@ static inline const char *beside_me(const char *name, char path[PATH_MAX])
     return path;
 }
 
-static inline int open_all(void **state)
+/* Every instruction set that this machine has. */
+static inline void open_cpu_levels(void)
 {
     static const char *const levels[] = {"plain", "avx2", "avx512", "amx", "auto"};
-    (void)state;
-    must(dq_env_init(&reference_env, NULL, 1));
-    must(dq_device_open(&reference_env, "ref", "", DQ_POLICY_FORBID, &reference));
-    for (int t = 0; t < 3; t++) must(dq_env_init(&envs[t], NULL, t + 1));
     for (size_t i = 0; i < sizeof levels / sizeof levels[0]; i++) {
         char options[32];
         snprintf(options, sizeof options, "simd=%s", levels[i]);
@@ -231,7 +228,11 @@ static inline int open_all(void **state)
         }
         if (status == DQ_OK) target_count++;
     }
-    /* A device that supports nothing and whose memory is out of reach: everything takes the way over the host. */
+}
+
+/* A device that supports nothing and whose memory is out of reach: everything takes the way over the host. */
+static inline void open_without_ops(void)
+{
     dq_backend table = fake_backend();
     for (int t = 0; t < 3; t++) {
         target *entry = &targets[target_count][t];
@@ -240,15 +241,47 @@ static inline int open_all(void **state)
         entry->exact = true;
     }
     target_count++;
-    /* A real plug-in: a far device whose stream runs late (tests/fakes/farsim). */
-    char path[PATH_MAX];
+}
+
+/* A plug-in by NAME or path, with :options. */
+static inline void open_plugin(const char *spec)
+{
+    char name[PATH_MAX];
+    const char *options = strchr(spec, ':');
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(spec, ":"), spec);
     for (int t = 0; t < 3; t++) {
         target *entry = &targets[target_count][t];
-        snprintf(entry->label, sizeof entry->label, "farsim");
-        must(dq_device_open(&envs[t], beside_me("../fakes/libdartquant-farsim.so", path), "depth=1000", DQ_POLICY_ALLOW,
-                            &entry->dev));
+        must(dq_device_open(&envs[t], name, options ? options + 1 : "", DQ_POLICY_WARN, &entry->dev));
+        snprintf(entry->label, sizeof entry->label, "%.40s, %d threads", dq_device_backend(entry->dev), t + 1);
     }
     target_count++;
+}
+
+static void print_log(void *user, int32_t level, const char *text)
+{
+    (void)user;
+    if (level <= DQ_LOG_WARNING) print_message("%s\n", text);
+}
+
+/* DQ_TEST_BACKEND tests that backend alone (docs/backends.md). */
+static inline int open_all(void **state)
+{
+    const dq_services talking = {.struct_size = sizeof talking, .abi = 1, .log = print_log};
+    const char *chosen = getenv("DQ_TEST_BACKEND");
+    char farsim[PATH_MAX], spec[PATH_MAX + 16];
+    (void)state;
+    must(dq_env_init(&reference_env, NULL, 1));
+    must(dq_device_open(&reference_env, "ref", "", DQ_POLICY_FORBID, &reference));
+    for (int t = 0; t < 3; t++) must(dq_env_init(&envs[t], chosen && t == 0 ? &talking : NULL, t + 1));
+    if (chosen && chosen[0]) {
+        open_plugin(chosen);
+        return 0;
+    }
+    open_cpu_levels();
+    open_without_ops();
+    /* A real plug-in: a far device whose stream runs late (tests/fakes/farsim). */
+    snprintf(spec, sizeof spec, "%s:depth=1000", beside_me("../fakes/libdartquant-farsim.so", farsim));
+    open_plugin(spec);
     return 0;
 }
 

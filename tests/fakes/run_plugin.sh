@@ -64,6 +64,22 @@ END
 [ -n "$text" ] && text="$text"$'\n'"$(cat "$work/log")"
 check plugin_by_name_and_by_path "$text"
 
+# The example of the guide, as it stands there.
+python3 -c 'import re; print(max(re.findall(r"```c\n(.*?)```", open("docs/backends.md").read(), re.S), key=len))' > "$work/toy.c"
+text=$($cc $flags -Wall -Wextra -Werror -I"$headers" "$work/toy.c" -o "$work/libdartquant-toy.so" 2>&1)
+if [ -z "$text" ]; then
+    program --backend "$work/libdartquant-toy.so" --policy warn > "$work/toy.json" 2> "$work/log"
+    text=$(python3 - "$work" <<'END' 2>&1
+import json, sys
+ref, toy = (json.load(open(f"{sys.argv[1]}/{name}.json")) for name in ("ref", "toy"))
+if toy["device"] != "toy:0": print("device", toy["device"])
+if toy["results"][0]["ppl"] != ref["results"][0]["ppl"]: print("ppl", toy["results"][0], "instead of", ref["results"][0])
+END
+)
+    grep -q 'op gemm runs on the host: device toy:0' "$work/log" || text="$text no warning: $(cat "$work/log")"
+fi
+check example_of_the_guide "$text"
+
 policy=()
 # What is wrong is said, and is never a crash. arguments: name, backend, words of the message.
 refuses() {
