@@ -56,6 +56,7 @@ const dq_option dq_options[] = {
     BOOL("act_order", "weights", "false", "GPTQ: columns in the order of falling Hessian diagonal."),
     BOOL("static_groups", "weights", "false", "GPTQ: group scales from the original weights, before any column is changed."),
     FLOAT("percdamp", "weights", "0.01", 0, 100, "GPTQ: damping as a share of the mean Hessian diagonal; raised, and reported, when the factorization fails."),
+    CHOICE("vocab_dtype", "weights", "f16", "f16|bf16|f32", "With w_bits < 16, embedding and head are rounded to this type, in memory as in the saved folder."),
 
     INT("a_bits", "activations", "16", 2, 16, "bits", "Bits of the inputs of the decoder's linears; 16 = off."),
     INT("a_groupsize", "activations", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole token."),

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "api/config.h"
+#include "base/dtype.h"
 #include "base/status.h"
 
 static dq_act_spec act_spec(const dq_config *config, char prefix)
@@ -42,6 +43,13 @@ static dq_status check_activations(const dq_scheme *s, const dq_arch *arch)
     return DQ_OK;
 }
 
+/* In the order of the option's choices. */
+static dq_dtype vocab_dtype(int64_t choice)
+{
+    static const dq_dtype dtypes[] = {DQ_F16, DQ_BF16, DQ_F32};
+    return dtypes[choice];
+}
+
 dq_status dq_weight_spec_from_config(const dq_config *config, dq_weight_spec *out)
 {
     dq_weight_spec w = {
@@ -53,6 +61,7 @@ dq_status dq_weight_spec_from_config(const dq_config *config, dq_weight_spec *ou
         .act_order = dq_config_int(config, "act_order"),
         .static_groups = dq_config_int(config, "static_groups"),
         .percdamp = dq_config_float(config, "percdamp"),
+        .vocab_dtype = vocab_dtype(dq_config_int(config, "vocab_dtype")),
     };
     if (w.bits > 8 && w.bits != 16)
         return dq_fail(DQ_E_INVALID, "w_bits = %d: weights have 2 to 8 bits, or 16 for none", w.bits);
@@ -84,11 +93,12 @@ static json_t *act_json(const dq_act_spec *a)
 
 json_t *dq_scheme_json(const dq_scheme *s)
 {
-    return json_pack("{s:{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f}, s:o, s:o, s:o}", "w", "bits", s->w.bits, "method",
-                     s->w.bits == 16                ? "none"
-                     : s->w.method == DQ_WEIGHT_RTN ? "rtn"
-                                                    : "gptq",
-                     "groupsize", (json_int_t)s->w.group, "symmetric", s->w.symmetric, "clip_search", s->w.clip_search,
-                     "act_order", s->w.act_order, "static_groups", s->w.static_groups, "percdamp", s->w.percdamp, "a",
-                     act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
+    return json_pack(
+        "{s:{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f, s:s}, s:o, s:o, s:o}", "w", "bits", s->w.bits, "method",
+        s->w.bits == 16                ? "none"
+        : s->w.method == DQ_WEIGHT_RTN ? "rtn"
+                                       : "gptq",
+        "groupsize", (json_int_t)s->w.group, "symmetric", s->w.symmetric, "clip_search", s->w.clip_search, "act_order",
+        s->w.act_order, "static_groups", s->w.static_groups, "percdamp", s->w.percdamp, "vocab_dtype",
+        dq_dtype_name(s->w.vocab_dtype), "a", act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
 }

@@ -6,12 +6,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "dartquant/types.h"
+
 /* Dynamic quantization of activations or of K / V. bits == 16: off. */
 typedef struct dq_act_spec {
     int bits;
     int64_t group; /* -1 = the whole token row (range extended to contain 0) */
     bool symmetric;
-    double clip;   /* (0, 1] multiplies the range */
+    double clip; /* (0, 1] multiplies the range */
 } dq_act_spec;
 
 typedef enum dq_weight_method { DQ_WEIGHT_RTN = 0, DQ_WEIGHT_GPTQ = 1 } dq_weight_method;
@@ -20,12 +22,13 @@ typedef enum dq_weight_method { DQ_WEIGHT_RTN = 0, DQ_WEIGHT_GPTQ = 1 } dq_weigh
 typedef struct dq_weight_spec {
     int bits;
     dq_weight_method method;
-    int64_t group;       /* columns per group, -1 = whole row */
+    int64_t group; /* columns per group, -1 = whole row */
     bool symmetric;
-    bool clip_search;    /* MSE grid search of the range */
-    bool act_order;      /* GPTQ: columns by descending Hessian diagonal */
-    bool static_groups;  /* GPTQ: group parameters from the original weights */
-    double percdamp;     /* GPTQ: dampening as a share of the mean Hessian diagonal */
+    bool clip_search;     /* MSE grid search of the range */
+    bool act_order;       /* GPTQ: columns by descending Hessian diagonal */
+    bool static_groups;   /* GPTQ: group parameters from the original weights */
+    double percdamp;      /* GPTQ: dampening as a share of the mean Hessian diagonal */
+    dq_dtype vocab_dtype; /* with bits < 16: embedding and head are rounded to F16 or BF16; F32 = not rounded */
 } dq_weight_spec;
 
 typedef struct dq_scheme {

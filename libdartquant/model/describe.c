@@ -72,9 +72,14 @@ uint64_t dq_model_bytes(dq_model *model)
     for (int64_t layer = 0; layer < model->arch.layers; layer++)
         for (int role = 0; role < DQ_LINEARS; role++)
             bytes += linear_bytes(model, layer, (dq_role)role) - linear_bytes(root, layer, (dq_role)role);
-    /* an untied head is one more tensor; counted as the embedding it came from */
-    if (root->arch.tied && !model->arch.tied) bytes += stored_bytes(root, 0, DQ_EMBED);
-    return bytes;
+    /* An untied head is one more tensor, counted like the embedding it came from. */
+    uint64_t table = stored_bytes(root, 0, DQ_EMBED), tables = model->arch.tied ? 1 : 2;
+    if (root->arch.tied && !model->arch.tied) bytes += table;
+    dq_dtype dtype = dq_model_vocab_dtype(model);
+    if (dtype == DQ_F32) return bytes;
+    if (!root->arch.tied) table += stored_bytes(root, 0, DQ_HEAD);
+    bytes -= root->arch.tied ? tables * table : table;
+    return bytes + tables * (uint64_t)(model->arch.vocab * model->arch.hidden) * dq_dtype_size(dtype);
 }
 
 dq_status dq_model_describe_json(dq_model *model, char **out)

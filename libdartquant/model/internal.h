@@ -89,4 +89,7 @@ dq_status dq_model_new_root(dq_device *dev, const dq_arch *arch, dq_source *sour
 #define DQ_TOKENIZER_GGUF "tokenizer.gguf"
 dq_status dq_model_load_saved(dq_device *dev, const char *dir, dq_model **out);
 
+/* Element type of the embedding and the head: F32 unless the weights are quantized. */
+dq_dtype dq_model_vocab_dtype(const dq_model *model);
+
 #endif

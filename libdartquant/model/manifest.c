@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/dtype.h"
 #include "base/status.h"
 
 static const char *const rope_names[] = {"default", "linear", "llama3", "table"};
@@ -111,10 +112,11 @@ static json_t *act_to_json(const dq_act_spec *s)
 json_t *dq_scheme_to_json(const dq_scheme *s)
 {
     const dq_weight_spec *w = &s->w;
-    json_t *weights = json_pack("{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f}", "bits", w->bits, "method",
+    json_t *weights = json_pack("{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f, s:s}", "bits", w->bits, "method",
                                 w->method == DQ_WEIGHT_GPTQ ? "gptq" : "rtn", "groupsize", (json_int_t)w->group,
                                 "symmetric", (int)w->symmetric, "clip_search", (int)w->clip_search, "act_order",
-                                (int)w->act_order, "static_groups", (int)w->static_groups, "percdamp", w->percdamp);
+                                (int)w->act_order, "static_groups", (int)w->static_groups, "percdamp", w->percdamp,
+                                "vocab_dtype", dq_dtype_name(w->vocab_dtype));
     return json_pack("{s:o, s:o, s:o, s:o}", "weights", weights, "activations", act_to_json(&s->a), "keys",
                      act_to_json(&s->k), "values", act_to_json(&s->v));
 }
@@ -139,9 +141,11 @@ static dq_status act_from_json(const json_t *parent, const char *key, const char
 dq_status dq_scheme_from_json(const json_t *o, const char *path, dq_scheme *out)
 {
     static const char *const methods[] = {"rtn", "gptq"};
+    static const char *const vocab_names[] = {"F32", "F16", "BF16"};
+    static const dq_dtype vocab_dtypes[] = {DQ_F32, DQ_F16, DQ_BF16};
     dq_scheme s;
     int64_t bits;
-    int method = 0;
+    int method = 0, vocab = 0;
     DQ_TRY(need_object(o, "quantization", path));
     const json_t *w = json_object_get(o, "weights");
     DQ_TRY(need_object(w, "weights", path));
@@ -153,6 +157,8 @@ dq_status dq_scheme_from_json(const json_t *o, const char *path, dq_scheme *out)
     DQ_TRY(dq_json_bool(w, "act_order", true, path, &s.w.act_order));
     DQ_TRY(dq_json_bool(w, "static_groups", true, path, &s.w.static_groups));
     DQ_TRY(dq_json_double(w, "percdamp", true, path, &s.w.percdamp));
+    DQ_TRY(read_choice(w, "vocab_dtype", vocab_names, 3, path, &vocab));
+    s.w.vocab_dtype = vocab_dtypes[vocab];
     s.w.bits = (int)bits;
     s.w.method = method ? DQ_WEIGHT_GPTQ : DQ_WEIGHT_RTN;
     DQ_TRY(act_from_json(o, "activations", path, &s.a));

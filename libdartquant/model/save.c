@@ -146,23 +146,37 @@ done:
     return status;
 }
 
-/* The embedding or the head in pieces, so that the whole table is never in memory. */
-static dq_status put_rows(dq_saver *s, dq_model *m, dq_role role)
+/* One piece of a table, rounded to `dtype`, in host memory. */
+static dq_status fetch_rows(dq_model *m, dq_role role, int64_t first, int64_t count, dq_dtype dtype, void *host)
 {
+    dq_tensor rows = {0}, narrow = {0};
+    dq_status status;
+    DQ_GO(dq_model_read_rows(m, role, first, count, &rows));
+    DQ_GO(dq_tensor_alloc(m->dev, dtype, count, m->arch.hidden, &narrow));
+    DQ_GO(dq_op_convert(&rows, &narrow));
+    status = dq_tensor_download(&narrow, host);
+done:
+    dq_tensor_free(&rows);
+    dq_tensor_free(&narrow);
+    return status;
+}
+
+/* The embedding or the head in pieces, so that the whole table is never in memory. */
+static dq_status put_rows(dq_saver *s, dq_model *m, const dq_scheme *scheme, dq_role role)
+{
+    dq_dtype dtype = scheme && scheme->w.bits < 16 ? scheme->w.vocab_dtype : DQ_F32;
+    size_t size = dq_dtype_size(dtype);
     char name[DQ_TENSOR_NAME];
     int64_t vocab = m->arch.vocab, hidden = m->arch.hidden, shape[2] = {vocab, hidden};
     int64_t piece = vocab < PIECE_ROWS ? vocab : PIECE_ROWS;
-    float *host = dq_alloc(s->env, (size_t)(piece * hidden) * sizeof *host);
+    char *host = dq_alloc(s->env, (size_t)(piece * hidden) * size);
     if (!host) return DQ_E_NOMEM;
-    dq_status status = s->files->ops->begin(s->files, weight_name(m, role, 0, name), DQ_F32, 2, shape,
-                                            (uint64_t)(vocab * hidden) * sizeof *host);
+    dq_status status = s->files->ops->begin(s->files, weight_name(m, role, 0, name), dtype, 2, shape,
+                                            (uint64_t)(vocab * hidden) * size);
     for (int64_t first = 0; status == DQ_OK && first < vocab; first += piece) {
-        dq_tensor rows = {0};
         int64_t n = vocab - first < piece ? vocab - first : piece;
-        status = dq_model_read_rows(m, role, first, n, &rows);
-        if (status == DQ_OK) status = dq_tensor_download(&rows, host);
-        if (status == DQ_OK) status = s->files->ops->append(s->files, host, (uint64_t)(n * hidden) * sizeof *host);
-        dq_tensor_free(&rows);
+        status = fetch_rows(m, role, first, n, dtype, host);
+        if (status == DQ_OK) status = s->files->ops->append(s->files, host, (uint64_t)(n * hidden) * size);
     }
     dq_free(host);
     return status;
@@ -222,7 +236,7 @@ static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, 
     uint64_t units = (uint64_t)m->arch.layers + 2;
     DQ_TRY(s->files->ops->set_metadata(s->files, "format", "pt"));
     DQ_TRY(put_tables(s, m));
-    DQ_TRY(put_rows(s, m, DQ_EMBED));
+    DQ_TRY(put_rows(s, m, scheme, DQ_EMBED));
     for (int64_t layer = 0; layer < m->arch.layers; layer++) {
         DQ_TRY(put_norm(s, m, layer, DQ_ATTN_NORM));
         DQ_TRY(put_norm(s, m, layer, DQ_MLP_NORM));
@@ -230,7 +244,7 @@ static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, 
         DQ_TRY(dq_progress_report(progress, STAGE, (uint64_t)layer + 1, units, 0.0));
     }
     DQ_TRY(put_norm(s, m, 0, DQ_FINAL_NORM));
-    if (!m->arch.tied) DQ_TRY(put_rows(s, m, DQ_HEAD));
+    if (!m->arch.tied) DQ_TRY(put_rows(s, m, scheme, DQ_HEAD));
     return dq_progress_report(progress, STAGE, units - 1, units, 0.0);
 }
 

@@ -181,6 +181,26 @@ done:
     return status;
 }
 
+dq_dtype dq_model_vocab_dtype(const dq_model *m)
+{
+    for (; m; m = m->base)
+        if (m->kind == DQ_MODEL_QUANTIZED && m->scheme && m->scheme->w.bits < 16) return m->scheme->w.vocab_dtype;
+    return DQ_F32;
+}
+
+/* Rounds to the element type that the vocabulary tables of a quantized model have. */
+static dq_status round_rows(const dq_model *m, dq_role role, dq_tensor *rows)
+{
+    dq_dtype dtype = dq_model_vocab_dtype(m);
+    dq_tensor narrow = {0};
+    if (dtype == DQ_F32) return DQ_OK;
+    DQ_TRY(dq_tensor_alloc(m->dev, dtype, rows->view.rows, rows->view.cols, &narrow));
+    dq_status status = dq_op_convert(rows, &narrow);
+    if (status == DQ_OK) status = round_weight(m, 0, role, &narrow, rows);
+    dq_tensor_free(&narrow);
+    return status;
+}
+
 dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out)
 {
     dq_tensor rows = {0};
@@ -195,6 +215,7 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
         DQ_GO(read_transformed_rows(model, role, first, &rows));
     else
         DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, 0, role), first, &rows));
+    DQ_GO(round_rows(model, role, &rows));
     *out = rows;
     return DQ_OK;
 done:
