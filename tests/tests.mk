@@ -25,7 +25,7 @@ $(FARSIM): $(wildcard tests/fakes/farsim/*.[ch]) $(INSTALLED)/usr/include/dartqu
 
 $(O)/tests/fakes/%: tests/fakes/%.c $(FARSIM) $(SHARED)
 	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) $< -o $@ \
-	  -L$(O) -ldartquant -lcmocka -lm -ldl -Wl,-rpath,$(abspath $(O))
+	  -L$(O) -ldartquant -lcmocka -lm -ldl -lpthread -Wl,-rpath,$(abspath $(O))
 
 $(filter $(O)/tests/conformance/%,$(TESTS)): | $(FARSIM)
 
