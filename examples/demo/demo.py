@@ -132,12 +132,15 @@ def main():
         add(f"{activations} RTN, no rotation", quantize + ["--no_rotation", "--w_rtn"] + flags)
     for activations, flags in ACTIVATIONS.items():
         add(f"{activations} RTN, rotated", quantize + ["--w_rtn"] + flags)
-    # The integer weights do not depend on how activations are quantized later: calibrate once, then measure.
-    saved = os.path.join(args.out, "gptq")
+    # The integer weights do not depend on how activations are quantized later: calibrate once, then measure the saved
+    # model three times.
+    saved = os.path.join(args.out, "gptq-w4")
     for activations, flags in ACTIVATIONS.items():
         name = f"{activations} GPTQ, rotated"
-        if not os.path.exists(os.path.join(saved, activations)):
-            add(name, quantize + ["--save_qmodel_path", os.path.join(saved, activations)] + flags)
+        if activations == "W4A16":
+            add(name, quantize + ["--save_qmodel_path", saved])
+        else:
+            add(name, [args.program, "quantize", saved, "--ppl_eval"] + COMMON + measure + flags)
 
     print_table(rows)
     result = {"model": os.path.basename(args.model), "text": origin, "rows": rows,

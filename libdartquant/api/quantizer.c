@@ -20,6 +20,7 @@ struct dq_quantizer {
     dq_model *model;
     dq_config *config;
     dq_scheme scheme;
+    bool keeps_codes; /* the model's weights are quantized already: only activations change */
     int64_t nsamples, seqlen;
     uint64_t seed;
     state state;
@@ -39,7 +40,7 @@ struct dq_quantizer {
     char *report;
 };
 
-static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16; }
+static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16 && !q->keeps_codes; }
 static bool needs_data(const dq_quantizer *q) { return quantizes_weights(q) && q->scheme.w.method == DQ_WEIGHT_GPTQ; }
 
 /* ---- life ---- */
@@ -50,7 +51,10 @@ static dq_status check_request(dq_quantizer *q)
     if (!present) return DQ_OK;
     if (present->w.bits < 16 && quantizes_weights(q))
         return dq_fail(DQ_E_STATE, "the model's weights are quantized already (%d bits)", present->w.bits);
-    if (!quantizes_weights(q)) q->scheme.w = present->w; /* new activation settings on the same codes */
+    if (!quantizes_weights(q)) {
+        q->scheme.w = present->w; /* new activation settings on the same codes */
+        q->keeps_codes = true;
+    }
     return DQ_OK;
 }
 

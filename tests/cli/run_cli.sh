@@ -161,6 +161,8 @@ json q_save 0 'r["saved"] and r["results"][0]["ppl"] > 1' quantize $model --pres
 json q_load 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"]' quantize --load_qmodel_path "$work/saved/w4a4kv4" --ppl_eval $p
 json q_ppl_of_saved 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"]' ppl "$work/saved/w4a4kv4" $p
 json q_info_of_saved 0 'r["quantization"] and r["rotations"]' info "$work/saved/w4a4kv4"
+# The codes of a saved model stay when only the activations change.
+json q_saved_other_activations 0 'r["scheme"]["w"]["bits"] == 4 and r["scheme"]["a"]["bits"] == 8 and r["results"][0]["ppl"] < load("q_save")["results"][0]["ppl"]' quantize "$work/saved/w4a4kv4" --a_bits 8 --a_asym --ppl_eval $p
 json q_threads 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"] and r["layers"] == load("q_save")["layers"]' quantize $model --preset w4a4kv4 $c --threads 1
 json q_no_calibration_file 1 'r["error"]["name"] == "DQ_E_IO"' quantize $model --w_bits 4 --cal_file "$work/absent.txt"
 json q_short_calibration 1 'r["error"]["name"] == "DQ_E_TEXT"' quantize $model --w_bits 4 --cal_file "$work/once.txt" --seqlen 64
