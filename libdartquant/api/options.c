@@ -36,6 +36,7 @@ const dq_option dq_options[] = {
     CHOICE("simd", "general", "auto", "auto|plain|avx2|avx512|amx", "Highest instruction set the cpu device may use."),
     CHOICE("math", "general", "f32", "f32|bf16", "Products in fp32, or with operands rounded to bf16 and fp32 sums."),
     INT("memory_budget", "general", "0", 0, ANY, "bytes", "Memory that jobs may keep resident beyond their minimum; 0 = automatic."),
+    {"temp_dir", "general", DQ_OPTION_STRING, 0, 0, "/var/tmp", "", "", "Folder for the unnamed temporary file that holds the codes while nothing is saved. Where no such file can be made, and with an empty value, they stay in memory; only as long as they fit in memory_budget (automatic: 1 GiB) when the folder was meant to hold them."},
 
     BOOL("fuse_norm", "rotation", "true", "Fold norm weights into the linears that read them. Rotations need it."),
     BOOL("center_embedding", "rotation", "false", "Subtract each embedding row's mean while fusing, as the original program does. Changes an RMSNorm model."),
@@ -78,7 +79,7 @@ const dq_option dq_options[] = {
     INT("limit", "evaluation", "0", 0, ANY, "windows", "Evaluate only that many windows; 0 = all."),
 
     INT("part_size", "output", "10G", 1, ANY, "bytes", "Largest size of one saved file; a single larger tensor gets a file of its own."),
-    STRING("save_qmodel_path", "output", "Folder to save the quantized model in; integer codes go there layer by layer instead of staying in memory."),
+    STRING("save_qmodel_path", "output", "Folder to save the quantized model in; integer codes go there layer by layer. Without it they go to a temporary file, see temp_dir."),
 };
 const int dq_options_count = COUNT(dq_options);
 

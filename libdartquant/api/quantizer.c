@@ -1,6 +1,7 @@
 /* dartquant/quantizer.h. SPDX-License-Identifier: Apache-2.0 */
 #include "dartquant/quantizer.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "api/check.h"
@@ -12,6 +13,9 @@
 #include "io/formats.h"
 #include "io/json.h"
 #include "quant/quantize.h"
+
+/* Codes that may stay in memory when they cannot go to a file; memory_budget overrides it. */
+#define CODES_IN_MEMORY ((uint64_t)1 << 30)
 
 typedef enum state { READY, RUNNING, DONE, TAKEN, FAILED } state;
 
@@ -27,12 +31,12 @@ struct dq_quantizer {
     dq_ids windows; /* [nsamples, seqlen]; empty = nothing bound */
     char *dataset, *protocol;
     char fingerprint[20]; /* of the calibration windows */
-    const char *save_dir; /* "" = codes stay in memory; inside config */
+    const char *save_dir; /* "" = codes go to `spool`; inside config */
     dq_saver *saver;
     bool has_sink;       /* the result goes to the host */
     dq_tensor_sink sink; /* its table */
-    dq_sink *memory;
-    dq_source *store; /* finished codes in memory */
+    dq_sink *spool;      /* codes on their way when nothing is saved */
+    dq_source *store;    /* the finished codes of `spool` */
     dq_quantize_job *job;
     dq_progress progress;
     double bits_per_weight; /* negative = not known yet */
@@ -97,7 +101,7 @@ void dq_quantizer_free(dq_quantizer *q)
     if (!q) return;
     dq_context *ctx = q->ctx;
     dq_quantize_job_free(q->job);
-    if (q->memory) q->memory->ops->free(q->memory);
+    if (q->spool) q->spool->ops->free(q->spool);
     dq_saver_free(q->saver);
     dq_source_free(q->store);
     dq_model_release(q->model);
@@ -186,6 +190,35 @@ done:
 
 static dq_status refresh(dq_quantizer *q);
 
+/* Bytes of all codes with their scales and zero points, about. */
+static uint64_t codes_bytes(const dq_quantizer *q)
+{
+    const dq_arch *a = dq_model_arch(q->model);
+    double bytes = 0;
+    for (int role = 0; role < DQ_LINEARS; role++) {
+        int64_t rows, cols;
+        dq_arch_shape(a, (dq_role)role, &rows, &cols);
+        double groups = q->scheme.w.group > 0 ? ceil((double)cols / (double)q->scheme.w.group) : 1;
+        bytes += (double)rows * ((double)cols * q->scheme.w.bits / 8 + 5 * groups + 1);
+    }
+    return (uint64_t)(bytes * (double)a->layers);
+}
+
+/* Where codes wait when nothing is saved: a temporary file, or memory when that is asked for or the file cannot be. */
+static dq_status open_spool(dq_quantizer *q)
+{
+    dq_env *env = &q->ctx->env;
+    const char *folder = dq_config_text(q->config, "temp_dir");
+    if (!folder[0]) return dq_memory_sink(env, &q->spool);
+    uint64_t bytes = codes_bytes(q), most = env->memory_budget ? env->memory_budget : CODES_IN_MEMORY;
+    dq_status status = dq_spool_sink(env, folder, bytes, &q->spool);
+    if (status != DQ_E_IO || bytes > most) return status;
+    dq_log(env, DQ_LOG_WARNING, "%s: %s; the codes (%.1f MB) stay in memory", folder, dq_error_text(),
+           (double)bytes / 1e6);
+    dq_error_reset();
+    return dq_memory_sink(env, &q->spool);
+}
+
 static dq_status start(dq_quantizer *q)
 {
     dq_env *env = &q->ctx->env;
@@ -201,8 +234,8 @@ static dq_status start(dq_quantizer *q)
         DQ_TRY(dq_saver_open(env, q->save_dir, (uint64_t)dq_config_int(q->config, "part_size"), &q->saver));
         sink = dq_saver_sink(q->saver);
     } else if (quantizes_weights(q)) {
-        DQ_TRY(dq_memory_sink(env, &q->memory));
-        sink = q->memory;
+        DQ_TRY(open_spool(q));
+        sink = q->spool;
     }
     if (!quantizes_weights(q)) return DQ_OK;
     return dq_quantize_job_new(q->model, &q->scheme, q->windows.data, q->nsamples, q->seqlen,
@@ -218,7 +251,7 @@ static json_t *set_options(const dq_config *config)
         int32_t set = 0;
         const char *text = "";
         if (dq_option_get(i, &info) != DQ_OK || dq_config_is_set(config, info.name, &set) != DQ_OK || !set) continue;
-        if (strcmp(info.name, "save_qmodel_path") == 0) continue;
+        if (strcmp(info.name, "save_qmodel_path") == 0 || strcmp(info.name, "temp_dir") == 0) continue;
         if (dq_config_get(config, info.name, &text) == DQ_OK) json_object_set_new(object, info.name, json_string(text));
     }
     return object;
@@ -272,11 +305,11 @@ done:
 static dq_status complete(dq_quantizer *q)
 {
     if (q->saver) return complete_folder(q);
-    if (!q->memory) return DQ_OK;
-    DQ_TRY(q->memory->ops->finish(q->memory));
-    DQ_TRY(dq_memory_source(q->memory, &q->store));
-    q->memory->ops->free(q->memory);
-    q->memory = NULL;
+    if (!q->spool) return DQ_OK;
+    DQ_TRY(q->spool->ops->finish(q->spool));
+    DQ_TRY(dq_memory_source(q->spool, &q->store));
+    q->spool->ops->free(q->spool);
+    q->spool = NULL;
     return DQ_OK;
 }
 
@@ -303,8 +336,8 @@ static void drop_output(dq_quantizer *q)
 {
     dq_saver_free(q->saver);
     q->saver = NULL;
-    if (q->memory) q->memory->ops->free(q->memory);
-    q->memory = NULL;
+    if (q->spool) q->spool->ops->free(q->spool);
+    q->spool = NULL;
 }
 
 static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user,

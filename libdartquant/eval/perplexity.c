@@ -50,7 +50,7 @@ static dq_status run_blocks(run *r)
     dq_workspace ws;
     dq_status status;
     memset(&ws, 0, sizeof ws);
-    DQ_GO(dq_workspace_alloc(dq_model_device(r->model), &r->spec, r->seqlen, &ws));
+    DQ_GO(dq_workspace_alloc_forward(dq_model_device(r->model), &r->spec, r->seqlen, &ws));
     for (int64_t layer = 0; layer < dq_model_arch(r->model)->layers; layer++) DQ_GO(run_layer(r, layer, &ws));
 done:
     dq_workspace_free(&ws);

@@ -101,7 +101,15 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
     DQ_TRY(dq_block_attn_in(s, b, h, ws));
     DQ_TRY(dq_block_attn(s, b, ws));
     DQ_TRY(dq_block_attn_out(s, b, &ws->a, ws, h));
-    DQ_TRY(dq_block_mlp_in(s, b, h, ws));
-    DQ_TRY(dq_block_mlp(s, b, ws));
-    return dq_block_mlp_out(s, b, ws, h);
+    int64_t step = ws->gate.view.rows;
+    if (step < 1) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for the MLP");
+    for (int64_t r = 0; r < h->view.rows; r += step) {
+        int64_t rows = h->view.rows - r < step ? h->view.rows - r : step;
+        dq_tensor part = dq_tensor_rows(h, r, rows);
+        dq_workspace cut = dq_workspace_rows(ws, rows);
+        DQ_TRY(dq_block_mlp_in(s, b, &part, &cut));
+        DQ_TRY(dq_block_mlp(s, b, &cut));
+        DQ_TRY(dq_block_mlp_out(s, b, &cut, &part));
+    }
+    return DQ_OK;
 }

@@ -43,9 +43,17 @@ typedef struct dq_workspace {
     dq_tensor xq;       /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
     dq_tensor q, k, v;  /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
     dq_tensor a;        /* [rows, heads*head_dim]: attention output, o_proj input */
-    dq_tensor gate, up; /* [rows, intermediate]; gate becomes the down_proj input */
+    dq_tensor gate, up; /* [rows or fewer, intermediate]; gate becomes the down_proj input */
 } dq_workspace;
 dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+/* For dq_block_forward only: the MLP knows no neighbours and runs through the chunk in pieces, gate and up have the rows of
+ * one piece. */
+dq_status dq_workspace_alloc_forward(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+/* For some stages only: x, q, k, v, a for those up to mlp_in; x, gate, up for those from mlp_in on. */
+dq_status dq_workspace_alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+dq_status dq_workspace_alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+/* The workspace cut to its first `rows` tokens, gate and up to as many of them as they have; borrowed. */
+dq_workspace dq_workspace_rows(const dq_workspace *ws, int64_t rows);
 void dq_workspace_free(dq_workspace *ws); /* zeroed ones are accepted */
 
 /* h: residual stream F32 [rows, hidden] with as many rows as the workspace has. Each stage leaves its result where the

@@ -4,30 +4,84 @@
 #include "base/status.h"
 #include "graph/block.h"
 
-dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
+/* gate and up take no more memory than the layer's weights: 2 rows * inter <= 3 hidden * inter, in whole steps that keep the
+ * products efficient. The cut depends on the shape alone. */
+enum { MLP_STEP = 512, MLP_LEAST = 1024 };
+
+static int64_t piece_rows(const dq_block_spec *spec, int64_t rows)
+{
+    int64_t most = spec->hidden * 3 / 2 / MLP_STEP * MLP_STEP;
+    if (most < MLP_LEAST) most = MLP_LEAST;
+    return rows < most ? rows : most;
+}
+
+dq_workspace dq_workspace_rows(const dq_workspace *ws, int64_t rows)
+{
+    dq_workspace cut = *ws;
+    dq_tensor *all[] = {&cut.x, &cut.xq, &cut.q, &cut.k, &cut.v, &cut.a, &cut.gate, &cut.up};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!dq_tensor_is_empty(all[i]))
+            *all[i] = dq_tensor_rows(all[i], 0, rows < all[i]->view.rows ? rows : all[i]->view.rows);
+    return cut;
+}
+
+static dq_status alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *ws)
+{
+    int64_t heads = (int64_t)spec->heads * spec->head_dim;
+    int64_t kv = (int64_t)spec->kv_heads * spec->head_dim;
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws->q));
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws->k));
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws->v));
+    return dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws->a);
+}
+
+static dq_status alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *ws)
+{
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws->gate));
+    return dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws->up);
+}
+
+/* mlp_rows: of gate and up, 0 = none. */
+static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, bool attention, int64_t mlp_rows,
+                       dq_workspace *out)
 {
     if (rows <= 0 || rows % spec->seqlen != 0)
         return dq_fail(DQ_E_INVALID, "a workspace of %lld tokens is not a whole number of sequences of %lld",
                        (long long)rows, (long long)spec->seqlen);
     int64_t heads = (int64_t)spec->heads * spec->head_dim;
-    int64_t kv = (int64_t)spec->kv_heads * spec->head_dim;
-    bool quantized = spec->scheme.a.bits < 16;
     dq_workspace ws;
     dq_status status;
     memset(&ws, 0, sizeof ws);
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, spec->hidden, &ws.x));
-    if (quantized) DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, heads > spec->hidden ? heads : spec->hidden, &ws.xq));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws.q));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws.k));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws.v));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws.a));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws.gate));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws.up));
+    if (spec->scheme.a.bits < 16)
+        DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, heads > spec->hidden ? heads : spec->hidden, &ws.xq));
+    if (attention) DQ_GO(alloc_attention(dev, spec, rows, &ws));
+    if (mlp_rows > 0) DQ_GO(alloc_mlp(dev, spec, mlp_rows, &ws));
     *out = ws;
     return DQ_OK;
 done:
     dq_workspace_free(&ws);
     return status;
+}
+
+dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
+{
+    return alloc(dev, spec, rows, true, rows, out);
+}
+
+dq_status dq_workspace_alloc_forward(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
+{
+    return alloc(dev, spec, rows, true, piece_rows(spec, rows), out);
+}
+
+dq_status dq_workspace_alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
+{
+    return alloc(dev, spec, rows, true, 0, out);
+}
+
+dq_status dq_workspace_alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
+{
+    return alloc(dev, spec, rows, false, rows, out);
 }
 
 void dq_workspace_free(dq_workspace *ws)

@@ -43,6 +43,10 @@ dq_status dq_source_open(dq_env *env, const char *path, dq_source **out);
 /* ---- memory ---- */
 /* A sink that keeps tensors; after finish, dq_memory_source takes them out as a source (format "memory"). */
 dq_status dq_memory_sink(dq_env *env, dq_sink **out);
+/* The same with the content in an unnamed temporary file in `folder`, which vanishes with sink and source (or the process)
+ * and takes no memory of it. `expected` bytes must be free there. dq_memory_source takes its tensors out too; they may be
+ * read by several threads. */
+dq_status dq_spool_sink(dq_env *env, const char *folder, uint64_t expected, dq_sink **out);
 dq_status dq_memory_source(dq_sink *sink, dq_source **out);
 const char *dq_memory_metadata(const dq_source *source, const char *key);
 

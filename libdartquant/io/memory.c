@@ -1,10 +1,12 @@
-/* Tensors kept in memory: a sink that becomes a source. SPDX-License-Identifier: Apache-2.0 */
+/* Tensors kept in memory or in an unnamed temporary file: a sink that becomes a source.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 
 #include "base/dtype.h"
 #include "base/status.h"
 #include "io/decode.h"
 #include "io/formats.h"
+#include "io/spool.h"
 
 typedef struct pair {
     char *key;
@@ -13,7 +15,8 @@ typedef struct pair {
 
 typedef struct memory_source {
     dq_source base;
-    uint8_t **data; /* [base.count] */
+    uint8_t **data; /* [base.count]; NULL where the spool holds the tensor, at its info's offset */
+    dq_spool spool;
     int64_t capacity;
     pair *metadata;
     size_t metadata_count;
@@ -28,17 +31,35 @@ typedef struct memory_sink {
 
 /* ---- source ---- */
 
+/* Elements [first, first + count) of a tensor in the spool, through a small buffer. */
+static dq_status spooled_rows(memory_source *s, const dq_tensor_info *t, uint64_t first, uint64_t count, float *out)
+{
+    uint8_t buffer[8192];
+    uint64_t size = dq_dtype_size(t->dtype), most = sizeof buffer / size;
+    for (uint64_t i = 0; i < count; i += most) {
+        uint64_t n = count - i < most ? count - i : most;
+        DQ_TRY(dq_error_in_tensor(dq_spool_read(&s->spool, t->offset + (first + i) * size, n * size, buffer), t->name));
+        if (!dq_decode_float(t->dtype, buffer, (size_t)n, out + i)) return dq_refuse_decode(t);
+    }
+    return DQ_OK;
+}
+
 static dq_status read_rows(dq_source *source, int64_t tensor, int64_t row, int64_t count, float *out)
 {
     const dq_tensor_info *t = &source->tensors[tensor];
+    memory_source *s = (memory_source *)source;
     size_t cols = (size_t)dq_info_cols(t), size = dq_dtype_size(t->dtype);
-    const uint8_t *src = ((memory_source *)source)->data[tensor] + (size_t)row * cols * size;
+    if (!s->data[tensor]) return spooled_rows(s, t, (uint64_t)row * cols, (uint64_t)count * cols, out);
+    const uint8_t *src = s->data[tensor] + (size_t)row * cols * size;
     return dq_decode_float(t->dtype, src, (size_t)count * cols, out) ? DQ_OK : dq_refuse_decode(t);
 }
 
 static dq_status read_raw(dq_source *source, int64_t tensor, uint64_t offset, uint64_t bytes, void *out)
 {
-    if (bytes) memcpy(out, ((memory_source *)source)->data[tensor] + offset, (size_t)bytes);
+    memory_source *s = (memory_source *)source;
+    const dq_tensor_info *t = &source->tensors[tensor];
+    if (!s->data[tensor]) return dq_error_in_tensor(dq_spool_read(&s->spool, t->offset + offset, bytes, out), t->name);
+    if (bytes) memcpy(out, s->data[tensor] + offset, (size_t)bytes);
     return DQ_OK;
 }
 
@@ -57,6 +78,7 @@ static void source_free(dq_source *source)
     dq_free(s->data);
     dq_free(source->tensors);
     dq_name_map_free(source->names);
+    dq_spool_close(&s->spool);
     dq_free(s);
 }
 
@@ -78,6 +100,20 @@ static dq_status reserve(memory_source *s)
     return DQ_OK;
 }
 
+/* Puts the content of a tensor where the sink keeps it. */
+static dq_status store(memory_source *s, const void *data, uint64_t bytes, dq_tensor_info *info, uint8_t **copy)
+{
+    *copy = NULL;
+    if (dq_spool_is_open(&s->spool)) {
+        info->file = s->spool.folder;
+        return dq_spool_append(&s->spool, data, bytes, &info->offset);
+    }
+    *copy = dq_alloc(s->base.env, (size_t)bytes);
+    if (!*copy) return DQ_E_NOMEM;
+    if (bytes) memcpy(*copy, data, (size_t)bytes);
+    return DQ_OK;
+}
+
 static dq_status sink_add(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
                           const void *data, uint64_t bytes)
 {
@@ -89,15 +125,18 @@ static dq_status sink_add(dq_sink *sink, const char *name, dq_dtype dtype, int n
     DQ_TRY(reserve(s));
     int64_t i = s->base.count;
     char *copy = dq_strdup(sink->env, name);
-    uint8_t *bytes_copy = copy ? dq_alloc(sink->env, (size_t)bytes) : NULL;
-    dq_status status = bytes_copy ? dq_name_map_add(s->base.names, copy, strlen(copy), i) : DQ_E_NOMEM;
+    uint8_t *bytes_copy = NULL;
+    if (!copy) return DQ_E_NOMEM;
+    dq_status status = store(s, data, bytes, &info, &bytes_copy);
+    if (status == DQ_OK) {
+        status = dq_name_map_add(s->base.names, copy, strlen(copy), i);
+        if (status == DQ_E_INVALID) status = dq_fail(status, "the name is used twice");
+    }
     if (status != DQ_OK) {
         dq_free(bytes_copy);
         dq_free(copy);
-        if (status == DQ_E_INVALID) dq_error_in_tensor(dq_fail(status, "the name is used twice"), name);
-        return status;
+        return dq_error_in_tensor(status, name);
     }
-    if (bytes) memcpy(bytes_copy, data, (size_t)bytes);
     info.name = copy;
     s->base.tensors[i] = info;
     s->data[i] = bytes_copy;
@@ -152,7 +191,8 @@ static void sink_free(dq_sink *sink)
 static const dq_sink_ops sink_ops = {
     .add = sink_add, .set_metadata = sink_set_metadata, .finish = sink_finish, .free = sink_free};
 
-dq_status dq_memory_sink(dq_env *env, dq_sink **out)
+/* `folder`: where the spool is, NULL = memory. */
+static dq_status new_sink(dq_env *env, const char *folder, uint64_t expected, dq_sink **out)
 {
     memory_sink *m = dq_calloc(env, 1, sizeof *m);
     if (!m) return DQ_E_NOMEM;
@@ -162,6 +202,7 @@ dq_status dq_memory_sink(dq_env *env, dq_sink **out)
     if (m->source) {
         m->source->base = (dq_source){.ops = &source_ops, .env = env, .format = "memory"};
         status = dq_name_map_new(env, 16, &m->source->base.names);
+        if (status == DQ_OK && folder) status = dq_spool_open(env, folder, expected, &m->source->spool);
     }
     if (status != DQ_OK) {
         sink_free(&m->base);
@@ -171,11 +212,18 @@ dq_status dq_memory_sink(dq_env *env, dq_sink **out)
     return DQ_OK;
 }
 
+dq_status dq_memory_sink(dq_env *env, dq_sink **out) { return new_sink(env, NULL, 0, out); }
+
+dq_status dq_spool_sink(dq_env *env, const char *folder, uint64_t expected, dq_sink **out)
+{
+    return new_sink(env, folder, expected, out);
+}
+
 dq_status dq_memory_source(dq_sink *sink, dq_source **out)
 {
     memory_sink *m = (memory_sink *)sink;
     if (sink->ops != &sink_ops || !m->finished || !m->source)
-        return dq_fail(DQ_E_STATE, "only a finished memory sink gives its tensors, and only once");
+        return dq_fail(DQ_E_STATE, "only a finished memory or spool sink gives its tensors, and only once");
     *out = &m->source->base;
     m->source = NULL;
     return DQ_OK;

@@ -46,7 +46,8 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
     else
         spec.scheme.w.bits = spec.scheme.a.bits = spec.scheme.k.bits = spec.scheme.v.bits = 16;
     if (r) {
-        spec.r3 = present(&r->r3);
+        /* Turning queries and keys alike leaves their products as they are: only quantized keys gain from it. */
+        if (spec.scheme.k.bits < 16) spec.r3 = present(&r->r3);
         spec.r4 = present(&r->r4);
         spec.r2_heads = r->r2_mode == DQ_R2_ONLINE ? present(&r->r2_heads) : NULL;
     }
@@ -74,7 +75,7 @@ static dq_status run_layers(dq_model *model, const dq_block_spec *spec, dq_tenso
     dq_status status;
     memset(&ws, 0, sizeof ws);
     memset(&block, 0, sizeof block);
-    DQ_GO(dq_workspace_alloc(model->dev, spec, h->view.rows, &ws));
+    DQ_GO(dq_workspace_alloc_forward(model->dev, spec, h->view.rows, &ws));
     for (int64_t layer = 0; layer < model->arch.layers; layer++) {
         DQ_GO(dq_model_load_block(model, layer, &block));
         DQ_GO(dq_block_forward(spec, &block, &ws, h));

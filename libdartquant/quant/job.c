@@ -159,9 +159,11 @@ static uint64_t automatic_budget(dq_model *model, int64_t tokens, int64_t chunk)
     double layer = 4 * (2 * hidden * heads + 2 * hidden * kv + 3 * hidden * inter);
     double hessians = 4 * (2 * hidden * hidden + heads * heads + inter * inter);
     double sum = (double)dq_model_bytes(model) + 4 * (double)tokens * hidden + layer + hessians;
-    double workspace = 4 * (double)chunk * (hidden + 2 * heads + 2 * kv + 2 * inter);
-    double solver = 4 * widest * widest + 6 * largest; /* factor; copy of a weight and two sets of codes */
-    double budget = 0.25 * sum - workspace - solver;
+    double attention = 2 * heads + 2 * kv, mlp = 2 * inter; /* columns of scratch in a pass */
+    double workspace = 4 * (double)chunk * (hidden + (attention > mlp ? attention : mlp));
+    double factor = 8 * widest * widest, weight = 6 * largest; /* fp64; copy of a weight and two sets of codes */
+    double solver = 4 * widest * widest + (factor > weight ? factor : weight);
+    double budget = 0.25 * sum - (workspace > solver ? workspace : solver);
     return budget > 0 ? (uint64_t)budget : 0;
 }
 
@@ -224,6 +226,9 @@ dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool
     job->failed = status != DQ_OK;
     if (status != DQ_OK) return status;
     *finished = ++job->layer == job->arch->layers;
+    if (!*finished) return DQ_OK;
+    dq_walk_free(job->walk); /* the report is what is left */
+    job->walk = NULL;
     return DQ_OK;
 }
 

@@ -29,11 +29,11 @@ dq_status dq_quantize_linear(const dq_weight_spec *spec, dq_tensor *w, const dq_
  * _new only). Codes go to `sink` under the linears' names as they are found (the caller finishes the sink); the model
  * stays as it is. A step that fails or is cancelled ends the job.
  *
- * Memory: resident are the residual stream of all windows (F32), one layer in F32, one Hessian with its factor and a
- * workspace of 2048 tokens (one window when longer). Attention outputs and down_proj inputs are kept between two cuts for as
+ * Memory: resident are the residual stream of all windows (F32), one layer in F32, one Hessian, and in turn its factor
+ * or a workspace of 2048 tokens (one window when longer). Attention outputs and down_proj inputs are kept between two cuts for as
  * many windows as env->memory_budget bytes hold and computed again for the others; codes do not depend on it. Budget 0
- * (automatic): a quarter of (weights file + residual stream + layer in F32 + its Hessians) less workspace and solver
- * scratch, so that the peak stays within 1.3 times that sum. */
+ * (automatic): a quarter of (weights file + residual stream + layer in F32 + its Hessians) less the larger of
+ * workspace and solver scratch, so that the peak stays within 1.3 times that sum. */
 typedef struct dq_quantize_job dq_quantize_job;
 dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const int32_t *windows, int64_t nsamples,
                               int64_t seqlen, int math, dq_sink *sink, dq_quantize_job **out);

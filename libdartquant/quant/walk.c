@@ -16,17 +16,11 @@ typedef struct chunk {
     dq_workspace ws; /* slices */
 } chunk;
 
-static void cut_rows(dq_tensor *t, int64_t rows)
-{
-    if (!dq_tensor_is_empty(t)) *t = dq_tensor_rows(t, 0, rows);
-}
-
 static chunk chunk_at(dq_walk *w, int64_t first)
 {
-    chunk c = {.first = first, .rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk, .ws = w->ws};
+    chunk c = {.first = first, .rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk};
     c.hidden = dq_tensor_rows(&w->hidden, first, c.rows);
-    dq_tensor *all[] = {&c.ws.x, &c.ws.xq, &c.ws.q, &c.ws.k, &c.ws.v, &c.ws.a, &c.ws.gate, &c.ws.up};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) cut_rows(all[i], c.rows);
+    c.ws = dq_workspace_rows(&w->ws, c.rows);
     return c;
 }
 
@@ -90,6 +84,7 @@ static dq_status mlp_out(dq_walk *w, const dq_block *b, chunk *c, const dq_tenso
     return dq_block_mlp_out(&w->spec, b, &c->ws, &c->hidden);
 }
 
+/* fn over all windows; the input that it names goes into the Hessian. */
 static dq_status all_chunks(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tensor *h, dq_walk_tick tick)
 {
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
@@ -106,29 +101,46 @@ static dq_status all_chunks(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tenso
     return DQ_OK;
 }
 
+/* Between two passes the solver needs the room that the workspace has during one. */
+static dq_status attention_pass(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tensor *h, dq_walk_tick tick)
+{
+    dq_status status = dq_workspace_alloc_attention(w->dev, &w->spec, w->chunk, &w->ws);
+    if (status == DQ_OK) status = all_chunks(w, b, fn, h, tick);
+    dq_workspace_free(&w->ws);
+    return status;
+}
+
+static dq_status mlp_pass(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tensor *h, dq_walk_tick tick)
+{
+    dq_status status = dq_workspace_alloc_mlp(w->dev, &w->spec, w->chunk, &w->ws);
+    if (status == DQ_OK) status = all_chunks(w, b, fn, h, tick);
+    dq_workspace_free(&w->ws);
+    return status;
+}
+
 dq_status dq_walk_qkv(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
 {
-    return all_chunks(walk, block, attn_in, h, tick);
+    return attention_pass(walk, block, attn_in, h, tick);
 }
 
 dq_status dq_walk_o(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
 {
-    return all_chunks(walk, block, attn, h, tick);
+    return attention_pass(walk, block, attn, h, tick);
 }
 
 dq_status dq_walk_gate_up(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
 {
-    return all_chunks(walk, block, mlp_in, h, tick);
+    return attention_pass(walk, block, mlp_in, h, tick);
 }
 
 dq_status dq_walk_down(dq_walk *walk, const dq_block *block, dq_tensor *h, dq_walk_tick tick)
 {
-    return all_chunks(walk, block, mlp, h, tick);
+    return mlp_pass(walk, block, mlp, h, tick);
 }
 
 dq_status dq_walk_finish(dq_walk *walk, const dq_block *block, dq_walk_tick tick)
 {
-    return all_chunks(walk, block, mlp_out, NULL, tick);
+    return mlp_pass(walk, block, mlp_out, NULL, tick);
 }
 
 /* ---- lifetime ---- */
@@ -167,12 +179,12 @@ dq_status dq_walk_new(dq_model *model, const int32_t *windows, int64_t nsamples,
     w->tokens = nsamples * seqlen;
     w->chunk = (per_chunk < nsamples ? per_chunk : nsamples) * seqlen;
     DQ_GO(make_spec(model, seqlen, math, &w->spec));
-    DQ_GO(dq_workspace_alloc(dev, &w->spec, w->chunk, &w->ws));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, w->tokens, w->spec.hidden, &w->hidden));
     DQ_GO(make_kept(w, budget));
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
-        chunk c = chunk_at(w, first);
-        DQ_GO(dq_model_embed(model, windows + first, c.rows, &c.hidden));
+        int64_t rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk;
+        dq_tensor part = dq_tensor_rows(&w->hidden, first, rows);
+        DQ_GO(dq_model_embed(model, windows + first, rows, &part));
     }
     *out = w;
     return DQ_OK;

@@ -12,7 +12,7 @@ typedef struct dq_walk {
     dq_device *dev;
     int64_t nsamples, tokens, chunk; /* tokens in one go: whole windows */
     dq_block_spec spec;
-    dq_workspace ws;
+    dq_workspace ws;  /* only while a cut is under way */
     dq_tensor hidden; /* F32 [tokens, hidden]: residual stream between layers, updated in place */
     dq_tensor kept;   /* F32 [1, n]: attention outputs, later down_proj inputs, of the first windows; may be empty */
     double seconds_forward, seconds_hessian;

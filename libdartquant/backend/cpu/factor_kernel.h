@@ -134,7 +134,7 @@ static dq_status FN(factor)(dq_cpu_dev *dev, const dq_view *h, const int32_t *pe
     size_t strips = (ld + PANEL) * INVERSE * (size_t)dev->threads, bytes;
     if (__builtin_mul_overflow(square + inverses + strips, sizeof(REAL), &bytes))
         return host->fail(host->self, DQ_E_NOMEM, 0, "gptq_factor: the matrix is too large");
-    j.a = dq_cpu_scratch_take(dev, bytes);
+    j.a = host->alloc(host->self, bytes); /* seldom needed and large: not from the scratch that is kept */
     if (!j.a) return DQ_E_NOMEM;
     j.inverses = j.a + square;
     j.strip = j.inverses + inverses;
@@ -143,7 +143,7 @@ static dq_status FN(factor)(dq_cpu_dev *dev, const dq_view *h, const int32_t *pe
     int64_t failed = FN(cholesky)(host, &j);
     if (failed == 0) host->run(host->self, (n + INVERSE - 1) / INVERSE, FN(inverse), &j);
     dq_blas_leave();
-    dq_cpu_scratch_give(dev, j.a);
+    host->free(host->self, j.a);
     *info = failed == 0 ? 0 : n - failed + 1;
     return DQ_OK;
 }
