@@ -7,45 +7,19 @@
 #include "api/check.h"
 #include "api/config.h"
 #include "api/handles.h"
-#include "api/host_tensors.h"
+#include "api/quantizer_job.h"
 #include "api/scheme.h"
 #include "dartquant/version.h"
 #include "io/formats.h"
 #include "io/json.h"
-#include "quant/quantize.h"
 
 /* Codes that may stay in memory when they cannot go to a file; memory_budget overrides it. */
 #define CODES_IN_MEMORY ((uint64_t)1 << 30)
 
-typedef enum state { READY, RUNNING, DONE, TAKEN, FAILED } state;
-
-struct dq_quantizer {
-    dq_context *ctx;
-    dq_model *model;
-    dq_config *config;
-    dq_scheme scheme;
-    bool keeps_codes; /* the model's weights are quantized already: only activations change */
-    int64_t nsamples, seqlen;
-    uint64_t seed;
-    state state;
-    dq_ids windows; /* [nsamples, seqlen]; empty = nothing bound */
-    char *dataset, *protocol;
-    char fingerprint[20]; /* of the calibration windows */
-    const char *save_dir; /* "" = codes go to `spool`; inside config */
-    dq_saver *saver;
-    bool has_sink;       /* the result goes to the host */
-    dq_tensor_sink sink; /* its table */
-    dq_sink *spool;      /* codes on their way when nothing is saved */
-    dq_source *store;    /* the finished codes of `spool` */
-    dq_quantize_job *job;
-    dq_progress progress;
-    double bits_per_weight; /* negative = not known yet */
-    json_t *facts;
-    char *report;
-};
-
 static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16 && !q->keeps_codes; }
 static bool needs_data(const dq_quantizer *q) { return quantizes_weights(q) && q->scheme.w.method == DQ_WEIGHT_GPTQ; }
+bool dq_quantizer_has_weights(const dq_quantizer *q) { return quantizes_weights(q); }
+bool dq_quantizer_is_bound(const dq_quantizer *q) { return !needs_data(q) || q->windows.data; }
 
 /* ---- life ---- */
 
@@ -101,6 +75,7 @@ void dq_quantizer_free(dq_quantizer *q)
     if (!q) return;
     dq_context *ctx = q->ctx;
     dq_quantize_job_free(q->job);
+    dq_keeper_free(q->keeper);
     if (q->spool) q->spool->ops->free(q->spool);
     dq_saver_free(q->saver);
     dq_source_free(q->store);
@@ -219,10 +194,10 @@ static dq_status open_spool(dq_quantizer *q)
     return dq_memory_sink(env, &q->spool);
 }
 
-static dq_status start(dq_quantizer *q)
+dq_status dq_quantizer_start(dq_quantizer *q)
 {
     dq_env *env = &q->ctx->env;
-    if (needs_data(q) && !q->windows.data)
+    if (!dq_quantizer_is_bound(q))
         return dq_fail(DQ_E_STATE, "GPTQ needs calibration data: call dq_quantizer_bind first");
     dq_sink *sink = NULL;
     if (q->has_sink) {
@@ -238,6 +213,7 @@ static dq_status start(dq_quantizer *q)
         sink = q->spool;
     }
     if (!quantizes_weights(q)) return DQ_OK;
+    if (q->keeper) sink = dq_keeper_before(q->keeper, sink);
     return dq_quantize_job_new(q->model, &q->scheme, q->windows.data, q->nsamples, q->seqlen,
                                (int)dq_config_int(q->config, "math"), sink, &q->job);
 }
@@ -316,7 +292,7 @@ static dq_status complete(dq_quantizer *q)
 static dq_status step(dq_quantizer *q, bool *finished)
 {
     if (q->state == READY) {
-        DQ_TRY(start(q));
+        DQ_TRY(dq_quantizer_start(q));
         q->state = RUNNING;
     }
     bool last = true;
@@ -338,6 +314,13 @@ static void drop_output(dq_quantizer *q)
     q->saver = NULL;
     if (q->spool) q->spool->ops->free(q->spool);
     q->spool = NULL;
+}
+
+void dq_quantizer_stop(dq_quantizer *q)
+{
+    dq_quantize_job_free(q->job);
+    q->job = NULL;
+    drop_output(q);
 }
 
 static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user,

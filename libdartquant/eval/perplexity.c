@@ -13,16 +13,21 @@ enum { TILE_ROWS = 8192, TILE_BYTES = 64 << 20 };
 static const char STAGE_LAYERS[] = "perplexity";
 static const char STAGE_HEAD[] = "perplexity head";
 
-typedef struct run {
+struct dq_perplexity_job {
+    dq_env *env;
     dq_model *model;
-    const int32_t *ids;
-    int64_t windows, seqlen;
-    dq_progress *progress;
+    int32_t *ids;
+    int64_t windows, seqlen, tile;
+    int64_t position, steps; /* steps done and in all: the layers, then the tiles of the head */
+    dq_progress *progress;   /* of the step under way */
     dq_block_spec spec;
-    dq_tensor hidden;  /* F32 [windows * seqlen, hidden] */
+    dq_tensor hidden;  /* F32 [windows * seqlen, hidden]; normed once the head has begun */
     dq_tensor targets; /* I32 [1, windows * seqlen] */
     dq_tensor state;   /* F64 [windows * seqlen, 3] of head_nll */
-} run;
+    bool failed;
+    double seconds; /* spent in steps */
+};
+typedef dq_perplexity_job run;
 
 static dq_tensor window_of(const dq_tensor *t, const run *r, int64_t w)
 {
@@ -45,13 +50,13 @@ done:
     return status;
 }
 
-static dq_status run_blocks(run *r)
+static dq_status layer_step(run *r)
 {
     dq_workspace ws;
     dq_status status;
     memset(&ws, 0, sizeof ws);
     DQ_GO(dq_workspace_alloc_forward(dq_model_device(r->model), &r->spec, r->seqlen, &ws));
-    for (int64_t layer = 0; layer < dq_model_arch(r->model)->layers; layer++) DQ_GO(run_layer(r, layer, &ws));
+    DQ_GO(run_layer(r, r->position, &ws));
 done:
     dq_workspace_free(&ws);
     return status;
@@ -71,8 +76,7 @@ static dq_status final_norm(run *r)
 static dq_status upload_targets(run *r)
 {
     int64_t n = r->windows * r->seqlen;
-    dq_env *env = dq_device_env(dq_model_device(r->model));
-    int32_t *targets = dq_alloc(env, (size_t)n * sizeof *targets);
+    int32_t *targets = dq_alloc(r->env, (size_t)n * sizeof *targets);
     if (!targets) return DQ_E_NOMEM;
     for (int64_t i = 0; i < n; i++) targets[i] = (i + 1) % r->seqlen != 0 ? r->ids[i + 1] : -1;
     dq_status status = dq_tensor_from_host(dq_model_device(r->model), DQ_I32, 1, n, targets, &r->targets);
@@ -106,18 +110,18 @@ done:
     return status;
 }
 
-static dq_status run_head(run *r)
+/* One tile of the vocabulary; the first brings the final norm and the fresh states. */
+static dq_status head_step(run *r)
 {
     const dq_arch *arch = dq_model_arch(r->model);
-    int64_t tile = TILE_BYTES / 4 / arch->hidden / 256 * 256;
-    tile = tile < 256 ? 256 : tile > TILE_ROWS ? TILE_ROWS : tile;
-    DQ_TRY(start_loss(r));
-    for (int64_t first = 0; first < arch->vocab; first += tile) {
-        int64_t rows = arch->vocab - first < tile ? arch->vocab - first : tile;
-        DQ_TRY(run_tile(r, first, rows));
-        DQ_TRY(dq_progress_report(r->progress, STAGE_HEAD, (uint64_t)(first + rows), (uint64_t)arch->vocab, NAN));
+    int64_t first = (r->position - arch->layers) * r->tile;
+    int64_t rows = arch->vocab - first < r->tile ? arch->vocab - first : r->tile;
+    if (first == 0) {
+        DQ_TRY(final_norm(r));
+        DQ_TRY(start_loss(r));
     }
-    return DQ_OK;
+    DQ_TRY(run_tile(r, first, rows));
+    return dq_progress_report(r->progress, STAGE_HEAD, (uint64_t)(first + rows), (uint64_t)arch->vocab, NAN);
 }
 
 /* Means of the windows from the states; a window without a finite loss is an error. */
@@ -140,9 +144,8 @@ static dq_status window_means(const run *r, const double *state, double *out)
 
 static dq_status collect(const run *r, dq_perplexity *out)
 {
-    dq_env *env = dq_device_env(dq_model_device(r->model));
-    double *state = dq_alloc(env, (size_t)(r->windows * r->seqlen) * 3 * sizeof *state);
-    double *means = dq_alloc(env, (size_t)r->windows * sizeof *means);
+    double *state = dq_alloc(r->env, (size_t)(r->windows * r->seqlen) * 3 * sizeof *state);
+    double *means = dq_alloc(r->env, (size_t)r->windows * sizeof *means);
     dq_status status = state && means ? dq_tensor_download(&r->state, state) : DQ_E_NOMEM;
     if (status == DQ_OK) status = window_means(r, state, means);
     dq_free(state);
@@ -173,38 +176,109 @@ static dq_status check(const dq_model *model, int64_t count, int64_t seqlen, int
     return DQ_OK;
 }
 
+static int64_t tile_rows(const dq_arch *arch)
+{
+    int64_t tile = TILE_BYTES / 4 / arch->hidden / 256 * 256;
+    return tile < 256 ? 256 : tile > TILE_ROWS ? TILE_ROWS : tile;
+}
+
+dq_status dq_perplexity_job_new(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, int64_t limit,
+                                int math, dq_perplexity_job **out)
+{
+    const dq_arch *arch = dq_model_arch(model);
+    dq_device *dev = dq_model_device(model);
+    double start = dq_now();
+    dq_status status;
+    DQ_TRY(check(model, count, seqlen, limit));
+    run *r = dq_calloc(dq_device_env(dev), 1, sizeof *r);
+    if (!r) return DQ_E_NOMEM;
+    r->env = dq_device_env(dev);
+    r->model = dq_model_retain(model);
+    r->seqlen = seqlen;
+    r->windows = count / seqlen;
+    if (limit > 0 && r->windows > limit) r->windows = limit;
+    r->tile = tile_rows(arch);
+    r->steps = arch->layers + (arch->vocab + r->tile - 1) / r->tile;
+    size_t bytes = (size_t)(r->windows * seqlen) * sizeof *ids;
+    r->ids = dq_alloc(r->env, bytes);
+    DQ_GO(r->ids ? DQ_OK : DQ_E_NOMEM);
+    memcpy(r->ids, ids, bytes);
+    DQ_GO(dq_model_block_spec(model, seqlen, math, &r->spec));
+    DQ_GO(dq_tensor_alloc(dev, DQ_F32, r->windows * seqlen, arch->hidden, &r->hidden));
+    DQ_GO(dq_model_embed(model, ids, r->windows * seqlen, &r->hidden));
+    r->seconds = dq_now() - start;
+    *out = r;
+    return DQ_OK;
+done:
+    dq_perplexity_job_free(r);
+    return status;
+}
+
+void dq_perplexity_job_free(dq_perplexity_job *r)
+{
+    if (!r) return;
+    dq_tensor_free(&r->hidden);
+    dq_tensor_free(&r->targets);
+    dq_tensor_free(&r->state);
+    dq_block_spec_clear(&r->spec);
+    dq_model_release(r->model);
+    dq_free(r->ids);
+    dq_free(r);
+}
+
+dq_status dq_perplexity_job_step(dq_perplexity_job *r, dq_progress *progress, bool *finished)
+{
+    if (r->failed) return dq_fail(DQ_E_STATE, "the evaluation failed before and cannot go on");
+    if (r->position == r->steps) return dq_fail(DQ_E_STATE, "the evaluation is finished already");
+    double start = dq_now();
+    r->progress = progress;
+    dq_status status = r->position < dq_model_arch(r->model)->layers ? layer_step(r) : head_step(r);
+    r->progress = NULL;
+    r->failed = status != DQ_OK; /* the hidden states are somewhere between two layers */
+    DQ_TRY(status);
+    r->seconds += dq_now() - start;
+    *finished = ++r->position == r->steps;
+    return DQ_OK;
+}
+
+dq_status dq_perplexity_job_result(const dq_perplexity_job *r, dq_perplexity *out)
+{
+    dq_perplexity result = {.windows = r->windows, .seqlen = r->seqlen, .tokens = r->windows * r->seqlen};
+    if (r->position != r->steps) return dq_fail(DQ_E_STATE, "the evaluation is not finished");
+    DQ_TRY(collect(r, &result));
+    result.seconds = r->seconds;
+    *out = result;
+    return DQ_OK;
+}
+
+int64_t dq_perplexity_job_position(const dq_perplexity_job *r) { return r->position; }
+double dq_perplexity_job_seconds(const dq_perplexity_job *r) { return r->seconds; }
+
+void dq_perplexity_job_tensors(const dq_perplexity_job *r, dq_tensor *hidden, dq_tensor *state)
+{
+    *hidden = dq_tensor_rows(&r->hidden, 0, r->hidden.view.rows);
+    *state = dq_tensor_is_empty(&r->state) ? (dq_tensor){0} : dq_tensor_rows(&r->state, 0, r->state.view.rows);
+}
+
+dq_status dq_perplexity_job_seek(dq_perplexity_job *r, int64_t position, double seconds)
+{
+    if (r->position != 0 || position < 1 || position >= r->steps)
+        return dq_fail(DQ_E_INVALID, "step %lld of an evaluation of %lld", (long long)position, (long long)r->steps);
+    if (position > dq_model_arch(r->model)->layers) DQ_TRY(start_loss(r));
+    r->position = position;
+    r->seconds += seconds;
+    return DQ_OK;
+}
+
 dq_status dq_perplexity_run(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, int64_t limit, int math,
                             dq_progress *progress, dq_perplexity *out)
 {
-    double start = dq_now();
-    dq_perplexity result;
-    run r;
-    dq_status status;
-    DQ_TRY(check(model, count, seqlen, limit));
-    memset(&r, 0, sizeof r);
-    memset(&result, 0, sizeof result);
-    r.model = model;
-    r.ids = ids;
-    r.seqlen = seqlen;
-    r.windows = count / seqlen;
-    if (limit > 0 && r.windows > limit) r.windows = limit;
-    r.progress = progress;
-    DQ_GO(dq_model_block_spec(model, seqlen, math, &r.spec));
-    DQ_GO(dq_tensor_alloc(dq_model_device(model), DQ_F32, r.windows * seqlen, dq_model_arch(model)->hidden, &r.hidden));
-    DQ_GO(dq_model_embed(model, ids, r.windows * seqlen, &r.hidden));
-    DQ_GO(run_blocks(&r));
-    DQ_GO(final_norm(&r));
-    DQ_GO(run_head(&r));
-    DQ_GO(collect(&r, &result));
-    result.windows = r.windows;
-    result.seqlen = seqlen;
-    result.tokens = r.windows * seqlen;
-    result.seconds = dq_now() - start;
-    *out = result;
-done:
-    dq_tensor_free(&r.hidden);
-    dq_tensor_free(&r.targets);
-    dq_tensor_free(&r.state);
-    dq_block_spec_clear(&r.spec);
+    dq_perplexity_job *job;
+    dq_status status = DQ_OK;
+    DQ_TRY(dq_perplexity_job_new(model, ids, count, seqlen, limit, math, &job));
+    for (bool finished = false; status == DQ_OK && !finished;)
+        status = dq_perplexity_job_step(job, progress, &finished);
+    if (status == DQ_OK) status = dq_perplexity_job_result(job, out);
+    dq_perplexity_job_free(job);
     return status;
 }

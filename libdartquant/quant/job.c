@@ -232,6 +232,29 @@ dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool
     return DQ_OK;
 }
 
+dq_tensor dq_quantize_job_stream(const dq_quantize_job *job)
+{
+    if (!job->walk) return (dq_tensor){0};
+    return dq_tensor_rows(&job->walk->hidden, 0, job->walk->hidden.view.rows);
+}
+
+dq_status dq_quantize_job_resume(dq_quantize_job *job, int64_t layer, const dq_quantize_report *done)
+{
+    if (job->layer != 0 || layer < 0 || layer >= job->arch->layers || done->count != layer * DQ_LINEARS)
+        return dq_fail(DQ_E_INVALID, "a job of %lld layers cannot go on at layer %lld with %lld linears done",
+                       (long long)job->arch->layers, (long long)layer, (long long)done->count);
+    dq_linear_report *linears = job->report.linears;
+    memcpy(linears, done->linears, (size_t)done->count * sizeof *linears);
+    job->report = *done;
+    job->report.linears = linears;
+    job->layer = layer;
+    if (job->walk) {
+        job->walk->seconds_forward = done->seconds_forward;
+        job->walk->seconds_hessian = done->seconds_hessian;
+    }
+    return DQ_OK;
+}
+
 const dq_quantize_report *dq_quantize_job_report(const dq_quantize_job *job) { return &job->report; }
 
 void dq_quantize_job_free(dq_quantize_job *job)

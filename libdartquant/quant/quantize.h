@@ -38,6 +38,12 @@ typedef struct dq_quantize_job dq_quantize_job;
 dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const int32_t *windows, int64_t nsamples,
                               int64_t seqlen, int math, dq_sink *sink, dq_quantize_job **out);
 dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool *finished);
+/* What a job needs beside the codes to go on later: the residual stream between layers, F32 [tokens, hidden]; empty for
+ * RTN. Borrowed; may be overwritten before dq_quantize_job_resume. */
+dq_tensor dq_quantize_job_stream(const dq_quantize_job *job);
+/* A fresh job goes on at `layer`, whose stream was put in place; `done`: the reports of the linears before it, and the
+ * times so far. */
+dq_status dq_quantize_job_resume(dq_quantize_job *job, int64_t layer, const dq_quantize_report *done);
 /* Valid until the job is freed. */
 const dq_quantize_report *dq_quantize_job_report(const dq_quantize_job *job);
 void dq_quantize_job_free(dq_quantize_job *job);
