@@ -1,6 +1,8 @@
-/* A small fork-join pool: workers take task numbers from a shared counter. Between rounds they look for the next one
- * for a moment before they sleep on a condition variable: ops follow each other closely, and a wake-up costs more than
- * a small op. SPDX-License-Identifier: Apache-2.0 */
+/* A small fork-join pool: caller and workers take task numbers from a shared counter. Between rounds workers look for
+ * the next one for a moment before they sleep on a condition variable: ops follow each other closely, and a wake-up
+ * costs more than a small op. The caller waits only for workers that have entered its round: on a busy machine one may
+ * not get a processor for many milliseconds, in which the caller does the work alone.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -16,11 +18,12 @@ struct dq_pool {
     pthread_t *workers;
     int threads;
     int started;     /* workers running */
-    atomic_int busy; /* workers still inside the current round */
+    atomic_int busy; /* workers inside the current round */
     atomic_uint_least64_t round;
     atomic_int caller_cpu; /* where the caller of the current round runs, -1 = unknown */
     bool stop;
     bool running; /* a round is under way: nested or concurrent calls run serially */
+    bool open;    /* it still has tasks for workers that come now */
     dq_task_fn task;
     void *arg;
     int64_t count;
@@ -49,6 +52,15 @@ static void spin_for_round(dq_pool *pool, uint64_t seen)
     struct timespec start;
     clock_gettime(CLOCK_MONOTONIC, &start);
     while (atomic_load(&pool->round) == seen && !spin_is_over(&start)) {
+    }
+}
+
+/* Waits a moment for workers that are still at their last task. */
+static void spin_for_workers(dq_pool *pool)
+{
+    struct timespec start;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    while (atomic_load(&pool->busy) > 0 && !spin_is_over(&start)) {
     }
 }
 
@@ -100,12 +112,15 @@ static void *worker_main(void *opaque)
         while (!pool->stop && atomic_load(&pool->round) == seen) pthread_cond_wait(&pool->work, &pool->lock);
         if (pool->stop) break;
         seen = atomic_load(&pool->round);
-        pthread_mutex_unlock(&pool->lock);
-        leave_callers_cpu(pool);
-        drain(pool, thread);
-        pthread_mutex_lock(&pool->lock);
-        if (atomic_fetch_sub(&pool->busy, 1) == 1) pthread_cond_signal(&pool->idle);
-        if (pool->stop) break;
+        if (pool->open) {
+            atomic_fetch_add(&pool->busy, 1);
+            pthread_mutex_unlock(&pool->lock);
+            leave_callers_cpu(pool);
+            drain(pool, thread);
+            pthread_mutex_lock(&pool->lock);
+            if (atomic_fetch_sub(&pool->busy, 1) == 1) pthread_cond_signal(&pool->idle);
+            if (pool->stop) break;
+        }
         pthread_mutex_unlock(&pool->lock);
         spin_for_round(pool, seen);
         pthread_mutex_lock(&pool->lock);
@@ -178,20 +193,21 @@ static void pool_run(dq_pool *pool, int64_t count, dq_task_fn task, void *arg)
     pool->task = task;
     pool->arg = arg;
     pool->count = count;
+    pool->open = true;
     atomic_store(&pool->next, 0);
-    atomic_store(&pool->busy, pool->started);
     atomic_store(&pool->caller_cpu, current_cpu());
     atomic_fetch_add(&pool->round, 1);
     pthread_cond_broadcast(&pool->work);
     pthread_mutex_unlock(&pool->lock);
 
     drain(pool, 0);
-
-    struct timespec start;
-    clock_gettime(CLOCK_MONOTONIC, &start);
-    while (atomic_load(&pool->busy) > 0 && !spin_is_over(&start)) {
-    }
     pthread_mutex_lock(&pool->lock);
+    pool->open = false;
+    if (atomic_load(&pool->busy) > 0) {
+        pthread_mutex_unlock(&pool->lock);
+        spin_for_workers(pool);
+        pthread_mutex_lock(&pool->lock);
+    }
     while (atomic_load(&pool->busy) > 0) pthread_cond_wait(&pool->idle, &pool->lock);
     pool->running = false;
     pthread_mutex_unlock(&pool->lock);
