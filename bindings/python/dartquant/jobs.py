@@ -1,0 +1,182 @@
+"""Long jobs that a program can step through in its own loop. SPDX-License-Identifier: Apache-2.0"""
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional
+
+import numpy as np
+
+from ._arrays import pointer
+from ._core import Cancel, Handle, expect, run_job, same_context, text_of
+from ._ctypes import F64, I32, I64
+from ._ffi import lib
+from ._progress import ProgressArgument, Reporter
+from .config import Config
+from .dataset import Dataset
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Step(NamedTuple):
+    """One finished step of a quantization: a decoder layer."""
+
+    index: int
+    """Layers done so far."""
+    total: int
+    layers: list
+    """Reports of the linears finished in this step: {layer, name, bits, error, damping}."""
+
+
+class QuantizeJob(Handle):
+    """The quantization of a model, layer by layer:
+
+        job = model.quantize_job(w_bits=4, cal_file="text.txt")
+        for step in job:
+            print(step.index, "of", step.total)
+        small = job.result()
+
+    After an error or a cancel the job can only be closed; the model it started from is unchanged.
+    """
+
+    _free_name = "dq_quantizer_free"
+
+    def __init__(self, model: Model, config: Config, calibration: Optional[Dataset]) -> None:
+        self._model = model
+        self._config = config
+        self._result: Optional[Model] = None
+        self._done = False
+        self._reported = 0
+        core = model._core
+        super().__init__(core, core.make("dq_quantizer_new", model.handle, config.handle))
+        if calibration is not None:
+            self.bind(calibration)
+
+    @property
+    def needs_data(self) -> bool:
+        """True when the job needs calibration data (GPTQ)."""
+        out = I32()
+        self._core.call("dq_quantizer_needs_data", self.handle, ctypes.byref(out))
+        return bool(out.value)
+
+    def bind(self, calibration: Dataset) -> None:
+        """Draws the calibration windows."""
+        same_context(self, expect(calibration, Dataset, "calibration"))
+        self._core.call("dq_quantizer_bind", self.handle, calibration.handle)
+
+    @property
+    def done(self) -> bool:
+        """True after the last step."""
+        return self._done
+
+    def step(self, *, progress: ProgressArgument = False, cancel: Optional[Cancel] = None) -> Step:
+        """Does one decoder layer."""
+        done = I32()
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_quantizer_step(
+                self.handle, token, on, None, ctypes.byref(done)), report, cancel)
+        self._done = bool(done.value)
+        layers = self.report.get("layers", [])
+        fresh, self._reported = layers[self._reported:], len(layers)
+        return Step(int(self.number("layers_done")), int(self.number("layers_total")), fresh)
+
+    def __iter__(self) -> Iterator[Step]:
+        while not self._done:
+            yield self.step()
+
+    def run(self, *, progress: ProgressArgument = None, cancel: Optional[Cancel] = None) -> Model:
+        """All remaining steps; returns the result."""
+        if not self._done:
+            with Reporter(progress) as report:
+                run_job(self._core, lambda token, on: lib.dq_quantizer_run(self.handle, token, on, None), report, cancel)
+            self._done = True
+        return self.result()
+
+    def result(self) -> Model:
+        """The quantized model; `.report` says what was done to it."""
+        if self._result is None:
+            taken = self._core.make("dq_quantizer_take_model", self.handle)
+            self._result = self._model._derive(taken, report=self.report)
+        return self._result
+
+    @property
+    def report(self) -> dict:
+        """What was done so far: scheme, layers with their errors, calibration, bits_per_weight, seconds."""
+        return text_of(self._core, "dq_quantizer_report", self.handle)
+
+    def number(self, key: str) -> float:
+        """bits_per_weight, layers_done, layers_total, max_error, mean_error or total_seconds."""
+        out = F64()
+        self._core.call("dq_quantizer_get_float", self.handle, key.encode(), ctypes.byref(out))
+        return out.value
+
+
+class Perplexity(NamedTuple):
+    """How well a model predicts a text, and how that was measured. `float(result)` is the perplexity."""
+
+    ppl: float
+    nll: float
+    """Mean loss in nats per token."""
+    windows: int
+    tokens: int
+    seqlen: int
+    seconds: float
+    tokens_per_second: float
+    dataset: str
+    protocol: str
+    losses: np.ndarray
+    """Loss of each window in nats, float64 [windows]."""
+
+    def __float__(self) -> float:
+        return self.ppl
+
+    def as_dict(self) -> dict:
+        """Everything but the losses; fit for JSON."""
+        return {k: v for k, v in self._asdict().items() if k != "losses"}
+
+
+class PerplexityJob(Handle):
+    """The measurement of a model on a dataset. `model.perplexity(...)` is the short way."""
+
+    _free_name = "dq_evaluator_free"
+
+    def __init__(self, model: Model, config: Config, dataset: Dataset) -> None:
+        core = model._core
+        same_context(model, expect(dataset, Dataset, "dataset"))
+        super().__init__(core, core.make("dq_evaluator_new", model.handle, config.handle))
+        self._dataset = dataset  # for its name, should the report be asked
+        core.call("dq_evaluator_bind", self.handle, dataset.handle)
+
+    def run(self, *, progress: ProgressArgument = None, cancel: Optional[Cancel] = None) -> Perplexity:
+        """Runs all windows; may be called again."""
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_evaluator_run(self.handle, token, on, None), report, cancel)
+        return self.result()
+
+    def number(self, key: str) -> float:
+        """ppl, nll, windows, tokens, seqlen, seconds or tokens_per_second."""
+        out = F64()
+        self._core.call("dq_evaluator_get_float", self.handle, key.encode(), ctypes.byref(out))
+        return out.value
+
+    def _whole(self, key: str) -> int:
+        out = I64()
+        self._core.call("dq_evaluator_get_int", self.handle, key.encode(), ctypes.byref(out))
+        return out.value
+
+    @property
+    def report(self) -> dict:
+        """The results with dataset and protocol."""
+        return text_of(self._core, "dq_evaluator_report", self.handle)
+
+    def result(self) -> Perplexity:
+        """The results of the last run."""
+        facts: dict[str, Any] = self.report
+        windows = self._whole("windows")
+        losses = np.empty(windows, np.float64)
+        self._core.call("dq_evaluator_copy_windows", self.handle, pointer(losses), losses.size)
+        return Perplexity(self.number("ppl"), self.number("nll"), windows, self._whole("tokens"),
+                          self._whole("seqlen"), self.number("seconds"), self.number("tokens_per_second"),
+                          facts.get("dataset", ""), facts.get("protocol", ""), losses)
+
+

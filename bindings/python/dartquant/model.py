@@ -1,0 +1,239 @@
+"""Models: open, fuse, rotate, quantize, measure, save. SPDX-License-Identifier: Apache-2.0"""
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from . import errors
+from ._arrays import pointer, token_ids
+from ._core import Cancel, Handle, expect, run_job, same_context, text_of
+from ._ffi import lib
+from ._progress import ProgressArgument, Reporter
+from .config import Config, merged
+from .context import Context, context_or_default
+from .dataset import Dataset, dataset_of
+from .jobs import Perplexity, PerplexityJob, QuantizeJob
+from .rotation import Rotation
+from .tensors import TensorInfo, tensor_info
+from .tokenizer import Tokenizer, encode_with
+
+Path = Union[str, os.PathLike]
+_ROTATION_OFF = {"fuse_norm": False, "use_r1": False, "use_r2": "none", "use_r3": False, "use_r4": False}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                    "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json", "tokenizer.gguf")
+
+
+class Model(Handle):
+    """A language model. Models never change: fuse, rotate and quantize return new ones that share storage."""
+
+    _free_name = "dq_model_free"
+
+    def __init__(self, context: Context, handle: Any, *, path: Optional[Path] = None, tokenizer: Any = None,
+                 report: Optional[dict] = None, keep: Any = None) -> None:
+        super().__init__(context._core, handle)
+        self.context = context
+        self.path = None if path is None else pathlib.Path(path)
+        self.report = report
+        """What the quantization did: scheme, layers with their errors, bits_per_weight; None when there was none."""
+        self._tokenizer = tokenizer
+        self._keep = keep  # memory that the weights are read from
+
+    # ---- making ----
+
+    @classmethod
+    def open(cls, path: Path, *, tokenizer: Any = None, context: Optional[Context] = None) -> Model:
+        """Opens a Hugging Face folder, a GGUF file, or a folder saved by `save`. Weights are mapped and read layer by
+        layer later. `tokenizer`: a path, a Tokenizer or a transformers tokenizer, when it is not beside the weights."""
+        ctx = context_or_default(context)
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = Tokenizer.open(tokenizer, context=ctx)
+        handle = ctx._core.make("dq_model_open", ctx.handle, os.fsencode(path))
+        return cls(ctx, handle, path=path, tokenizer=tokenizer)
+
+    def _derive(self, handle: Any, report: Optional[dict] = None) -> Model:
+        return Model(self.context, handle, path=self.path, tokenizer=self._tokenizer, keep=self._keep,
+                     report=self.report if report is None else report)
+
+    # ---- facts ----
+
+    @property
+    def info(self) -> dict:
+        """Architecture, sizes, type, parameters, and `quantization` and `rotations` where there are any."""
+        return text_of(self._core, "dq_model_describe", self.handle)
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return lib.dq_model_vocab_size(self.handle)
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """Tensors of the files the model was opened from."""
+        return [tensor_info(self._core, "dq_model_tensor_info", self.handle, i)
+                for i in range(lib.dq_model_tensor_count(self.handle))]
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<Model, closed>"
+        facts = self.info
+        return "<Model %s %d x %d, %s>" % (facts.get("architecture"), facts.get("num_hidden_layers", 0),
+                                           facts.get("hidden_size", 0),
+                                           "quantized" if facts.get("quantization") else facts.get("dtype"))
+
+    # ---- text ----
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, opened from its folder on first use."""
+        if self._tokenizer is None and self.path is not None:
+            self._tokenizer = Tokenizer.open(self.path, context=self.context)
+        if self._tokenizer is None:
+            raise errors.make(-5, "this model has no tokenizer: give it one, or pass token ids")
+        return self._tokenizer
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> np.ndarray:
+        """Ids of a text, int32 [n]."""
+        return encode_with(self.tokenizer, text, add_special=add_special)
+
+    def detokenize(self, ids: Any, *, skip_special: bool = False) -> str:
+        """Text of ids."""
+        if isinstance(self.tokenizer, Tokenizer):
+            return self.tokenizer.decode(ids, skip_special=skip_special)
+        return self.tokenizer.decode(token_ids(ids).tolist(), skip_special_tokens=skip_special)
+
+    def _dataset(self, arguments: dict) -> Optional[Dataset]:
+        given = any(arguments.get(n) is not None for n in ("text", "file")) or isinstance(arguments.get("dataset"), str)
+        return dataset_of(self.tokenizer if given else None, self.context, **arguments)
+
+    # ---- deriving ----
+
+    def fuse(self, *, config: Optional[Config] = None, **options: Any) -> Model:
+        """Norm weights folded into the linears that read them; the function stays the same. Option: center_embedding."""
+        settings = merged(config, None, options)
+        return self._derive(self._core.make("dq_model_fuse_norms", self.handle, settings.handle))
+
+    def rotate(self, rotation: Optional[Rotation] = None, *, config: Optional[Config] = None, **options: Any) -> Model:
+        """The rotation folded in and its online parts switched on; the model must be fused. Without a Rotation one is
+        made from the options: use_r1, use_r2, use_r3, use_r4, rotate_mode, seed, r1_path, r2_path."""
+        if rotation is None:
+            rotation = Rotation.make(self, config=config, **options)
+        elif options or config is not None:
+            raise TypeError("give a Rotation or options for one, not both")
+        same_context(self, expect(rotation, Rotation, "rotation"))
+        return self._derive(self._core.make("dq_model_rotate", self.handle, rotation.handle))
+
+    def quantize_job(self, *, preset: Optional[str] = None, no_rotation: bool = False,
+                     rotation: Optional[Rotation] = None, cal_text: Optional[str] = None, cal_ids: Any = None,
+                     cal_file: Optional[Path] = None, cal_dataset: Union[None, str, Dataset] = None,
+                     data_dir: Optional[Path] = None, config: Optional[Config] = None, **options: Any) -> QuantizeJob:
+        """As `quantize`, but the caller steps through the layers: `for step in model.quantize_job(...)`."""
+        settings = merged(config, preset, {})
+        if no_rotation:
+            settings.update(**_ROTATION_OFF)
+        settings.update(**options)
+        if cal_dataset is None and data_dir is not None and cal_text is None and cal_ids is None and cal_file is None:
+            cal_dataset = "wikitext2"
+        seqlen = int(settings["seqlen"])
+        calibration = self._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
+                                     "data_dir": data_dir, "part": "train", "seqlen": seqlen, "prefix": "cal_"})
+        if calibration is None and settings["w_bits"] < 16 and not settings["w_rtn"]:
+            raise TypeError("GPTQ needs calibration text: cal_text, cal_file, cal_ids, or cal_dataset with data_dir "
+                            "(or choose w_rtn=True)")
+        return QuantizeJob(self._transformed(settings, rotation), settings, calibration)
+
+    def _transformed(self, settings: Config, rotation: Optional[Rotation]) -> Model:
+        """Fused and rotated as the options say; what is done already is not done again."""
+        facts = self.info
+        if facts.get("quantization") or facts.get("rotations"):
+            return self
+        model = self
+        if settings["fuse_norm"] and not facts.get("fused"):
+            model = model.fuse(config=settings)
+        if rotation is not None:
+            return model.rotate(rotation)
+        turns = settings["use_r1"] or settings["use_r2"] != "none" or settings["use_r3"] or settings["use_r4"]
+        return model.rotate(config=settings) if turns else model
+
+    def quantize(self, *, preset: Optional[str] = None, no_rotation: bool = False, rotation: Optional[Rotation] = None,
+                 cal_text: Optional[str] = None, cal_ids: Any = None, cal_file: Optional[Path] = None,
+                 cal_dataset: Union[None, str, Dataset] = None, data_dir: Optional[Path] = None,
+                 config: Optional[Config] = None, progress: ProgressArgument = None, cancel: Optional[Cancel] = None,
+                 **options: Any) -> Model:
+        """Fuses norms, rotates and quantizes as `dartquant quantize` does; keyword arguments are named as its options
+        (`dartquant.options()` lists them): quantize(w_bits=4, w_groupsize=128, cal_file="text.txt").
+
+        preset        a named set of options that single ones refine, e.g. "w4a4kv4"
+        no_rotation   neither fusing nor rotation, unless single options ask for them
+        rotation      a Rotation to use instead of one made from the options
+        cal_text, cal_ids, cal_file, cal_dataset (with data_dir)   calibration data, one of them; RTN needs none
+        progress      a callable (return True to stop), True for tqdm, False for nothing
+        save_qmodel_path   folder to save the result in; codes go there layer by layer instead of staying in memory
+
+        The result's `.report` says what was done. A fused or rotated model is not fused or rotated again."""
+        with self.quantize_job(preset=preset, no_rotation=no_rotation, rotation=rotation, cal_text=cal_text,
+                               cal_ids=cal_ids, cal_file=cal_file, cal_dataset=cal_dataset, data_dir=data_dir,
+                               config=config, **options) as job:
+            return job.run(progress=progress, cancel=cancel)
+
+    # ---- measuring ----
+
+    def perplexity(self, data: Any = None, *, text: Optional[str] = None, ids: Any = None, file: Optional[Path] = None,
+                   dataset: Union[None, str, Dataset] = None, data_dir: Optional[Path] = None,
+                   config: Optional[Config] = None, progress: ProgressArgument = None, cancel: Optional[Cancel] = None,
+                   **options: Any) -> Perplexity:
+        """Perplexity in windows without overlap, tail dropped, mean of the windows' means. Options: seqlen, limit, math.
+
+        The data: text (a str), ids (a sequence, array, tensor or JSON file), file (a path), or dataset (a Dataset, or
+        "wikitext2", "ptb", "c4" with data_dir). The first argument may be any of them by type."""
+        if data is not None:
+            if any(v is not None for v in (text, ids, file, dataset)):
+                raise TypeError("give the data once")
+            if isinstance(data, Dataset):
+                dataset = data
+            elif isinstance(data, str):
+                text = data
+            elif isinstance(data, os.PathLike):
+                file = data
+            else:
+                ids = data
+        settings = merged(config, None, options)
+        found = self._dataset({"text": text, "ids": ids, "file": file, "dataset": dataset, "data_dir": data_dir,
+                               "seqlen": int(settings["seqlen"])})
+        if found is None:
+            raise TypeError("nothing to measure on: give text, ids, file or dataset")
+        with PerplexityJob(self, settings, found) as job:
+            return job.run(progress=progress, cancel=cancel)
+
+    def logits(self, ids: Any, *, config: Optional[Config] = None, **options: Any) -> np.ndarray:
+        """Logits of one causal sequence, float32 [n, vocab_size]. Option: math."""
+        array, settings = token_ids(ids), merged(config, None, options)
+        out = np.empty((array.size, self.vocab_size), np.float32)
+        self._core.call("dq_model_logits", self.handle, pointer(array), array.size, settings.handle, pointer(out),
+                        out.size)
+        return out
+
+    # ---- saving ----
+
+    def save(self, path: Path, *, config: Optional[Config] = None, progress: ProgressArgument = None,
+             cancel: Optional[Cancel] = None, **options: Any) -> None:
+        """Writes the model to a folder that `open` reads to the same numbers, with its tokenizer. Option: part_size."""
+        settings = merged(config, None, options)
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_model_save(
+                self.handle, os.fsencode(path), settings.handle, token, on, None), report, cancel)
+        self._save_tokenizer(pathlib.Path(os.fsdecode(path)))
+
+    def _save_tokenizer(self, folder: pathlib.Path) -> None:
+        if self._tokenizer is not None and hasattr(self._tokenizer, "save_pretrained"):
+            self._tokenizer.save_pretrained(folder)
+            return
+        for name in _TOKENIZER_FILES if self.path is not None and self.path.is_dir() else ():
+            source = self.path / name  # type: ignore[operator]
+            if source.exists() and not (folder / name).exists():
+                shutil.copyfile(source, folder / name)
+
+
