@@ -20,7 +20,9 @@ from .errors import (BackendError, CancelledError, DartQuantError, DeviceError, 
                      NonFiniteError, NotFoundError, NumberError, NumericError, StateError, TextError, TruncatedError,
                      UnsupportedError)
 from .jobs import Perplexity, PerplexityJob, QuantizeJob, Step
+from .memory import Exported
 from .model import Model
+from .ops import Hessian, QuantizedWeight
 from .rotation import Rotation
 from .tensors import TensorInfo, Tensors
 from .tokenizer import Tokenizer
@@ -30,9 +32,9 @@ library_version: str = lib.dq_version_string().decode()
 
 __all__ = [
     "BackendError", "Cancel", "CancelledError", "Config", "Context", "DartQuantError", "Dataset", "DeviceError",
-    "DeviceLostError", "DeviceMemoryError", "FileError", "FormatError", "IOError_", "InternalError", "InvalidError",
+    "DeviceLostError", "DeviceMemoryError", "Exported", "FileError", "FormatError", "Hessian", "IOError_", "InternalError", "InvalidError",
     "LibraryError", "MismatchError", "Model", "NoMemoryError", "NonFiniteError", "NotFoundError", "NumberError",
-    "NumericError", "Option", "Perplexity", "PerplexityJob", "Preset", "Progress", "QuantizeJob", "Rotation",
+    "NumericError", "Option", "Perplexity", "PerplexityJob", "Preset", "Progress", "QuantizeJob", "QuantizedWeight", "Rotation",
     "StateError", "Step", "TensorInfo", "Tensors", "TextError", "Tokenizer", "TruncatedError", "UnsupportedError",
     "__version__", "default_context", "library_path", "library_version", "options", "presets",
 ]

@@ -69,6 +69,39 @@ class Services(C.Structure):
                 ("log_user", VOID)]
 
 
+class DeviceCounters(C.Structure):
+    """dq_device_counters"""
+
+    _fields_ = [("struct_size", U32), ("reserved", U32), ("ops", U64), ("fallbacks", U64), ("uploads", U64),
+                ("downloads", U64), ("upload_bytes", U64), ("download_bytes", U64)]
+
+
+SOURCE_DESCRIBE = C.CFUNCTYPE(I32, VOID, I64, PTR(TensorDesc))
+SOURCE_READ = C.CFUNCTYPE(I32, VOID, I64, U64, U64, VOID)
+SOURCE_MAP = C.CFUNCTYPE(I32, VOID, I64, PTR(VOID))
+SOURCE_RELEASE = C.CFUNCTYPE(None, VOID, I64)
+SOURCE_FREE = C.CFUNCTYPE(None, VOID)
+SINK_ADD = C.CFUNCTYPE(I32, VOID, STR, I32, I32, PTR(I64), VOID, U64)
+SINK_METADATA = C.CFUNCTYPE(I32, VOID, STR, STR)
+SINK_FINISH = C.CFUNCTYPE(I32, VOID)
+SINK_BEGIN = C.CFUNCTYPE(I32, VOID, STR, I32, I32, PTR(I64), U64)
+SINK_APPEND = C.CFUNCTYPE(I32, VOID, VOID, U64)
+
+
+class TensorSource(C.Structure):
+    """dq_tensor_source"""
+
+    _fields_ = [("struct_size", U32), ("abi", U32), ("user", VOID), ("count", I64), ("describe", SOURCE_DESCRIBE),
+                ("read", SOURCE_READ), ("map", SOURCE_MAP), ("release", SOURCE_RELEASE), ("free", SOURCE_FREE)]
+
+
+class TensorSink(C.Structure):
+    """dq_tensor_sink"""
+
+    _fields_ = [("struct_size", U32), ("abi", U32), ("user", VOID), ("add", SINK_ADD), ("set_metadata", SINK_METADATA),
+                ("finish", SINK_FINISH), ("begin", SINK_BEGIN), ("append", SINK_APPEND)]
+
+
 # C name -> class, and the size that generation 1 of the binary interface froze (64-bit).
 STRUCTS = {
     "dq_option_info": (OptionInfo, 72),
@@ -78,5 +111,8 @@ STRUCTS = {
     "dq_allocator": (Allocator, 24),
     "dq_runner": (Runner, 24),
     "dq_services": (Services, 72),
+    "dq_device_counters": (DeviceCounters, 56),
+    "dq_tensor_source": (TensorSource, 64),
+    "dq_tensor_sink": (TensorSink, 56),
 }
 CALLBACKS = {"dq_progress_fn": PROGRESS_FN, "dq_log_fn": LOG_FN}

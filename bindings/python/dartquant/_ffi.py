@@ -10,8 +10,8 @@ import os
 import pathlib
 from typing import Any, Iterator
 
-from ._ctypes import (F32, F64, HANDLE, I32, I64, PROGRESS_FN, PTR, SIZE, STR, STRUCTS, U32, U64, VOID, OptionInfo,
-                      PresetInfo, Services, TensorDesc)
+from ._ctypes import (F32, F64, HANDLE, I32, I64, PROGRESS_FN, PTR, SIZE, STR, STRUCTS, U8, U32, U64, VOID,
+                      DeviceCounters, OptionInfo, PresetInfo, Services, TensorDesc, TensorSink, TensorSource)
 from ._version import __version__
 
 ABI_VERSION = 1  # DQ_ABI_VERSION of the headers this table was written for
@@ -40,12 +40,15 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_preset_get": (I32, [I32, PTR(PresetInfo)]),
     # context.h
     "dq_context_new": (I32, [HANDLE, PTR(Services), PTR(HANDLE)]),
+    "dq_context_new_with_backend": (I32, [HANDLE, PTR(Services), HANDLE, STR, PTR(HANDLE)]),
+    "dq_backend_builtin": (I32, [STR, PTR(HANDLE)]),
     "dq_context_free": (None, [HANDLE]),
     "dq_context_device_name": (STR, [HANDLE]),
     "dq_context_device_json": (STR, [HANDLE]),
     "dq_context_memory_now": (U64, [HANDLE]),
     "dq_context_memory_peak": (U64, [HANDLE]),
     "dq_context_fallback_count": (U64, [HANDLE]),
+    "dq_context_counters": (I32, [HANDLE, PTR(DeviceCounters)]),
     # dataset.h
     "dq_dataset_from_recipe": (I32, [HANDLE, STR, STR, I32, I64, PTR(HANDLE)]),
     "dq_dataset_from_file": (I32, [HANDLE, STR, PTR(HANDLE)]),
@@ -110,6 +113,27 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_rotation_save": (I32, [HANDLE, STR]),
     "dq_rotation_describe": (I32, [HANDLE, PTR(STR)]),
     "dq_rotation_error": (I32, [HANDLE, PTR(F64)]),
+    # source.h
+    "dq_model_open_source": (I32, [HANDLE, STR, PTR(TensorSource), PTR(HANDLE)]),
+    "dq_model_save_to": (I32, [HANDLE, PTR(TensorSink), HANDLE, PROGRESS_FN, VOID]),
+    "dq_quantizer_set_sink": (I32, [HANDLE, PTR(TensorSink)]),
+    # tensor_ops.h
+    "dq_hessian_new": (I32, [HANDLE, I64, PTR(HANDLE)]),
+    "dq_hessian_free": (None, [HANDLE]),
+    "dq_hessian_add": (I32, [HANDLE, VOID, I64, I64, I32]),
+    "dq_hessian_rows": (I64, [HANDLE]),
+    "dq_hessian_copy": (I32, [HANDLE, PTR(F32), SIZE]),
+    "dq_hessian_set": (I32, [HANDLE, PTR(F32), I64]),
+    "dq_quantize_groups": (I32, [HANDLE, I64, PTR(I64)]),
+    "dq_quantize_weight": (I32, [HANDLE, HANDLE, PTR(F32), I64, I64, HANDLE, PTR(U8), PTR(F32), PTR(F32), PTR(I32),
+                                 PTR(F64), PTR(F64)]),
+    "dq_dequantize_weight": (I32, [HANDLE, PTR(U8), PTR(F32), PTR(F32), PTR(I32), I64, I64, I64, PTR(F32)]),
+    "dq_fake_quantize": (I32, [HANDLE, PTR(F32), I64, I64, I32, I64, I32, F64]),
+    "dq_kv_quantize_rows": (I32, [HANDLE, PTR(F32), I64, I64, I32, I64, I32, F64, PTR(U8), PTR(F32), PTR(F32)]),
+    "dq_kv_dequantize_rows": (I32, [HANDLE, PTR(U8), PTR(F32), PTR(F32), I64, I64, I64, PTR(F32)]),
+    "dq_apply_hadamard": (I32, [HANDLE, I64, PTR(F32), I64, I64, I32]),
+    "dq_fold_rotation": (I32, [HANDLE, PTR(F32), PTR(F32), I64, I64, PTR(F64), I64, I32]),
+    "dq_score_logits": (I32, [HANDLE, PTR(F32), I64, I64, I64, PTR(I32), PTR(F64), PTR(I32)]),
     # tensors.h
     "dq_tensors_open": (I32, [HANDLE, STR, PTR(HANDLE)]),
     "dq_tensors_free": (None, [HANDLE]),

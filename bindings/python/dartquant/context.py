@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 
 from . import errors
 from ._core import Cancel, Core, Handle, expect, run_job
-from ._ctypes import HANDLE, Services
+from ._ctypes import HANDLE, DeviceCounters, Services
 from ._ffi import lib
 from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
@@ -70,6 +70,13 @@ class Context(Handle):
         """How many operations ran on the host because the device does not support them."""
         with self._core:
             return lib.dq_context_fallback_count(self.handle)
+
+    @property
+    def counters(self) -> dict:
+        """What went over the border to the device: ops, fallbacks, uploads, downloads, upload_bytes, download_bytes."""
+        out = DeviceCounters(struct_size=ctypes.sizeof(DeviceCounters))
+        self._core.call("dq_context_counters", self.handle, ctypes.byref(out))
+        return {name: getattr(out, name) for name, _ in out._fields_[2:]}
 
     def benchmark(self, seconds: float = 0.2, *, progress: ProgressArgument = None,
                   cancel: Optional[Cancel] = None) -> dict:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional
 
 import numpy as np
 
+from . import errors
 from ._arrays import pointer
 from ._core import Cancel, Handle, expect, run_job, same_context, text_of
 from ._ctypes import F64, I32, I64
@@ -13,6 +14,7 @@ from ._ffi import lib
 from ._progress import ProgressArgument, Reporter
 from .config import Config
 from .dataset import Dataset
+from .memory import Exported, Sink
 
 if TYPE_CHECKING:
     from .model import Model
@@ -45,6 +47,7 @@ class QuantizeJob(Handle):
         self._model = model
         self._config = config
         self._result: Optional[Model] = None
+        self._sink: Optional[Sink] = None
         self._done = False
         self._reported = 0
         core = model._core
@@ -63,6 +66,18 @@ class QuantizeJob(Handle):
         """Draws the calibration windows."""
         same_context(self, expect(calibration, Dataset, "calibration"))
         self._core.call("dq_quantizer_bind", self.handle, calibration.handle)
+
+    def collect(self) -> None:
+        """Has the result sent to NumPy arrays as it is made; `exported()` gives them when the job is done."""
+        sink = Sink(self._core)
+        self._core.call("dq_quantizer_set_sink", self.handle, ctypes.byref(sink.table))
+        self._sink = sink  # the library uses the table until the job is done
+
+    def exported(self) -> Exported:
+        """The arrays of a job with `collect()`; `Model.from_tensors` opens them."""
+        if self._sink is None or not self._sink.finished:
+            raise errors.make(-5, "nothing was collected: call collect() before the first step, and finish the job")
+        return self._sink.exported()
 
     @property
     def done(self) -> bool:
@@ -94,6 +109,11 @@ class QuantizeJob(Handle):
 
     def result(self) -> Model:
         """The quantized model; `.report` says what was done to it."""
+        if self._result is None and self._sink is not None:
+            e = self.exported()
+            self._result = type(self._model).from_tensors(e.config, e.tensors, dtypes=e.dtypes,
+                                                          tokenizer=self._model._tokenizer, context=self._model.context)
+            self._result.path, self._result.report = self._model.path, self.report
         if self._result is None:
             taken = self._core.make("dq_quantizer_take_model", self.handle)
             self._result = self._model._derive(taken, report=self.report)

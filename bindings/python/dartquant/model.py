@@ -1,10 +1,12 @@
 """Models: open, fuse, rotate, quantize, measure, save. SPDX-License-Identifier: Apache-2.0"""
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import pathlib
 import shutil
-from typing import Any, Optional, Union
+from typing import Any, Mapping, Optional, Union
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
 from .context import Context, context_or_default
 from .dataset import Dataset, dataset_of
+from .memory import Exported, Sink, Source
 from .jobs import Perplexity, PerplexityJob, QuantizeJob
 from .rotation import Rotation
 from .tensors import TensorInfo, tensor_info
@@ -33,14 +36,13 @@ class Model(Handle):
     _free_name = "dq_model_free"
 
     def __init__(self, context: Context, handle: Any, *, path: Optional[Path] = None, tokenizer: Any = None,
-                 report: Optional[dict] = None, keep: Any = None) -> None:
+                 report: Optional[dict] = None) -> None:
         super().__init__(context._core, handle)
         self.context = context
         self.path = None if path is None else pathlib.Path(path)
         self.report = report
         """What the quantization did: scheme, layers with their errors, bits_per_weight; None when there was none."""
         self._tokenizer = tokenizer
-        self._keep = keep  # memory that the weights are read from
 
     # ---- making ----
 
@@ -54,8 +56,35 @@ class Model(Handle):
         handle = ctx._core.make("dq_model_open", ctx.handle, os.fsencode(path))
         return cls(ctx, handle, path=path, tokenizer=tokenizer)
 
+    @classmethod
+    def from_tensors(cls, config: Mapping[str, Any], tensors: Mapping[str, Any], *,
+                     dtypes: Optional[Mapping[str, str]] = None, tokenizer: Any = None,
+                     context: Optional[Context] = None) -> Model:
+        """A model whose weights are in memory. `config`: what a Hugging Face config.json holds; `tensors`: arrays or
+        torch tensors under Hugging Face names. Contiguous arrays and CPU tensors are read in place, so leave them as they
+        are as long as the model or one derived from it lives; others are copied. `dtypes` names the type of arrays that
+        NumPy has none for, e.g. {"lm_head.weight": "BF16"} for uint16 bits."""
+        ctx = context_or_default(context)
+        source = Source(ctx._core, tensors, dtypes)
+        try:
+            handle = ctx._core.make("dq_model_open_source", ctx.handle, json.dumps(dict(config), default=str).encode(),
+                                    ctypes.byref(source.table))
+        except BaseException:
+            source.discard()
+            raise
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = Tokenizer.open(tokenizer, context=ctx)
+        return cls(ctx, handle, tokenizer=tokenizer)
+
+    @classmethod
+    def from_transformers(cls, model: Any, *, tokenizer: Any = None, context: Optional[Context] = None) -> Model:
+        """A transformers model in memory, without touching disk; see `from_tensors`."""
+        from .hf import from_transformers
+
+        return from_transformers(model, tokenizer=tokenizer, context=context)
+
     def _derive(self, handle: Any, report: Optional[dict] = None) -> Model:
-        return Model(self.context, handle, path=self.path, tokenizer=self._tokenizer, keep=self._keep,
+        return Model(self.context, handle, path=self.path, tokenizer=self._tokenizer,
                      report=self.report if report is None else report)
 
     # ---- facts ----
@@ -217,6 +246,14 @@ class Model(Handle):
         return out
 
     # ---- saving ----
+
+    def export(self, *, progress: ProgressArgument = None, cancel: Optional[Cancel] = None) -> Exported:
+        """The model as NumPy arrays, what `save` would write; `from_tensors` opens them again."""
+        sink = Sink(self._core)
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_model_save_to(
+                self.handle, ctypes.byref(sink.table), token, on, None), report, cancel)
+        return sink.exported()
 
     def save(self, path: Path, *, config: Optional[Config] = None, progress: ProgressArgument = None,
              cancel: Optional[Cancel] = None, **options: Any) -> None:

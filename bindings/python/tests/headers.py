@@ -30,12 +30,13 @@ def callbacks():
 
 
 def structs():
-    """Names of the structs whose members are public: name -> file name."""
-    return {n: h.name for h in _headers() for n in re.findall(r"typedef struct (dq_\w+)\s*\{", _text(h))}
+    """Names of the structs whose members a program fills or reads: name -> file name. Those of backend.h, for people who
+    write a backend in C, count as opaque here."""
+    return {n: h.name for h in _headers() if h.name != "backend.h" for n in re.findall(r"typedef struct (dq_\w+)\s*\{", _text(h))}
 
 
 def _kind(declaration, functions, open_structs):
-    words = re.sub(r"\bconst\b", " ", declaration).strip()
+    words = re.sub(r"\b(const|struct)\b", " ", declaration).strip()
     stars = words.count("*")
     base = words.replace("*", " ").split()[0]
     if base in functions:

@@ -1,0 +1,54 @@
+"""`python -m dartquant`: pictures of results, and lm-evaluation-harness. SPDX-License-Identifier: Apache-2.0"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Optional, Sequence
+
+from . import __version__, library_path, library_version
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from . import plot
+
+    reports = []
+    for name in arguments.files:
+        with open(name, encoding="utf-8") as file:
+            value = json.load(file)
+        reports.extend(value if isinstance(value, list) else [value])
+    for panel in plot.draw(reports, arguments.output):
+        print("%s: %s" % (arguments.output, panel))
+    return 0
+
+
+def main(words: Optional[Sequence[str]] = None) -> int:
+    """Runs a subcommand."""
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["lm_eval"]:
+        from lm_eval.__main__ import cli_evaluate
+
+        from . import lm_eval  # noqa: F401  registers the model
+
+        sys.argv = ["lm_eval"] + words[1:]
+        cli_evaluate()
+        return 0
+    parser = argparse.ArgumentParser(prog="python -m dartquant", description=__doc__)
+    parser.add_argument("--version", action="version",
+                        version="dartquant %s (%s, %s)" % (__version__, library_version, library_path))
+    commands = parser.add_subparsers(dest="command", required=True)
+    draw = commands.add_parser("plot", help="draw the JSON of `dartquant ppl` and `dartquant quantize`")
+    draw.add_argument("files", nargs="+", metavar="FILE.json")
+    draw.add_argument("-o", "--output", default="dartquant.png", help="image file (default dartquant.png)")
+    draw.set_defaults(run=_plot)
+    commands.add_parser("lm_eval", help="run lm-evaluation-harness with the model `dartquant` registered")
+    arguments = parser.parse_args(words)
+    try:
+        return arguments.run(arguments)
+    except (OSError, ValueError, ImportError) as error:
+        print("dartquant: %s" % error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

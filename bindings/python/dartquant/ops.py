@@ -1,0 +1,181 @@
+"""The pieces below the jobs, on NumPy arrays: for programs with their own weights and their own forward pass.
+
+Everything takes and returns arrays; inputs are never changed. SPDX-License-Identifier: Apache-2.0
+"""
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+
+from . import errors
+from ._arrays import matrix, pointer
+from ._core import Handle, expect
+from ._ctypes import F64, I64
+from ._ffi import lib
+from .config import Config, merged
+from .context import Context, context_or_default
+from .memory import Lent
+from .tensors import DTYPES
+
+
+class Hessian(Handle):
+    """What GPTQ knows of a linear's inputs: H = 2 sum x^T x. Feed it with `add`, batch by batch."""
+
+    _free_name = "dq_hessian_free"
+
+    def __init__(self, n: int, *, context: Optional[Context] = None) -> None:
+        ctx = context_or_default(context)
+        super().__init__(ctx._core, ctx._core.make("dq_hessian_new", ctx.handle, n))
+        self.context, self.n = ctx, n
+
+    def add(self, x: Any) -> None:
+        """Adds inputs [..., n]: float32, float16, or bfloat16 (torch)."""
+        lent = Lent("x", x)
+        if not lent.shape or lent.shape[-1] != self.n:
+            raise errors.make(-1, "inputs of shape %s for %d features" % (lent.shape, self.n))
+        if lent.address is None:
+            lent = Lent("x", x.cpu())
+        rows = int(np.prod(lent.shape[:-1], dtype=np.int64))
+        self._core.call("dq_hessian_add", self.handle, lent.address, rows, self.n, DTYPES.index(lent.dtype))
+
+    @property
+    def rows(self) -> int:
+        """Inputs added so far."""
+        return lib.dq_hessian_rows(self.handle)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """H as float32 [n, n]."""
+        out = np.empty((self.n, self.n), np.float32)
+        self._core.call("dq_hessian_copy", self.handle, pointer(out), out.size)
+        return out
+
+    def set(self, h: Any, rows: int) -> None:
+        """Replaces H by what another accumulator gave, or the sum of several."""
+        array = matrix(h, np.float32, "h")
+        if array.shape != (self.n, self.n):
+            raise errors.make(-1, "h has shape %s, not (%d, %d)" % (array.shape, self.n, self.n))
+        self._core.call("dq_hessian_set", self.handle, pointer(array), rows)
+
+
+class QuantizedWeight(NamedTuple):
+    """scale * (code - zero), one code per byte."""
+
+    codes: np.ndarray
+    """uint8 [out, in]"""
+    scale: np.ndarray
+    """float32 [out, groups]"""
+    zero: np.ndarray
+    """float32 [out, groups], integral"""
+    g_idx: np.ndarray
+    """int32 [in], group of each column"""
+    error: float
+    damping: float
+
+    def dequantize(self, *, context: Optional[Context] = None) -> np.ndarray:
+        """float32 [out, in]"""
+        ctx = context_or_default(context)
+        out, cols = self.codes.shape
+        groups = self.scale.shape[1]
+        w = np.empty(self.codes.shape, np.float32)
+        ctx._core.call("dq_dequantize_weight", ctx.handle, pointer(self.codes), pointer(self.scale), pointer(self.zero),
+                       pointer(self.g_idx), out, cols, _group_size(self.g_idx, cols, groups), pointer(w))
+        return w
+
+
+def _group_size(g_idx: np.ndarray, cols: int, groups: int) -> int:
+    return -1 if groups == 1 else int(np.bincount(g_idx, minlength=groups).max())
+
+
+def quantize_weight(w: Any, hessian: Optional[Hessian] = None, *, config: Optional[Config] = None,
+                    context: Optional[Context] = None, **options: Any) -> QuantizedWeight:
+    """Quantizes the weight [out, in] of a linear y = x w^T. Options: w_bits, w_groupsize, w_asym, w_clip, w_rtn, act_order,
+    static_groups, percdamp. Without a Hessian only w_rtn=True is possible."""
+    array, settings = matrix(w, np.float32, "w"), merged(config, None, options)
+    if hessian is not None:
+        context = context or expect(hessian, Hessian, "hessian").context
+    ctx = context_or_default(context)
+    out, cols = array.shape
+    groups = I64()
+    ctx._core.call("dq_quantize_groups", settings.handle, cols, ctypes.byref(groups))
+    codes, g_idx = np.empty((out, cols), np.uint8), np.empty(cols, np.int32)
+    scale, zero = np.empty((out, groups.value), np.float32), np.empty((out, groups.value), np.float32)
+    error, damping = F64(), F64()
+    ctx._core.call("dq_quantize_weight", ctx.handle, settings.handle, pointer(array), out, cols,
+                   None if hessian is None else hessian.handle, pointer(codes), pointer(scale), pointer(zero),
+                   pointer(g_idx), ctypes.byref(error), ctypes.byref(damping))
+    return QuantizedWeight(codes, scale, zero, g_idx, error.value, damping.value)
+
+
+def fake_quantize(x: Any, bits: int, *, group: int = -1, symmetric: bool = True, clip: float = 1.0,
+                  context: Optional[Context] = None) -> np.ndarray:
+    """What dynamic quantization of the rows leaves of x [rows, cols]."""
+    ctx, y = context_or_default(context), matrix(x, np.float32, "x").copy()
+    ctx._core.call("dq_fake_quantize", ctx.handle, pointer(y), *y.shape, bits, group, int(symmetric), clip)
+    return y
+
+
+def kv_quantize(x: Any, bits: int, *, group: int = -1, symmetric: bool = False, clip: float = 1.0,
+                context: Optional[Context] = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of a KV cache [rows, cols] to (codes, scale, zero): x = scale * (code - zero)."""
+    ctx, array = context_or_default(context), matrix(x, np.float32, "x")
+    rows, cols = array.shape
+    groups = cols // group if group > 0 else 1
+    codes = np.empty((rows, cols), np.uint8)
+    scale, zero = np.empty((rows, groups), np.float32), np.empty((rows, groups), np.float32)
+    ctx._core.call("dq_kv_quantize_rows", ctx.handle, pointer(array), rows, cols, bits, group, int(symmetric), clip,
+                   pointer(codes), pointer(scale), pointer(zero))
+    return codes, scale, zero
+
+
+def kv_dequantize(codes: Any, scale: Any, zero: Any, *, group: int = -1,
+                  context: Optional[Context] = None) -> np.ndarray:
+    """Back to float32 [rows, cols]."""
+    ctx, c = context_or_default(context), matrix(codes, np.uint8, "codes")
+    s, z = matrix(scale, np.float32, "scale"), matrix(zero, np.float32, "zero")
+    groups = c.shape[1] // group if group > 0 else 1
+    if s.shape != (c.shape[0], groups) or z.shape != s.shape:
+        raise errors.make(-1, "scale %s and zero %s for %d rows of %d groups" % (s.shape, z.shape, c.shape[0], groups))
+    x = np.empty(c.shape, np.float32)
+    ctx._core.call("dq_kv_dequantize_rows", ctx.handle, pointer(c), pointer(s), pointer(z), *c.shape, group, pointer(x))
+    return x
+
+
+def hadamard(x: Any, n: Optional[int] = None, *, transpose: bool = False,
+             context: Optional[Context] = None) -> np.ndarray:
+    """Normalised Hadamard transform of every run of n neighbours (default: the row) in the rows of x [rows, cols]."""
+    ctx, y = context_or_default(context), matrix(x, np.float32, "x").copy()
+    ctx._core.call("dq_apply_hadamard", ctx.handle, n or y.shape[1], pointer(y), *y.shape, int(transpose))
+    return y
+
+
+def fold_rotation(w: Any, r: Any, side: str, *, bias: Any = None,
+                  context: Optional[Context] = None) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    """The rotation r [n, n] folded into w [out, in] on its "input" or "output" side: (weight, bias)."""
+    sides = {"input": 0, "output": 1}
+    if side not in sides:
+        raise errors.make(-1, "side is \"input\" or \"output\", not %r" % (side,))
+    ctx, y, turn = context_or_default(context), matrix(w, np.float32, "w").copy(), matrix(r, np.float64, "r")
+    if turn.shape[0] != turn.shape[1]:
+        raise errors.make(-1, "r has shape %s and is not square" % (turn.shape,))
+    b = None if bias is None else np.array(bias, np.float32, copy=True)
+    if b is not None and b.shape != (y.shape[0],):
+        raise errors.make(-1, "bias has shape %s for %d outputs" % (b.shape, y.shape[0]))
+    ctx._core.call("dq_fold_rotation", ctx.handle, pointer(y), None if b is None else pointer(b), *y.shape, pointer(turn),
+                   turn.shape[0], sides[side])
+    return y, b
+
+
+def score_logits(logits: Any, targets: Any, *, context: Optional[Context] = None) -> tuple[np.ndarray, np.ndarray]:
+    """Of one's own logits [rows, vocab]: the loss of each target in nats (float64; 0 where the target is -1), and the
+    index of the largest logit of each row."""
+    ctx, x = context_or_default(context), matrix(logits, np.float32, "logits")
+    t = np.ascontiguousarray(targets, np.int32)
+    if t.shape != (x.shape[0],):
+        raise errors.make(-1, "%s targets for %d rows" % (t.shape, x.shape[0]))
+    nll, best = np.empty(x.shape[0], np.float64), np.empty(x.shape[0], np.int32)
+    ctx._core.call("dq_score_logits", ctx.handle, pointer(x), *x.shape, x.shape[1], pointer(t), pointer(nll),
+                   pointer(best))
+    return nll, best
