@@ -143,4 +143,5 @@ help:
 	@echo 'make bench        measure against PyTorch, transformers and llama.cpp (sets up a virtual environment)'
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'
+	@echo 'make wheel        the Python package with the library inside, in build/python/dist ; make sdist its sources'
 	@echo 'make check-format / make format / make clean'

@@ -48,3 +48,11 @@ bench:
 fuzz:
 	@tests/setup.sh fuzz
 	@tests/fuzz/run.sh $(O)
+
+# The Python package: one wheel with the library inside, or sources that compile it. Results lie in $(O)/python/dist.
+shared: $(SHARED)
+wheel: $(SHARED)
+	@tests/python/package.sh wheel $(O)
+sdist:
+	@tests/python/package.sh sdist $(O)
+.PHONY: shared wheel sdist
