@@ -18,7 +18,7 @@ from demo import COMMON, find_text  # noqa: E402
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument("--build", required=True)
 p.add_argument("--model", required=True)
-p.add_argument("--only", default="kernels,ppl,pipeline,memory")
+p.add_argument("--only", default="forward,ppl,kernels,pipeline,memory")
 p.add_argument("--repeat", type=int, default=3)
 p.add_argument("--windows", type=int, default=4)
 p.add_argument("--nsamples", type=int, default=8)
@@ -66,8 +66,7 @@ def busy():
 
 cal, test, origin = find_text(args, work)
 print(f"machine: {os.cpu_count()} cores, {platform.machine()}; load before the run {busy():.2f}; text: {origin}")
-device = last_json([DQ, "bench", "--json", "--only", "gemm"])
-results["device"] = device
+
 
 
 def ids_file(path, name):
@@ -103,15 +102,46 @@ if "ppl" in sections:
             table[f"ratio {kind}"] = ratio
     results["ppl"] = table
 
+def json_lines(command):
+    """{(case, shape): object} of a program that prints one JSON object a line."""
+    text = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("{"):
+            r = json.loads(line)
+            if "case" in r:
+                found[(r["case"], str(r["shape"]))] = r
+    return found
+
+
+if "forward" in sections:
+    print("\n== one forward pass against the machine's own OpenBLAS sgemm rate (linear + half attention + head, counted)")
+    table = {}
+    for math in ("f32", "bf16"):
+        r = last_json([DQ, "bench", args.model, "--json", "--no_ops", "--math", math])
+        if r:
+            table[math] = {"sgemm_gflops": r["sgemm_gflops"], **r["forward"]}
+            print(f"  {math:5} {r['forward']['gflops']:7.1f} GFLOP/s, {r['forward']['tokens_per_second']:7.0f} tokens/s, "
+                  f"sgemm {r['sgemm_gflops']:.1f} GFLOP/s, ratio {r['forward']['gflops'] / r['sgemm_gflops']:.2f}")
+    results["forward"] = table
+
 if "kernels" in sections:
-    print("\n== kernels (each program measures its yardstick in the same run)")
-    for name in sorted(os.listdir(os.path.join(args.build, "tests", "bench"))):
-        if name.startswith("bench_") and not name.endswith(".d"):
-            print(f"-- {name}", flush=True)
-            subprocess.run([os.path.join(args.build, "tests", "bench", name)])
-    if os.path.exists(os.path.join(HERE, "peer_quant.py")):
-        print("-- peer_quant.py (PyTorch)", flush=True)
-        subprocess.run(peer("peer_quant.py"))
+    programs = os.path.join(args.build, "tests", "bench")
+    print("\n== forward kernels beside sgemm and memcpy of the same size", flush=True)
+    subprocess.run([os.path.join(programs, "bench_kernels")])
+    print("\n== quantization ops: seconds of ours, of PyTorch, ratio; and the ratio to memcpy or OpenBLAS where it applies")
+    ours = json_lines([os.path.join(programs, "bench_quant"), "--threads", "2"])
+    theirs = json_lines(peer("peer_quant.py", "--threads", "2", "--reps", str(args.repeat)))
+    table = []
+    for key, r in ours.items():
+        t = theirs.get(key)
+        row = {"case": key[0], "shape": key[1], "ours": r["seconds"], "yardstick_ratio": r.get("ratio"),
+               "torch": t["seconds"] if t else None, "torch_ratio": t["seconds"] / r["seconds"] if t else None}
+        table.append(row)
+        print(f"  {key[0]:28} {key[1]:16} {row['ours']:9.4f} "
+              + (f"{row['torch']:9.4f} {row['torch_ratio']:6.1f}x" if t else f"{'':17}")
+              + (f"   of yardstick {row['yardstick_ratio']:.2f}" if row["yardstick_ratio"] else ""))
+    results["kernels"] = table
 
 if "pipeline" in sections:
     print("\n== whole W4A4KV4 GPTQ pipeline on SmolLM2 (seconds)")
