@@ -140,7 +140,7 @@ help:
 	@echo 'make demo         one command: set up, fetch a small real model, quantize it, print and plot what it cost'
 	@echo 'make test         one command: set up and run every test (SANITIZE=address,undefined for a checked build)'
 	@echo 'make conformance  BACKEND=/abs/libdartquant-x.so: test your own backend against the reference, op by op'
-	@echo 'make bench        measure against PyTorch and transformers (sets up a virtual environment)'
+	@echo 'make bench        measure against PyTorch, transformers, llama.cpp (sets up a virtual environment)'
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'
 	@echo 'make wheel        the Python package with the library inside, in build/python/dist ; make sdist its sources'

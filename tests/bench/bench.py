@@ -86,6 +86,7 @@ if "ppl" in sections:
         "transformers f32": peer("peer_ppl.py", "--model", args.model, "--ids", test_ids, *limit),
         "ours bf16": [DQ, "ppl", args.model, "--ids", test_ids, "--json", "--math", "bf16", *limit],
         "transformers bf16": peer("peer_ppl.py", "--model", args.model, "--ids", test_ids, "--dtype", "bf16", *limit),
+        "llama.cpp": peer("peer_llamacpp.py", "--model", args.model, "--ids", test_ids, *limit),
     }, args.repeat)
     table = {}
     for name, rs in runs.items():

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# make bench: ours against PyTorch and transformers, in turns in one run.
+# make bench: ours against PyTorch, transformers and llama.cpp, in turns in one run.
 # BENCH_FLAGS="--only forward,ppl,kernels,pipeline,memory --repeat 3" narrows or repeats it.
 set -eu
 out=${1:-build}
 here=$(cd "$(dirname "$0")" && pwd)
 python="$out/bench-venv/bin/python"
-if ! "$python" -c 'import torch, transformers, gguf, accelerate' 2>/dev/null; then
-    echo "setting up $out/bench-venv (torch, transformers, gguf, accelerate)"
+if ! "$python" -c 'import torch, transformers, gguf, accelerate, xllamacpp' 2>/dev/null; then
+    echo "setting up $out/bench-venv (torch, transformers, gguf, accelerate, xllamacpp)"
     python3 -m venv "$out/bench-venv"
-    "$out/bench-venv/bin/pip" install --quiet --disable-pip-version-check numpy torch transformers gguf accelerate
+    "$out/bench-venv/bin/pip" install --quiet --disable-pip-version-check numpy torch transformers gguf accelerate xllamacpp
 fi
 model=$("$here/../../examples/demo/fetch_model.sh" "$out")
 make --no-print-directory bench-programs
