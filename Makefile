@@ -81,7 +81,7 @@ $(O)/bin/dartquant: $(CLI_OBJ) $(SHARED)
 
 $(O)/bin/%: $(O)/obj/examples/%.o $(SHARED)
 	@mkdir -p $(@D)
-	$(CC) $(SANFLAGS) $(LDFLAGS) -o $@ $< -L$(O) -ldartquant -Wl,-rpath,'$$ORIGIN/..'
+	$(CC) $(SANFLAGS) $(LDFLAGS) -o $@ $< -L$(O) -ldartquant -lm -Wl,-rpath,'$$ORIGIN/..'
 
 # An archive, so that a test links only the helpers it calls.
 $(TEST_HELPERS): $(TEST_HELPER_OBJ)

@@ -1,5 +1,6 @@
 /* dartquant quantize: fuse, rotate, quantize, measure, save. SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
@@ -18,6 +19,10 @@ static const cli_flag flags[] = {
     {"text_file", FLAG_VALUE, "F", "Measure on any text file. May be repeated."},
     {"ids", FLAG_VALUE, "F.json", "Measure on token ids."},
     {"tokenizer", FLAG_VALUE, "PATH", "Where the tokenizer is, when not in MODEL."},
+    {"checkpoint", FLAG_VALUE, "DIR",
+     "Keep the state of the quantization in this folder, so that a killed job can go on; removed after success."},
+    {"checkpoint_seconds", FLAG_VALUE, "N", "Not after every layer, but when so many seconds have passed."},
+    {"resume", FLAG_SWITCH, "", "Go on from the checkpoint, or start when there is none. Needs --checkpoint."},
     {"load_qmodel_path", FLAG_VALUE, "DIR", "Do not quantize: open this saved model and measure it."},
     {NULL, 0, NULL, NULL},
 };
@@ -117,6 +122,47 @@ static int transform(cli *c, job *j)
     return EXIT_OK;
 }
 
+/* Goes on from the checkpoint or makes the first one. */
+static int open_checkpoint(cli *c, job *j, const char *dir)
+{
+    int32_t exists = 0;
+    double layers = 0;
+    TRY(c, dq_checkpoint_exists(c->ctx, dir, &exists));
+    if (exists && !cli_switch(c, "resume"))
+        return cli_fail(c, "%s holds a checkpoint: give --resume to go on from it, or remove it", dir);
+    if (!exists) {
+        TRY(c, dq_quantizer_checkpoint(j->quantizer, dir));
+        return EXIT_OK;
+    }
+    TRY(c, dq_quantizer_restore(j->quantizer, dir));
+    TRY(c, dq_quantizer_get_float(j->quantizer, "layers_done", &layers));
+    cli_note(c, "resumed after %.0f layers", layers);
+    return EXIT_OK;
+}
+
+static int run_with_checkpoints(cli *c, job *j, const char *dir)
+{
+    const char *text = cli_value(c, "checkpoint_seconds");
+    double wait = text ? atof(text) : 0, last = cli_now();
+    int status = open_checkpoint(c, j, dir);
+    if (status != EXIT_OK) return status;
+    for (int32_t done = 0; !done;) {
+        TRY(c, dq_quantizer_step(j->quantizer, c->cancel, cli_progress, c, &done));
+        if (done || cli_now() - last < wait) continue;
+        TRY(c, dq_quantizer_checkpoint(j->quantizer, dir));
+        last = cli_now();
+    }
+    return EXIT_OK;
+}
+
+static int run_quantizer(cli *c, job *j)
+{
+    const char *dir = cli_value(c, "checkpoint");
+    if (dir) return run_with_checkpoints(c, j, dir);
+    TRY(c, dq_quantizer_run(j->quantizer, c->cancel, cli_progress, c));
+    return EXIT_OK;
+}
+
 static int quantize(cli *c, job *j)
 {
     int32_t needs_data = 0;
@@ -129,7 +175,8 @@ static int quantize(cli *c, job *j)
         TRY(c, dq_quantizer_bind(j->quantizer, j->calibration));
         lap(j, "calibration_data");
     }
-    TRY(c, dq_quantizer_run(j->quantizer, c->cancel, cli_progress, c));
+    int status = run_quantizer(c, j);
+    if (status != EXIT_OK) return status;
     cli_progress_end(c);
     TRY(c, dq_quantizer_take_model(j->quantizer, &next));
     replace_model(j, next);
@@ -225,13 +272,17 @@ static int pipeline(cli *c, job *j)
         status = cli_evaluate(c, j->model, &j->sets, j->results);
         lap(j, "evaluate");
     }
-    return status == EXIT_OK ? report(c, j, begin) : status;
+    if (status == EXIT_OK) status = report(c, j, begin);
+    if (status == EXIT_OK && cli_value(c, "checkpoint"))
+        TRY(c, dq_checkpoint_remove(c->ctx, cli_value(c, "checkpoint")));
+    return status;
 }
 
 static int run(cli *c)
 {
     const char *saved = cli_value(c, "load_qmodel_path");
     if (saved && c->operand) return cli_usage(c, "either MODEL or --load_qmodel_path, not both");
+    if (cli_switch(c, "resume") && !cli_value(c, "checkpoint")) return cli_usage(c, "--resume needs --checkpoint DIR");
     if (!saved && !c->operand) return cli_usage(c, "quantize needs a MODEL");
     if (saved && cli_text(c, "save_qmodel_path")[0])
         return cli_usage(c, "--load_qmodel_path only measures: it cannot be combined with --save_qmodel_path");
