@@ -283,12 +283,10 @@ static bool is_ours(const char *name)
 {
     static const char *const patterns[] = {DQ_CHECKPOINT_STATE, "activations-[01].bin",
                                            "codes-[0-9][0-9][0-9][0-9][0-9].safetensors"};
-    char pattern[80];
-    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
-        if (fnmatch(patterns[i], name, 0) == 0) return true;
-        snprintf(pattern, sizeof pattern, "%s.tmp.*", patterns[i]); /* of a process that was killed */
-        if (fnmatch(pattern, name, 0) == 0) return true;
-    }
+    static const char *const unfinished[] = {DQ_CHECKPOINT_STATE ".tmp.*", "activations-[01].bin.tmp.*",
+                                             "codes-[0-9][0-9][0-9][0-9][0-9].*tmp.*"};
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++)
+        if (fnmatch(patterns[i], name, 0) == 0 || fnmatch(unfinished[i], name, 0) == 0) return true;
     return false;
 }
 

@@ -302,6 +302,8 @@ static dq_status step(dq_quantizer *q, bool *finished)
         DQ_TRY(complete(q));
         dq_quantize_job_free(q->job); /* its activations are not needed while the result is used */
         q->job = NULL;
+        dq_keeper_free(q->keeper); /* the last checkpoint stands until the host removes it */
+        q->keeper = NULL;
     }
     *finished = last;
     return DQ_OK;
