@@ -19,7 +19,8 @@ from .errors import (BackendError, CancelledError, DartQuantError, DeviceError, 
                      FileError, FormatError, InternalError, InvalidError, IOError_, MismatchError, NoMemoryError,
                      NonFiniteError, NotFoundError, NumberError, NumericError, StateError, TextError, TruncatedError,
                      UnsupportedError)
-from .jobs import Perplexity, PerplexityJob, QuantizeJob, Step
+from .jobs import (HostPerplexity, Perplexity, PerplexityJob, QuantizeJob, Step, checkpoint_exists,
+                   checkpoint_remove)
 from .memory import Exported
 from .model import Model
 from .ops import Hessian, QuantizedWeight
@@ -32,9 +33,9 @@ library_version: str = lib.dq_version_string().decode()
 
 __all__ = [
     "BackendError", "Cancel", "CancelledError", "Config", "Context", "DartQuantError", "Dataset", "DeviceError",
-    "DeviceLostError", "DeviceMemoryError", "Exported", "FileError", "FormatError", "Hessian", "IOError_", "InternalError", "InvalidError",
+    "DeviceLostError", "DeviceMemoryError", "Exported", "FileError", "FormatError", "Hessian", "HostPerplexity", "IOError_", "InternalError", "InvalidError",
     "LibraryError", "MismatchError", "Model", "NoMemoryError", "NonFiniteError", "NotFoundError", "NumberError",
     "NumericError", "Option", "Perplexity", "PerplexityJob", "Preset", "Progress", "QuantizeJob", "QuantizedWeight", "Rotation",
     "StateError", "Step", "TensorInfo", "Tensors", "TextError", "Tokenizer", "TruncatedError", "UnsupportedError",
-    "__version__", "default_context", "library_path", "library_version", "options", "presets",
+    "__version__", "checkpoint_exists", "checkpoint_remove", "default_context", "library_path", "library_version", "options", "presets",
 ]

@@ -21,6 +21,13 @@ VERSION_NUMBER = sum(int(p) * w for p, w in zip(__version__.split("."), (10000, 
 TABLE: dict[str, tuple[Any, list[Any]]] = {
     # benchmark.h
     "dq_benchmark_ops": (I32, [HANDLE, F64, HANDLE, PROGRESS_FN, VOID, PTR(STR)]),
+    # checkpoint.h
+    "dq_quantizer_checkpoint": (I32, [HANDLE, STR]),
+    "dq_quantizer_restore": (I32, [HANDLE, STR]),
+    "dq_evaluator_checkpoint": (I32, [HANDLE, STR]),
+    "dq_evaluator_restore": (I32, [HANDLE, STR]),
+    "dq_checkpoint_exists": (I32, [HANDLE, STR, PTR(I32)]),
+    "dq_checkpoint_remove": (I32, [HANDLE, STR]),
     # config.h
     "dq_config_new": (I32, [PTR(HANDLE)]),
     "dq_config_free": (None, [HANDLE]),
@@ -74,7 +81,11 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_evaluator_new": (I32, [HANDLE, HANDLE, PTR(HANDLE)]),
     "dq_evaluator_free": (None, [HANDLE]),
     "dq_evaluator_bind": (I32, [HANDLE, HANDLE]),
+    "dq_evaluator_step": (I32, [HANDLE, HANDLE, PROGRESS_FN, VOID, PTR(I32)]),
     "dq_evaluator_run": (I32, [HANDLE, HANDLE, PROGRESS_FN, VOID]),
+    "dq_evaluator_new_host": (I32, [HANDLE, I64, HANDLE, PTR(HANDLE)]),
+    "dq_evaluator_copy_ids": (I32, [HANDLE, I64, PTR(I32), SIZE]),
+    "dq_evaluator_add_logits": (I32, [HANDLE, I64, PTR(F32), SIZE, PTR(I32)]),
     "dq_evaluator_get_float": (I32, [HANDLE, STR, PTR(F64)]),
     "dq_evaluator_get_int": (I32, [HANDLE, STR, PTR(I64)]),
     "dq_evaluator_copy_windows": (I32, [HANDLE, PTR(F64), SIZE]),

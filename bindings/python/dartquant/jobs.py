@@ -2,18 +2,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional
 
 import numpy as np
 
 from . import errors
-from ._arrays import pointer
+from ._arrays import matrix, pointer
 from ._core import Cancel, Handle, expect, run_job, same_context, text_of
 from ._ctypes import F64, I32, I64
 from ._ffi import lib
 from ._progress import ProgressArgument, Reporter
-from .config import Config
-from .dataset import Dataset
+from .config import Config, merged
+from .context import Context, context_or_default
+from .dataset import Dataset, Path
 from .memory import Exported, Sink
 
 if TYPE_CHECKING:
@@ -66,6 +68,17 @@ class QuantizeJob(Handle):
         """Draws the calibration windows."""
         same_context(self, expect(calibration, Dataset, "calibration"))
         self._core.call("dq_quantizer_bind", self.handle, calibration.handle)
+
+    def checkpoint(self, folder: Path) -> None:
+        """Keeps the job's state in `folder`: call it before the first step, and again after any step but the last. A job
+        that is killed goes on from there with `restore`, to the same bits."""
+        self._core.call("dq_quantizer_checkpoint", self.handle, os.fsencode(folder))
+
+    def restore(self, folder: Path) -> None:
+        """Brings a job that has not started to the state in `folder`. A checkpoint of another model, of other data or
+        options is refused (MismatchError)."""
+        self._core.call("dq_quantizer_restore", self.handle, os.fsencode(folder))
+        self._reported = len(self.report.get("layers", []))
 
     def collect(self) -> None:
         """Has the result sent to NumPy arrays as it is made; `exported()` gives them when the job is done."""
@@ -164,11 +177,26 @@ class PerplexityJob(Handle):
         core = model._core
         same_context(model, expect(dataset, Dataset, "dataset"))
         super().__init__(core, core.make("dq_evaluator_new", model.handle, config.handle))
-        self._dataset = dataset  # for its name, should the report be asked
         core.call("dq_evaluator_bind", self.handle, dataset.handle)
 
+    def step(self, *, progress: ProgressArgument = False, cancel: Optional[Cancel] = None) -> bool:
+        """Does a part of the work (a decoder layer for all windows); True when the result is there."""
+        done = I32()
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_evaluator_step(
+                self.handle, token, on, None, ctypes.byref(done)), report, cancel)
+        return bool(done.value)
+
+    def checkpoint(self, folder: Path) -> None:
+        """Keeps the job's state in `folder`, between steps."""
+        self._core.call("dq_evaluator_checkpoint", self.handle, os.fsencode(folder))
+
+    def restore(self, folder: Path) -> None:
+        """Brings a job that has not started to the state in `folder`."""
+        self._core.call("dq_evaluator_restore", self.handle, os.fsencode(folder))
+
     def run(self, *, progress: ProgressArgument = None, cancel: Optional[Cancel] = None) -> Perplexity:
-        """Runs all windows; may be called again."""
+        """Runs all windows, or the steps that are left; may be called again."""
         with Reporter(progress) as report:
             run_job(self._core, lambda token, on: lib.dq_evaluator_run(self.handle, token, on, None), report, cancel)
         return self.result()
@@ -200,3 +228,59 @@ class PerplexityJob(Handle):
                           facts.get("dataset", ""), facts.get("protocol", ""), losses)
 
 
+
+
+class HostPerplexity(PerplexityJob):
+    """The same measurement from logits of one's own forward pass:
+
+        job = HostPerplexity(vocab_size, dataset, seqlen=512)
+        for window, ids in enumerate(job.windows()):
+            job.add(window, my_forward(ids))
+        print(job.result().ppl)
+    """
+
+    def __init__(self, vocab_size: int, dataset: Dataset, *, config: Optional[Config] = None,
+                 context: Optional[Context] = None, **options: Any) -> None:
+        """Options: seqlen, limit. The dataset must be of the same context."""
+        ctx, settings = context_or_default(context), merged(config, None, options)
+        same_context(ctx, expect(dataset, Dataset, "dataset"))
+        Handle.__init__(self, ctx._core, ctx._core.make("dq_evaluator_new_host", ctx.handle, vocab_size, settings.handle))
+        self._core.call("dq_evaluator_bind", self.handle, dataset.handle)
+        self._seqlen, self._vocab_size = int(settings["seqlen"]), vocab_size
+        whole = len(dataset) // self._seqlen
+        self._count = min(whole, int(settings["limit"]) or whole)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def ids(self, window: int) -> np.ndarray:
+        """int32 [seqlen]"""
+        out = np.empty(self._seqlen, np.int32)
+        self._core.call("dq_evaluator_copy_ids", self.handle, window, pointer(out), out.size)
+        return out
+
+    def windows(self) -> Iterator[np.ndarray]:
+        """The ids of every window."""
+        return (self.ids(i) for i in range(len(self)))
+
+    def add(self, window: int, logits: Any) -> bool:
+        """Logits [seqlen, vocab_size] of a window, row i after ids 0 .. i; True when all windows are there."""
+        array = matrix(logits, np.float32, "logits")
+        if array.shape != (self._seqlen, self._vocab_size):
+            raise errors.make(-1, "logits of shape %s, not (%d, %d)" % (array.shape, self._seqlen, self._vocab_size))
+        done = I32()
+        self._core.call("dq_evaluator_add_logits", self.handle, window, pointer(array), array.size, ctypes.byref(done))
+        return bool(done.value)
+
+
+def checkpoint_exists(folder: Path, *, context: Optional[Context] = None) -> bool:
+    """True when `folder` holds a checkpoint, of whatever job."""
+    ctx, out = context_or_default(context), I32()
+    ctx._core.call("dq_checkpoint_exists", ctx.handle, os.fsencode(folder), ctypes.byref(out))
+    return bool(out.value)
+
+
+def checkpoint_remove(folder: Path, *, context: Optional[Context] = None) -> None:
+    """Removes the files of a checkpoint, and `folder` when nothing else is in it."""
+    ctx = context_or_default(context)
+    ctx._core.call("dq_checkpoint_remove", ctx.handle, os.fsencode(folder))

@@ -26,7 +26,7 @@ class DartQuantLM(_Base):  # type: ignore[misc,valid-type]
     """loglikelihood and loglikelihood_rolling of a dartquant Model."""
 
     def __init__(self, pretrained: Any, tokenizer: Any = None, max_length: Optional[int] = None,
-                 add_bos_token: bool = False, prefix_token_id: Optional[int] = None, math: str = "f32",
+                 add_bos_token: Any = None, prefix_token_id: Optional[int] = None, math: str = "f32",
                  batch_size: Any = 1, **unused: Any) -> None:
         super().__init__()
         for name, value in unused.items():
@@ -35,7 +35,8 @@ class DartQuantLM(_Base):  # type: ignore[misc,valid-type]
         self.model = pretrained if isinstance(pretrained, Model) else Model.open(pretrained, tokenizer=tokenizer)
         self.tokenizer = self.model.tokenizer
         self.max_length = int(max_length or self.model.info.get("max_position_embeddings") or 2048)
-        self.add_bos_token = str(add_bos_token).lower() in ("true", "1")
+        # None: what the tokenizer does by itself
+        self.add_bos_token = None if add_bos_token is None else str(add_bos_token).lower() in ("true", "1")
         self.batch_size, self._math = batch_size, math
         self._prefix = prefix_token_id
 
@@ -53,9 +54,22 @@ class DartQuantLM(_Base):  # type: ignore[misc,valid-type]
             raise ValueError("the tokenizer has neither BOS nor EOS: give prefix_token_id")
         return found
 
-    def tok_encode(self, text: str) -> list[int]:
-        """Ids of a text, with BOS when the model was made so."""
-        return encode_with(self.tokenizer, text, add_special=self.add_bos_token).tolist()
+    def tok_encode(self, text: str, add_special_tokens: Optional[bool] = None) -> list[int]:
+        """Ids of a text. BOS as asked for here, else as the model was made, else as the tokenizer does by itself; a text
+        that begins with BOS written out gets no second one."""
+        special = add_special_tokens if add_special_tokens is not None else self.add_bos_token
+        special = True if special is None else special
+        if add_special_tokens is None and text.startswith(self._prefix_text()):
+            special = False
+        if isinstance(self.tokenizer, Tokenizer):
+            return self.tokenizer.encode(text, add_special=special, parse_special=True).tolist()
+        return encode_with(self.tokenizer, text, add_special=special).tolist()
+
+    def _prefix_text(self) -> str:
+        try:
+            return self.model.detokenize([self.prefix_token_id]) or "\0"
+        except ValueError:  # a tokenizer without BOS and EOS
+            return "\0"
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Trailing spaces of the context belong to the continuation, as in the harness."""
@@ -84,7 +98,7 @@ class DartQuantLM(_Base):  # type: ignore[misc,valid-type]
         for request in requests:
             context, continuation = request.args
             if context == "":
-                head, tail = [self.prefix_token_id], self.tok_encode(continuation)
+                head, tail = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
                 if tail and tail[0] == head[0]:
                     tail = tail[1:]
             else:

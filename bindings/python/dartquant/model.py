@@ -19,7 +19,7 @@ from .config import Config, merged
 from .context import Context, context_or_default
 from .dataset import Dataset, dataset_of
 from .memory import Exported, Sink, Source
-from .jobs import Perplexity, PerplexityJob, QuantizeJob
+from .jobs import Perplexity, PerplexityJob, QuantizeJob, checkpoint_exists, checkpoint_remove
 from .rotation import Rotation
 from .tensors import TensorInfo, tensor_info
 from .tokenizer import Tokenizer, encode_with
@@ -191,7 +191,7 @@ class Model(Handle):
                  cal_text: Optional[str] = None, cal_ids: Any = None, cal_file: Optional[Path] = None,
                  cal_dataset: Union[None, str, Dataset] = None, data_dir: Optional[Path] = None,
                  config: Optional[Config] = None, progress: ProgressArgument = None, cancel: Optional[Cancel] = None,
-                 **options: Any) -> Model:
+                 checkpoint: Optional[Path] = None, **options: Any) -> Model:
         """Fuses norms, rotates and quantizes as `dartquant quantize` does; keyword arguments are named as its options
         (`dartquant.options()` lists them): quantize(w_bits=4, w_groupsize=128, cal_file="text.txt").
 
@@ -199,6 +199,8 @@ class Model(Handle):
         no_rotation   neither fusing nor rotation, unless single options ask for them
         rotation      a Rotation to use instead of one made from the options
         cal_text, cal_ids, cal_file, cal_dataset (with data_dir)   calibration data, one of them; RTN needs none
+        checkpoint    folder to keep the job's state in, layer by layer: the same call goes on from there after a crash or
+                      Ctrl-C, to the same bits; the folder is removed in the end
         progress      a callable (return True to stop), True for tqdm, False for nothing
         save_qmodel_path   folder to save the result in; codes go there layer by layer instead of staying in memory
 
@@ -206,7 +208,19 @@ class Model(Handle):
         with self.quantize_job(preset=preset, no_rotation=no_rotation, rotation=rotation, cal_text=cal_text,
                                cal_ids=cal_ids, cal_file=cal_file, cal_dataset=cal_dataset, data_dir=data_dir,
                                config=config, **options) as job:
-            return job.run(progress=progress, cancel=cancel)
+            if checkpoint is None:
+                return job.run(progress=progress, cancel=cancel)
+            if checkpoint_exists(checkpoint, context=self.context):
+                job.restore(checkpoint)
+            else:
+                job.checkpoint(checkpoint)
+            while not job.done:
+                step = job.step(progress=progress, cancel=cancel)
+                if not job.done and step.index < step.total:
+                    job.checkpoint(checkpoint)
+            result = job.result()
+        checkpoint_remove(checkpoint, context=self.context)  # after the job let go of its files
+        return result
 
     # ---- measuring ----
 

@@ -36,17 +36,18 @@ def loss(model, ids, n):
 
 def test_loglikelihood(lm, model):
     pair = ("Once upon a time there was", " a small dog")
-    ids = model.tokenize("".join(pair), add_special=False).tolist()
-    n = len(ids) - model.tokenize(pair[0], add_special=False).size
+    ids = model.tokenize("".join(pair)).tolist()
+    n = len(ids) - model.tokenize(pair[0]).size
     (found, greedy), = lm.loglikelihood([Request(*pair)])
     assert abs(found - loss(model, ids, n)) < 1e-6 and isinstance(greedy, bool)
     # trailing spaces move to the continuation
     (moved, _), = lm.loglikelihood([Request(pair[0] + " ", "a small dog")])
     assert abs(moved - found) < 1e-9
     (empty, _), = lm.loglikelihood([Request("", "Once upon")])
-    assert abs(empty - loss(model, [0] + model.tokenize("Once upon", add_special=False).tolist(), 2
-                            if model.tokenize("Once upon", add_special=False).size == 2 else
-                            model.tokenize("Once upon", add_special=False).size)) < 1e-6
+    ids = model.tokenize("Once upon").tolist()
+    assert abs(empty - loss(model, ids, len(ids) - 1)) < 1e-6 and ids[0] == lm.prefix_token_id
+    assert lm.tok_encode("<s>Once upon") == ids  # no second BOS
+    assert lm.tok_encode("Once upon", add_special_tokens=False) == ids[1:]
 
 
 def test_greedy(lm, model):
@@ -66,7 +67,7 @@ def test_long_context_is_cut_from_the_left(lm, model):
 
 def test_rolling(lm, model, texts):
     text = texts[1].read_text()[:400]
-    ids = model.tokenize(text, add_special=False).tolist()
+    ids = lm.tok_encode(text)
     assert len(ids) > 70
     pairs = rolling_windows(ids, 0, 32)
     assert [t for _, c in pairs for t in c] == ids and all(0 < len(h) + len(c) <= 33 for h, c in pairs)
