@@ -115,9 +115,8 @@ static void write_all(const char *dir, const char *stem, uint64_t part_size)
     sink->ops->free(sink);
 }
 
-static void check_all(dq_source *s)
+static void check_plans(dq_source *s)
 {
-    assert_int_equal(s->count, PLANS);
     for (size_t i = 0; i < PLANS; i++) {
         int64_t t = dq_source_find(s, plans[i].name);
         assert_true(t >= 0);
@@ -134,6 +133,12 @@ static void check_all(dq_source *s)
         free(want);
         free(got);
     }
+}
+
+static void check_all(dq_source *s)
+{
+    assert_int_equal(s->count, PLANS);
+    check_plans(s);
 }
 
 static void write_one_file(void **state)
@@ -366,6 +371,72 @@ static void memory_sets(void **state)
     dq_source_free(s);
 }
 
+/* The same tensors in an unnamed file: read back alike, nothing in the folder, next to nothing in memory. */
+static void spool_sets(void **state)
+{
+    (void)state;
+    dq_sink *sink = NULL;
+    dq_source *s = NULL;
+    int before = scratch_entries();
+    assert_int_equal(dq_spool_sink(&env, in_scratch("."), 1000, &sink), DQ_OK);
+    for (size_t i = 0; i < PLANS; i++) {
+        uint64_t bytes;
+        void *data = plan_data(&plans[i], &bytes);
+        assert_int_equal(
+            sink->ops->add(sink, plans[i].name, plans[i].dtype, plans[i].ndim, plans[i].shape, data, bytes), DQ_OK);
+        free(data);
+    }
+    enum { COUNT = 1 << 20 };
+    int64_t shape[2] = {COUNT / 1000, 1000};
+    float *data = malloc(COUNT * sizeof *data), rows[3000];
+    for (int i = 0; i < COUNT; i++) data[i] = (float)i;
+    uint64_t now = env.memory_now;
+    uint64_t bytes = (uint64_t)shape[0] * 1000 * sizeof *data;
+    assert_int_equal(sink->ops->add(sink, "large", DQ_F32, 2, shape, data, bytes), DQ_OK);
+    assert_int_equal(sink->ops->add(sink, "large", DQ_F32, 2, shape, data, bytes), DQ_E_INVALID);
+    free(data);
+    assert_true(env.memory_now - now < 16384);
+    assert_int_equal(scratch_entries(), before);
+    assert_int_equal(sink->ops->finish(sink), DQ_OK);
+    assert_int_equal(dq_memory_source(sink, &s), DQ_OK);
+    sink->ops->free(sink);
+    assert_int_equal(dq_source_read_rows(s, dq_source_find(s, "large"), 500, 3, rows), DQ_OK);
+    for (int i = 0; i < 3000; i++) assert_true(rows[i] == (float)(500000 + i));
+    check_plans(s);
+    dq_source_free(s);
+    assert_int_equal(scratch_entries(), before);
+}
+
+/* A full disk and a folder without room: an error that says where, and nothing stays behind. */
+static void spool_full(void **state)
+{
+    (void)state;
+    dq_sink *sink = NULL;
+    struct rlimit old, small = {.rlim_cur = 10000};
+    static char data[8000];
+    int64_t shape[1] = {sizeof data};
+    int before = scratch_entries();
+    assert_int_equal(dq_spool_sink(&env, in_scratch("."), UINT64_MAX / 2, &sink), DQ_E_IO);
+    assert_non_null(strstr(dq_error_text(), "are free"));
+    assert_int_equal(dq_spool_sink(&env, in_scratch("no-folder"), 1, &sink), DQ_E_IO);
+    assert_int_equal(dq_spool_sink(&env, in_scratch("."), 1, &sink), DQ_OK);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    small.rlim_max = old.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    dq_status first = sink->ops->add(sink, "a", DQ_U8, 1, shape, data, sizeof data);
+    dq_status second = sink->ops->add(sink, "b", DQ_U8, 1, shape, data, sizeof data);
+    setrlimit(RLIMIT_FSIZE, &old);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_int_equal(first, DQ_OK);
+    assert_int_equal(second, DQ_E_IO);
+    assert_string_equal(dq_error_tensor(), "b");
+    assert_string_equal(dq_error_file(), in_scratch("."));
+    assert_non_null(strstr(dq_error_text(), "8000 bytes"));
+    sink->ops->free(sink);
+    assert_int_equal(scratch_entries(), before);
+}
+
 static void folders(void **state)
 {
     (void)state;
@@ -429,6 +500,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(refuses_wrong_tensors),
         cmocka_unit_test(full_target),
         cmocka_unit_test(memory_sets),
+        cmocka_unit_test(spool_sets),
+        cmocka_unit_test(spool_full),
         cmocka_unit_test(folders),
         cmocka_unit_test(target_becomes_a_folder),
     };
