@@ -19,7 +19,7 @@
         if ((call) != DQ_OK) fail_msg("%s: %s", #call, dq_error_text());                                               \
     } while (0)
 
-enum { SEQLEN = 64, WINDOWS = 1024, FIXED = 8 << 20 };
+enum { SEQLEN = 64, WINDOWS = 1024, FIXED = 4 << 20 };
 
 typedef struct bed {
     dq_config *config;
