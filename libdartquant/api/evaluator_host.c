@@ -1,0 +1,70 @@
+/* dartquant/evaluator.h: perplexity from the host's logits. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "api/check.h"
+#include "api/evaluator_job.h"
+#include "api/score.h"
+
+dq_status dq_evaluator_copy_ids(const dq_evaluator *e, int64_t window, int32_t *out, size_t capacity)
+{
+    DQ_ENTER(e && out);
+    if (!e->ids) return dq_fail(DQ_E_STATE, "dq_evaluator_copy_ids before dq_evaluator_bind");
+    int64_t windows = e->count / e->seqlen;
+    if (window < 0 || window >= windows)
+        return dq_fail(DQ_E_NOTFOUND, "window %lld of %lld", (long long)window, (long long)windows);
+    if (capacity < (size_t)e->seqlen)
+        return dq_fail(DQ_E_INVALID, "room for %zu ids, a window has %lld", capacity, (long long)e->seqlen);
+    memcpy(out, e->ids + window * e->seqlen, (size_t)e->seqlen * sizeof *out);
+    return DQ_OK;
+}
+
+static dq_status window_loss(dq_evaluator *e, int64_t window, const float *logits, double *out)
+{
+    int64_t n = e->seqlen - 1; /* the last position predicts nothing */
+    double *nll = dq_alloc(&e->ctx->env, (size_t)n * sizeof *nll), sum = 0;
+    if (!nll) return DQ_E_NOMEM;
+    const int32_t *targets = e->ids + window * e->seqlen + 1;
+    dq_status status = dq_score_rows(&e->ctx->env, logits, n, e->vocab, e->vocab, targets, nll, NULL);
+    for (int64_t i = 0; status == DQ_OK && i < n; i++) sum += nll[i];
+    dq_free(nll);
+    if (status == DQ_OK) *out = sum / (double)n;
+    return status;
+}
+
+static dq_status finish_host(dq_evaluator *e, int64_t windows)
+{
+    dq_perplexity r = {.windows = windows, .seqlen = e->seqlen, .tokens = windows * e->seqlen};
+    r.window_nll = dq_alloc(&e->ctx->env, (size_t)windows * sizeof *r.window_nll);
+    if (!r.window_nll) return DQ_E_NOMEM;
+    memcpy(r.window_nll, e->losses, (size_t)windows * sizeof *r.window_nll);
+    for (int64_t w = 0; w < windows; w++) r.nll += r.window_nll[w];
+    r.nll /= (double)windows;
+    r.ppl = exp(r.nll);
+    return dq_evaluator_publish(e, r);
+}
+
+dq_status dq_evaluator_add_logits(dq_evaluator *e, int64_t window, const float *logits, size_t capacity, int32_t *done)
+{
+    DQ_ENTER(e && logits && done);
+    int64_t windows = e->count / e->seqlen;
+    size_t needed;
+    double loss = 0;
+    if (e->model) return dq_fail(DQ_E_STATE, "this evaluator runs its own model: dq_evaluator_new_host takes logits");
+    if (!e->ids) return dq_fail(DQ_E_STATE, "dq_evaluator_add_logits before dq_evaluator_bind");
+    if (window < 0 || window >= windows)
+        return dq_fail(DQ_E_NOTFOUND, "window %lld of %lld", (long long)window, (long long)windows);
+    if (!dq_mul_ok((size_t)e->seqlen, (size_t)e->vocab, &needed) || capacity < needed)
+        return dq_fail(DQ_E_INVALID, "%zu logits, a window has %lld x %lld", capacity, (long long)e->seqlen,
+                       (long long)e->vocab);
+    if (!e->losses) {
+        e->losses = dq_alloc(&e->ctx->env, (size_t)windows * sizeof *e->losses);
+        if (!e->losses) return DQ_E_NOMEM;
+        for (int64_t w = 0; w < windows; w++) e->losses[w] = NAN;
+    }
+    DQ_TRY(window_loss(e, window, logits, &loss));
+    if (isnan(e->losses[window])) e->losses_count++;
+    e->losses[window] = loss;
+    if (e->losses_count == windows) DQ_TRY(finish_host(e, windows));
+    *done = e->losses_count == windows;
+    return DQ_OK;
+}
