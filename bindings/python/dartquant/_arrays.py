@@ -9,7 +9,7 @@ import numpy as np
 from . import errors
 from ._ctypes import F32, F64, I32, PTR, U8
 
-_POINTERS = {"float32": PTR(F32), "float64": PTR(F64), "int32": PTR(I32), "uint8": PTR(U8)}
+_POINTERS: dict[str, Any] = {"float32": PTR(F32), "float64": PTR(F64), "int32": PTR(I32), "uint8": PTR(U8)}
 
 
 def pointer(array: np.ndarray) -> Any:

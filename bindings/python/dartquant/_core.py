@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import dataclasses
 import json
 import os
 import signal
 import threading
 import weakref
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 from . import errors
 from ._ctypes import HANDLE, LOG_FN, PROGRESS_FN
@@ -172,7 +173,8 @@ class Cancel:
         lib.dq_cancel_clear(self.handle)
 
 
-class Progress(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Progress:
     """What a progress callback receives."""
 
     stage: str

@@ -13,7 +13,8 @@ class Bar:
     """A tqdm bar per stage."""
 
     def __init__(self, tqdm: Any) -> None:
-        self._tqdm, self._bar, self._stage = tqdm, None, ""
+        self._tqdm, self._stage = tqdm, ""
+        self._bar: Any = None
 
     def __call__(self, event: Progress) -> bool:
         if self._bar is None or event.stage != self._stage or event.index < self._bar.n:

@@ -76,7 +76,7 @@ class Context(Handle):
         """What went over the border to the device: ops, fallbacks, uploads, downloads, upload_bytes, download_bytes."""
         out = DeviceCounters(struct_size=ctypes.sizeof(DeviceCounters))
         self._core.call("dq_context_counters", self.handle, ctypes.byref(out))
-        return {name: getattr(out, name) for name, _ in out._fields_[2:]}
+        return {field[0]: getattr(out, field[0]) for field in out._fields_[2:]}
 
     def benchmark(self, seconds: float = 0.2, *, progress: ProgressArgument = None,
                   cancel: Optional[Cancel] = None) -> dict:

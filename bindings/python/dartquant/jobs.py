@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-class Step(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Step:
     """One finished step of a quantization: a decoder layer."""
 
     index: int

@@ -169,7 +169,7 @@ class Model(Handle):
         seqlen = int(settings["seqlen"])
         calibration = self._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
                                      "data_dir": data_dir, "part": "train", "seqlen": seqlen, "prefix": "cal_"})
-        if calibration is None and settings["w_bits"] < 16 and not settings["w_rtn"]:
+        if calibration is None and int(settings["w_bits"]) < 16 and not settings["w_rtn"]:
             raise TypeError("GPTQ needs calibration text: cal_text, cal_file, cal_ids, or cal_dataset with data_dir "
                             "(or choose w_rtn=True)")
         return QuantizeJob(self._transformed(settings, rotation), settings, calibration)
