@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from typing import Any, Iterable, Optional
 
+import numpy as np
+
+from ._arrays import token_ids
 from .context import Context
 from .dataset import Dataset
 from .model import Model
@@ -27,6 +30,31 @@ def from_transformers(model: Any, *, tokenizer: Any = None, context: Optional[Co
     if not config.get("architectures"):
         config["architectures"] = [type(model).__name__]
     return Model.from_tensors(config, model.state_dict(), tokenizer=tokenizer, context=context)
+
+
+def layer_inputs(model: Any, ids: Any, suffix: str = "down_proj") -> dict[str, np.ndarray]:
+    """What the linears of a transformers model whose names end in `suffix` receive while it reads `ids`: name -> float32
+    [tokens, features]. For pictures: plot.histogram({"before": x, "after": ops.hadamard(x)})."""
+    import torch
+
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, inputs: Any) -> None:
+            found[name] = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float().cpu().numpy()
+        return hook
+
+    hooks = [module.register_forward_pre_hook(keep(name)) for name, module in model.named_modules()
+             if name.endswith(suffix)]
+    if not hooks:
+        raise ValueError("the model has no module whose name ends in %r" % suffix)
+    try:
+        with torch.no_grad():
+            model(torch.as_tensor(token_ids(ids)).long()[None].to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def texts(tokenizer: Any, lines: Iterable[str], *, name: str = "texts", separator: str = "\n\n",

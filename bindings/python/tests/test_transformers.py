@@ -40,6 +40,19 @@ def test_quantize_in_memory(hf_model, texts, tmp_path):
     assert again.perplexity(text, seqlen=64, limit=16).ppl == after
 
 
+def test_activations(hf_model):
+    from dartquant import hf, ops
+
+    theirs, tokenizer = hf_model
+    ids = tokenizer("Once upon a time there was a little dog")["input_ids"]
+    found = hf.layer_inputs(theirs, ids)
+    assert len(found) == 4 and all(x.shape == (len(ids), 192) for x in found.values())
+    x = found["model.layers.0.mlp.down_proj"]
+    assert np.allclose(np.linalg.norm(ops.hadamard(x), axis=1), np.linalg.norm(x, axis=1), rtol=1e-4)
+    with pytest.raises(ValueError, match="nothing_of_the_kind"):
+        hf.layer_inputs(theirs, ids, "nothing_of_the_kind")
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64"])
 def test_types(kind):
     transformers = pytest.importorskip("transformers")
