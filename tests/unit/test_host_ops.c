@@ -282,7 +282,7 @@ static void hadamard_is_orthogonal(void **state)
         free(y);
     }
     /* Sylvester of order 2 in the natural order */
-    float pair[2] = {3, 1};
+    float pair[3] = {3, 1, 0};
     OK(dq_apply_hadamard(ctx, 2, pair, 1, 2, 0));
     assert_true(fabs(pair[0] - 4 / sqrt(2.0)) < 1e-6 && fabs(pair[1] - 2 / sqrt(2.0)) < 1e-6);
     assert_int_equal(dq_apply_hadamard(ctx, 3, pair, 1, 3, 0), DQ_E_UNSUPPORTED);
