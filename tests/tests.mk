@@ -1,13 +1,14 @@
 # Targets that set up what they need and run things. Included by the top Makefile.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 test:
 	@tests/setup.sh test
-	@$(MAKE) --no-print-directory all tests-bin
+	@$(MAKE) --no-print-directory -j$(JOBS) all tests-bin
 	@tests/run.sh $(O)
 
 demo:
 	@tests/setup.sh build
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$(JOBS) all
 	@examples/demo/run.sh $(O)
 
 # farsim is a backend in a file of its own: it and its tests see installed headers and no others, and it links nothing of
@@ -42,7 +43,7 @@ bench-programs: $(BENCH_PROGRAMS)
 
 bench:
 	@tests/setup.sh bench
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory -j$(JOBS) all
 	@tests/bench/run.sh $(O)
 
 fuzz:
