@@ -140,6 +140,8 @@ help:
 	@echo 'make demo         one command: set up, fetch a small real model, quantize it, print and plot what it cost'
 	@echo 'make test         one command: set up and run every test (SANITIZE=address,undefined for a checked build)'
 	@echo 'make conformance  BACKEND=/abs/libdartquant-x.so: test your own backend against the reference, op by op'
+	@echo 'make abi-check    symbols, headers and types against the committed interface; make abi-baseline writes that anew'
+	@echo 'make docs         reference pages of the public headers in build/docs (doxygen)'
 	@echo 'make bench        measure against PyTorch, transformers, llama.cpp (sets up a virtual environment)'
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'

@@ -36,6 +36,23 @@ conformance: $(filter $(O)/tests/conformance/%,$(TESTS))
 	@for t in $^; do echo "== $$t"; DQ_TEST_BACKEND='$(BACKEND)' $$t || exit 1; done
 .PHONY: conformance
 
+# The binary interface against the one of the first release (docs/abi.md); abi-baseline writes that file anew.
+abi-check: $(SHARED)
+	@tests/setup.sh test
+	@for t in symbols headers abidiff; do bash tests/abi/run_$$t.sh $(O) || exit 1; done
+abi-baseline: $(SHARED)
+	@tests/setup.sh test
+	@bash tests/abi/run_abidiff.sh $(O) --baseline
+.PHONY: abi-check abi-baseline
+
+# Reference pages of the public headers, as HTML.
+DOCS ?= $(O)/docs
+docs:
+	@command -v doxygen >/dev/null || tests/setup.sh test
+	@mkdir -p $(DOCS)
+	@DQ_VERSION=$(VERSION) DQ_DOCS=$(DOCS) doxygen docs/Doxyfile && echo 'written: $(DOCS)/index.html'
+.PHONY: docs
+
 # Micro-benchmarks of single kernels; they see the insides like tests do.
 BENCH_PROGRAMS := $(patsubst tests/%.c,$(O)/tests/%,$(wildcard tests/bench/bench_*.c))
 bench-programs: $(BENCH_PROGRAMS)

@@ -12,6 +12,7 @@
 extern "C" {
 #endif
 
+/* Number for the meaning of dq_backend and dq_host (their member `abi`). */
 #define DQ_BACKEND_ABI 1u
 
 /* Who may call what, and when. "The library" is one context; two contexts open a backend twice.
@@ -262,6 +263,7 @@ typedef struct dq_backend {
  * with the library's DQ_BACKEND_ABI, whenever a context asks for the backend, and returns a static table or, for an abi it
  * was not made for, NULL. The file needs to link nothing of libdartquant and is never unloaded. */
 typedef const dq_backend *(*dq_backend_entry_fn)(uint32_t abi);
+/* The name. */
 #define DQ_BACKEND_ENTRY "dq_backend_entry"
 
 #ifdef __cplusplus

@@ -16,6 +16,7 @@ extern "C" {
  * into it. They return DQ_OK or a negative status of dartquant/types.h (any other number counts as DQ_E_IO); the library
  * then fails with that status and names callback and tensor. */
 
+/* Numbers for the meaning of the two tables (their member `abi`). */
 #define DQ_TENSOR_SOURCE_ABI 1u
 #define DQ_TENSOR_SINK_ABI 1u
 

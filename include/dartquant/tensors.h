@@ -9,6 +9,7 @@
 extern "C" {
 #endif
 
+/* Most dimensions a tensor may have. */
 #define DQ_TENSOR_MAX_DIMS 8
 
 /* What is known about one stored tensor. Text is owned by the object asked. Set struct_size to sizeof(dq_tensor_desc)

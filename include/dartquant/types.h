@@ -66,6 +66,7 @@ enum {
     DQ_BLOCK = 15,      /* block-quantized storage (GGUF); tensor info names the exact type */
     DQ_DTYPE_OTHER = 16 /* known to a file format, not decoded by this library */
 };
+/* One of the element types above. */
 typedef int32_t dq_dtype;
 
 typedef struct dq_context dq_context;     /* services and devices; outlives all it creates */
@@ -75,10 +76,10 @@ typedef struct dq_model dq_model;         /* immutable model, possibly derived f
 typedef struct dq_rotation dq_rotation;   /* a set of rotations R1..R4 */
 typedef struct dq_quantizer dq_quantizer; /* weight quantization job */
 typedef struct dq_evaluator dq_evaluator; /* perplexity job */
-typedef struct dq_tokenizer dq_tokenizer;
-typedef struct dq_dataset dq_dataset; /* token ids with a name and a protocol */
-typedef struct dq_hessian dq_hessian; /* what GPTQ knows of a linear's inputs */
-typedef struct dq_cancel dq_cancel;   /* flag any thread may set */
+typedef struct dq_tokenizer dq_tokenizer; /* text to token ids and back */
+typedef struct dq_dataset dq_dataset;     /* token ids with a name and a protocol */
+typedef struct dq_hessian dq_hessian;     /* what GPTQ knows of a linear's inputs */
+typedef struct dq_cancel dq_cancel;       /* flag any thread may set */
 
 #ifdef __cplusplus
 }
