@@ -124,9 +124,8 @@ const char *dq_error_text(void)
 
 const char *dq_status_name(dq_status status)
 {
-#define CASE(x) \
-    case x:     \
-        return #x
+#define CASE(x)                                                                                                        \
+    case x: return #x
     switch (status) {
         CASE(DQ_OK);
         CASE(DQ_E_INVALID);

@@ -10,5 +10,4 @@ typedef struct dq_pool dq_pool;
 dq_status dq_pool_new(dq_env *env, int threads, dq_pool **out);
 void dq_pool_free(dq_pool *pool);
 
-
 #endif

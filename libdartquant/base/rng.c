@@ -8,8 +8,7 @@ enum { N = 624, M = 397 };
 static void init_genrand(dq_rng *rng, uint32_t seed)
 {
     rng->state[0] = seed;
-    for (uint32_t i = 1; i < N; i++)
-        rng->state[i] = 1812433253u * (rng->state[i - 1] ^ (rng->state[i - 1] >> 30)) + i;
+    for (uint32_t i = 1; i < N; i++) rng->state[i] = 1812433253u * (rng->state[i - 1] ^ (rng->state[i - 1] >> 30)) + i;
     rng->index = N;
 }
 

@@ -102,7 +102,8 @@ dq_status dq_source_read_rows(dq_source *source, int64_t tensor, int64_t row, in
     int64_t rows = dq_info_rows(t);
     if (row < 0 || count < 0 || row > rows || count > rows - row)
         return dq_error_in_tensor(dq_fail(DQ_E_INTERNAL, "rows %lld..%lld asked of %lld", (long long)row,
-                                          (long long)(row + count), (long long)rows), t->name);
+                                          (long long)(row + count), (long long)rows),
+                                  t->name);
     return source->ops->read_rows(source, tensor, row, count, out);
 }
 
@@ -112,7 +113,8 @@ dq_status dq_source_read_raw(dq_source *source, int64_t tensor, uint64_t offset,
     if (offset > t->bytes || bytes > t->bytes - offset)
         return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "%llu bytes at %llu asked of a tensor of %llu bytes",
                                           (unsigned long long)bytes, (unsigned long long)offset,
-                                          (unsigned long long)t->bytes), t->name);
+                                          (unsigned long long)t->bytes),
+                                  t->name);
     return source->ops->read_raw(source, tensor, offset, bytes, out);
 }
 

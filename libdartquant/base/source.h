@@ -10,14 +10,14 @@
 enum { DQ_MAX_DIMS = 8 };
 
 typedef struct dq_tensor_info {
-    const char *name;      /* owned by the source */
-    dq_dtype dtype;        /* DQ_BLOCK: see type_name */
-    const char *type_name; /* the format's own name: "F32", "Q4_1", ...; static or owned by the source */
-    int ndim;              /* 0 = scalar */
+    const char *name;           /* owned by the source */
+    dq_dtype dtype;             /* DQ_BLOCK: see type_name */
+    const char *type_name;      /* the format's own name: "F32", "Q4_1", ...; static or owned by the source */
+    int ndim;                   /* 0 = scalar */
     int64_t shape[DQ_MAX_DIMS]; /* outermost first */
     uint64_t bytes;
-    const char *file;      /* path; owned by the source */
-    uint64_t offset;       /* byte position in `file` */
+    const char *file; /* path; owned by the source */
+    uint64_t offset;  /* byte position in `file` */
 } dq_tensor_info;
 
 /* Rows of a tensor: a matrix [shape[0], product of the others]; a vector or scalar is one row. */
@@ -46,10 +46,10 @@ typedef struct dq_source_ops {
 struct dq_source {
     const dq_source_ops *ops;
     dq_env *env;
-    bool one_thread;        /* read_rows is called on the thread of the job only (a host's callbacks) */
-    const char *format;     /* "safetensors", "gguf", "pytorch", "memory" */
+    bool one_thread;    /* read_rows is called on the thread of the job only (a host's callbacks) */
+    const char *format; /* "safetensors", "gguf", "pytorch", "memory" */
     int64_t count;
-    dq_tensor_info *tensors; /* [count] */
+    dq_tensor_info *tensors;   /* [count] */
     struct dq_name_map *names; /* tensor name -> index */
 };
 
@@ -71,16 +71,15 @@ int64_t dq_name_map_get(const dq_name_map *map, const char *key, size_t length);
 /* Where tensors go: files or memory. Calls come in order: add for each tensor, then finish. */
 typedef struct dq_sink dq_sink;
 typedef struct dq_sink_ops {
-    dq_status (*add)(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
-                     const void *data, uint64_t bytes); /* the data is copied or written before return */
+    dq_status (*add)(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape, const void *data,
+                     uint64_t bytes); /* the data is copied or written before return */
     /* Key/value text stored beside the tensors. */
     dq_status (*set_metadata)(dq_sink *sink, const char *key, const char *value);
     dq_status (*finish)(dq_sink *sink); /* nothing is visible under its final name before this returns DQ_OK */
     void (*free)(dq_sink *sink);        /* before finish: removes what was written */
     /* A tensor in pieces: begin, then appends that sum up to `bytes`, with no other call between. Both NULL when the
      * sink takes whole tensors only. */
-    dq_status (*begin)(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape,
-                       uint64_t bytes);
+    dq_status (*begin)(dq_sink *sink, const char *name, dq_dtype dtype, int ndim, const int64_t *shape, uint64_t bytes);
     dq_status (*append)(dq_sink *sink, const void *data, uint64_t bytes);
 } dq_sink_ops;
 struct dq_sink {

@@ -21,17 +21,17 @@ dq_status dq_error_in_backend(dq_status status, const char *backend, int64_t ven
 /* Forgets the thread's error; called on entry of public functions. */
 void dq_error_reset(void);
 
-#define DQ_TRY(expr)                           \
-    do {                                       \
-        dq_status dq_try_ = (expr);            \
-        if (dq_try_ != DQ_OK) return dq_try_;  \
+#define DQ_TRY(expr)                                                                                                   \
+    do {                                                                                                               \
+        dq_status dq_try_ = (expr);                                                                                    \
+        if (dq_try_ != DQ_OK) return dq_try_;                                                                          \
     } while (0)
 
 /* For functions with one clean-up label: sets `status` and jumps to `done`. */
-#define DQ_GO(expr)                            \
-    do {                                       \
-        status = (expr);                       \
-        if (status != DQ_OK) goto done;        \
+#define DQ_GO(expr)                                                                                                    \
+    do {                                                                                                               \
+        status = (expr);                                                                                               \
+        if (status != DQ_OK) goto done;                                                                                \
     } while (0)
 
 #endif

@@ -10,7 +10,7 @@ struct dq_saver {
     dq_sink sink; /* must be first */
     dq_sink *files;
     dq_env *env;
-    char *dir; /* NULL: everything goes to `files`, which digests (dq_digest_sink_new) */
+    char *dir;          /* NULL: everything goes to `files`, which digests (dq_digest_sink_new) */
     dq_name_map *names; /* linears whose codes are there */
     char **keys;
     size_t count, capacity;

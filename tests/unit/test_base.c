@@ -38,16 +38,18 @@ static void half_round_trip(void **state)
     (void)state;
     for (uint32_t h = 0; h < 0x10000; h++) {
         float f = dq_f16_to_f32((uint16_t)h);
-        if (isnan(f)) assert_true(isnan(dq_f16_to_f32(dq_f32_to_f16(f))));
-        else assert_int_equal(dq_f32_to_f16(f), h);
+        if (isnan(f))
+            assert_true(isnan(dq_f16_to_f32(dq_f32_to_f16(f))));
+        else
+            assert_int_equal(dq_f32_to_f16(f), h);
         float b = dq_bf16_to_f32((uint16_t)h);
         if (!isnan(b)) assert_int_equal(dq_f32_to_bf16(b), h);
     }
     assert_int_equal(dq_f32_to_f16(65519.9f), 0x7bff);
     assert_int_equal(dq_f32_to_f16(65520.0f), 0x7c00);
-    assert_int_equal(dq_f32_to_f16(1.0f + 0x1p-11f), 0x3c00);          /* tie to even */
+    assert_int_equal(dq_f32_to_f16(1.0f + 0x1p-11f), 0x3c00); /* tie to even */
     assert_int_equal(dq_f32_to_f16(1.0f + 3 * 0x1p-11f), 0x3c02);
-    assert_int_equal(dq_f32_to_f16(0x1p-25f), 0);                      /* tie to even */
+    assert_int_equal(dq_f32_to_f16(0x1p-25f), 0); /* tie to even */
     assert_int_equal(dq_f32_to_f16(0x1.8p-25f), 1);
     assert_int_equal(dq_f32_to_bf16(1.0f + 0x1p-8f), 0x3f80);
     assert_int_equal(dq_f32_to_bf16(1.0f + 3 * 0x1p-8f), 0x3f82);
@@ -128,9 +130,8 @@ static void name_map(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(python_randint), cmocka_unit_test(torch_signs),
-        cmocka_unit_test(half_round_trip), cmocka_unit_test(memory_is_counted),
-        cmocka_unit_test(every_task_runs_once), cmocka_unit_test(error_record),
+        cmocka_unit_test(python_randint),    cmocka_unit_test(torch_signs),          cmocka_unit_test(half_round_trip),
+        cmocka_unit_test(memory_is_counted), cmocka_unit_test(every_task_runs_once), cmocka_unit_test(error_record),
         cmocka_unit_test(name_map),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
