@@ -1,4 +1,6 @@
 /* The thread-local error record. SPDX-License-Identifier: Apache-2.0 */
+#undef _GNU_SOURCE /* its strerror_r returns text; the one of POSIX returns a status */
+#define _POSIX_C_SOURCE 200809L
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>

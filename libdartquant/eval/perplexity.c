@@ -190,6 +190,9 @@ dq_status dq_perplexity_job_new(dq_model *model, const int32_t *ids, int64_t cou
     double start = dq_now();
     dq_status status;
     DQ_TRY(check(model, count, seqlen, limit));
+    if (arch->max_positions > 0 && seqlen > arch->max_positions)
+        dq_log(dq_device_env(dev), DQ_LOG_WARNING, "windows of %lld tokens, but the model was made for %lld positions",
+               (long long)seqlen, (long long)arch->max_positions);
     run *r = dq_calloc(dq_device_env(dev), 1, sizeof *r);
     if (!r) return DQ_E_NOMEM;
     r->env = dq_device_env(dev);

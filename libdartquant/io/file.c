@@ -13,7 +13,8 @@
 /* Opens for reading and says how large the file is (0 for what is not a regular file). */
 static dq_status open_read(const char *path, bool regular_only, int *out, uint64_t *size)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Opening a FIFO without a writer would wait for one; reading regular files does not heed O_NONBLOCK. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | (regular_only ? O_NONBLOCK : 0));
     if (fd < 0) return dq_error_in_file(dq_fail_errno(DQ_E_IO, "cannot open"), path);
     struct stat st;
     dq_status status = DQ_OK;

@@ -1,4 +1,5 @@
 /* base: errors, memory, half floats, random numbers, threads. SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <setjmp.h>
@@ -106,6 +107,11 @@ static void error_record(void **state)
     assert_string_equal(dq_status_name(s), "DQ_E_FORMAT");
     dq_error_reset();
     assert_string_equal(dq_error_text(), "");
+    errno = ENOENT;
+    dq_fail_errno(DQ_E_IO, "cannot open");
+    assert_non_null(strstr(dq_error_text(), "cannot open: "));
+    assert_non_null(strstr(dq_error_text(), strerror(ENOENT)));
+    dq_error_reset();
 }
 
 static void name_map(void **state)

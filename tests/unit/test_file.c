@@ -54,6 +54,17 @@ static int tear_down(void **state)
     return system(command) != 0;
 }
 
+static void fifo_is_refused_at_once(void **state)
+{
+    (void)state;
+    const char *path = in_folder("fifo");
+    assert_int_equal(mkfifo(path, 0600), 0);
+    dq_map map;
+    assert_int_equal(dq_map_open(&env, path, &map), DQ_E_IO);
+    assert_non_null(strstr(dq_error_text(), "is not a regular file"));
+    unlink(path);
+}
+
 static void write_appears_whole(void **state)
 {
     (void)state;
@@ -319,6 +330,7 @@ static void json_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fifo_is_refused_at_once),
         cmocka_unit_test(write_appears_whole),
         cmocka_unit_test(abandoned_write_leaves_nothing),
         cmocka_unit_test(full_target_leaves_nothing),
