@@ -16,8 +16,9 @@ declare -A may=(
     [model]="$public base/ backend/device.h graph/ io/"
     [rotation]="$public base/ backend/device.h io/ model/arch.h"
     [quant]="$public base/ backend/device.h graph/ model/"
+    [calib]="$public base/ backend/device.h graph/ io/ model/ rotation/"
     [eval]="$public base/ backend/device.h graph/ model/"
-    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ eval/"
+    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/"
 )
 
 room_of() {
