@@ -91,6 +91,20 @@ int64_t dq_source_find(const dq_source *source, const char *name)
     return dq_name_map_get(source->names, name, strlen(name));
 }
 
+dq_status dq_source_need(const dq_source *source, const char *name, int64_t *index)
+{
+    int64_t found = dq_source_find(source, name);
+    if (found >= 0) {
+        *index = found;
+        return DQ_OK;
+    }
+    dq_status status = dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "the tensor is missing"), name);
+    const char *file = source->count > 0 ? source->tensors[0].file : NULL;
+    for (int64_t i = 1; file && i < source->count; i++)
+        if (!source->tensors[i].file || strcmp(source->tensors[i].file, file) != 0) return status;
+    return file ? dq_error_in_file(status, file) : status;
+}
+
 void dq_source_free(dq_source *source)
 {
     if (source) source->ops->free(source);

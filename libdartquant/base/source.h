@@ -55,6 +55,8 @@ struct dq_source {
 
 /* Index of a tensor, or -1. */
 int64_t dq_source_find(const dq_source *source, const char *name);
+/* The same for a tensor that has to be there: DQ_E_MISMATCH with its name, and the file's where there is only one. */
+dq_status dq_source_need(const dq_source *source, const char *name, int64_t *index);
 void dq_source_free(dq_source *source); /* NULL is accepted */
 dq_status dq_source_read_rows(dq_source *source, int64_t tensor, int64_t row, int64_t count, float *out);
 dq_status dq_source_read_raw(dq_source *source, int64_t tensor, uint64_t offset, uint64_t bytes, void *out);

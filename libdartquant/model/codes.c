@@ -194,7 +194,7 @@ static dq_status fetch(dq_env *env, dq_source *store, const char *name, const ch
     char buf[DQ_TENSOR_NAME];
     int64_t t = dq_source_find(store, part_name(name, suffix, buf, sizeof buf));
     *out = NULL;
-    if (t < 0) return required ? dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the tensor is missing"), buf) : DQ_OK;
+    if (t < 0) return required ? dq_source_need(store, buf, &t) : DQ_OK;
     const dq_tensor_info *info = &store->tensors[t];
     uint64_t bytes = (uint64_t)(rows > 0 ? rows : 1) * (uint64_t)cols * dq_dtype_size(dtype);
     bool fits = info->dtype == dtype && info->ndim == (rows > 0 ? 2 : 1) && info->bytes == bytes &&

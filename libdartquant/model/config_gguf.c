@@ -118,8 +118,8 @@ static dq_status read_arch(const dq_source *gguf, dq_arch *a)
         return dq_fail(DQ_E_UNSUPPORTED, "GGUF architecture \"%s\" is not supported (known: llama)", r.prefix);
     DQ_TRY(read_sizes(&r, a));
     DQ_TRY(read_rope(&r, a));
-    int64_t embed = dq_source_find(gguf, "token_embd.weight");
-    if (embed < 0) return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the tensor is missing"), "token_embd.weight");
+    int64_t embed;
+    DQ_TRY(dq_source_need(gguf, "token_embd.weight", &embed));
     a->vocab = dq_info_rows(&gguf->tensors[embed]);
     a->activation = DQ_ACT_SILU;
     a->tied = dq_source_find(gguf, "output.weight") < 0;

@@ -45,7 +45,7 @@ static dq_status check_store(const dq_model *m)
         for (int role = 0; role < DQ_LINEARS; role++) {
             dq_arch_module_name(&m->arch, (dq_role)role, layer, name, sizeof name);
             if (!dq_codes_exist(m->store, name))
-                return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the store has no codes of this linear"), name);
+                return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "the store has no codes of this linear"), name);
         }
     }
     return DQ_OK;

@@ -66,8 +66,8 @@ static dq_status read_tables(dq_source *source, dq_rotation_set *set)
         char name[DQ_TENSOR_NAME];
         if (h->n == 0 || h->k == 1) continue;
         snprintf(name, sizeof name, "dartquant.%s.hk", dq_online_name(i));
-        int64_t t = dq_source_find(source, name);
-        if (t < 0) return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the tensor is missing"), name);
+        int64_t t;
+        DQ_TRY(dq_source_need(source, name, &t));
         const dq_tensor_info *info = &source->tensors[t];
         if (info->dtype != DQ_I8 || info->bytes != (uint64_t)(h->k * h->k))
             return dq_error_in_tensor(

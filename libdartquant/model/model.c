@@ -52,8 +52,8 @@ static dq_status read_rope_divisor(dq_model *m)
 {
     static const char name[] = "rope_freqs.weight";
     int64_t half = m->arch.head_dim / 2;
-    int64_t t = dq_source_find(m->source, name);
-    if (t < 0) return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the tensor is missing"), name);
+    int64_t t;
+    DQ_TRY(dq_source_need(m->source, name, &t));
     const dq_tensor_info *info = &m->source->tensors[t];
     if (dq_info_rows(info) != 1 || dq_info_cols(info) != half)
         return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "%lld x %lld elements where a head has %lld frequencies",

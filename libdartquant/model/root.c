@@ -38,8 +38,8 @@ static void stored_name(const dq_model *root, dq_role role, int64_t layer, const
 
 static dq_status bind_tensor(const dq_model *root, const char *name, int64_t rows, int64_t cols, int64_t *out)
 {
-    int64_t t = dq_source_find(root->source, name);
-    if (t < 0) return dq_error_in_tensor(dq_fail(DQ_E_NOTFOUND, "the tensor is missing"), name);
+    int64_t t;
+    DQ_TRY(dq_source_need(root->source, name, &t));
     const dq_tensor_info *info = &root->source->tensors[t];
     if (dq_info_rows(info) != rows || dq_info_cols(info) != cols) {
         dq_status status =

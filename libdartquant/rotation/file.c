@@ -59,7 +59,7 @@ static dq_status load_r1(dq_device *dev, dq_source *source, dq_rotation_set *set
 {
     int64_t n = set->hidden, index = dq_source_find(source, "R1");
     if (index < 0 && source->count == 1) index = 0;
-    if (index < 0) return dq_fail(DQ_E_NOTFOUND, "no tensor \"R1\" in the file");
+    if (index < 0) return dq_fail(DQ_E_MISMATCH, "no tensor \"R1\" in the file");
     const dq_tensor_info *t = &source->tensors[index];
     if (!is_square(t, n)) {
         char shape[128];
@@ -78,7 +78,7 @@ static dq_status load_layer_r2(dq_device *dev, dq_source *source, int64_t layer,
     char name[NAME_SIZE];
     r2_name(name, layer);
     int64_t d = set->head_dim, size = d * d, index = dq_source_find(source, name);
-    if (index < 0) return dq_fail(DQ_E_NOTFOUND, "no tensor \"%s\" in the file", name);
+    if (index < 0) return dq_fail(DQ_E_MISMATCH, "no tensor \"%s\" in the file", name);
     const dq_tensor_info *t = &source->tensors[index];
     double *out = set->r2 + layer * set->kv_heads * size;
     bool shared = is_square(t, d);

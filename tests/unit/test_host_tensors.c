@@ -130,7 +130,7 @@ static void bad_tables(void **state)
     snprintf(host.tensors[0].name, sizeof kept, "%s", host.tensors[1].name);
     assert_int_equal(dq_model_open_source(ctx, host.config, &s, &model), DQ_E_INVALID);
     snprintf(host.tensors[0].name, sizeof kept, "elsewhere");
-    assert_int_equal(dq_model_open_source(ctx, host.config, &s, &model), DQ_E_NOTFOUND);
+    assert_int_equal(dq_model_open_source(ctx, host.config, &s, &model), DQ_E_MISMATCH);
     assert_int_equal(dq_model_open_source(NULL, host.config, &s, &model), DQ_E_INVALID);
     assert_int_equal(dq_model_open_source(ctx, host.config, NULL, &model), DQ_E_INVALID);
     assert_null(model);

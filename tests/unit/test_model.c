@@ -188,7 +188,7 @@ static void bad_tensors(void **state)
     float logits[64 * 128];
     fixture_open(&f, "cpu", 1);
     read_expected(&f, "mha", &e);
-    assert_int_equal(changed_model(&f, "mha", leave_out, missing, &m), DQ_E_NOTFOUND);
+    assert_int_equal(changed_model(&f, "mha", leave_out, missing, &m), DQ_E_MISMATCH);
     assert_string_equal(dq_error_tensor(), missing);
     dq_error_reset();
 

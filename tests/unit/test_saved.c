@@ -402,7 +402,7 @@ static void bad_stores_are_refused(void **state)
     ok(sink->ops->finish(sink));
     ok(dq_memory_source(sink, &empty));
     sink->ops->free(sink);
-    assert_int_equal(dq_model_derive_quantized(m, empty, &s, &q), DQ_E_NOTFOUND);
+    assert_int_equal(dq_model_derive_quantized(m, empty, &s, &q), DQ_E_MISMATCH);
     dq_error_reset();
     s = scheme_of(16, 4, 16);
     s.a.group = 7; /* divides none of 48, 48, 80 */

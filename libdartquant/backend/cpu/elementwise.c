@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "backend/cpu/forward.h"
+#include "base/dtype.h"
 
 enum { BLOCK = 32768 }; /* elements in a task */
 
@@ -35,28 +36,6 @@ static block block_at(const grid *g, int64_t i)
     b.r1 = dq_min64(g->rows, b.r0 + g->row_block);
     b.n = dq_min64(g->col_block, g->cols - b.c0);
     return b;
-}
-
-static int64_t element_size(dq_dtype t)
-{
-    switch (t) {
-        case DQ_F64:
-        case DQ_I64:
-        case DQ_U64: return 8;
-        case DQ_F32:
-        case DQ_I32:
-        case DQ_U32: return 4;
-        case DQ_F16:
-        case DQ_BF16:
-        case DQ_I16:
-        case DQ_U16: return 2;
-        case DQ_U8:
-        case DQ_I8:
-        case DQ_BOOL:
-        case DQ_F8_E4M3:
-        case DQ_F8_E5M2: return 1;
-        default: return 0;
-    }
 }
 
 /* y = f(x, v) by whole rows of a block. Each op sets one of the functions. */
@@ -120,7 +99,7 @@ dq_status dq_cpu_fill(void *device, double value, const dq_view *y)
     dq_cpu_dev *dev = device;
     const dq_host *host = dev->ref.host;
     if (y->dtype != DQ_F32 && y->dtype != DQ_F64) return dq_ref_backend()->fill(device, value, y);
-    job j = {.y = y, .y_size = element_size(y->dtype), .scalar = value};
+    job j = {.y = y, .y_size = (int64_t)dq_dtype_size(y->dtype), .scalar = value};
     j.grid = make_grid(y->rows, y->cols);
     host->run(host->self, j.grid.count, fill_task, &j);
     return DQ_OK;
@@ -137,7 +116,7 @@ static void copy8(const void *x, void *y, int64_t n) { memcpy(y, x, (size_t)n * 
 static void (*converter(const dq_row_kernels *k, dq_dtype from, dq_dtype to))(const void *, void *, int64_t)
 {
     if (from == to) {
-        int64_t size = element_size(from);
+        int64_t size = (int64_t)dq_dtype_size(from);
         return size == 8 ? copy8 : size == 4 ? copy4 : size == 2 ? copy2 : size == 1 ? copy1 : NULL;
     }
     if (from == DQ_BF16 && to == DQ_F32) return k->bf16_to_f32;
@@ -152,7 +131,7 @@ static void (*converter(const dq_row_kernels *k, dq_dtype from, dq_dtype to))(co
 dq_status dq_cpu_convert(void *device, const dq_view *x, const dq_view *y)
 {
     dq_cpu_dev *dev = device;
-    job j = {.x = x, .y = y, .x_size = element_size(x->dtype), .y_size = element_size(y->dtype)};
+    job j = {.x = x, .y = y, .x_size = (int64_t)dq_dtype_size(x->dtype), .y_size = (int64_t)dq_dtype_size(y->dtype)};
     j.unary = converter(dq_cpu_rows(dev), x->dtype, y->dtype);
     if (!j.unary) return dq_ref_backend()->convert(device, x, y);
     return run_job(dev, &j);
@@ -162,7 +141,7 @@ dq_status dq_cpu_axpy(void *device, double alpha, const dq_view *x, const dq_vie
 {
     dq_cpu_dev *dev = device;
     const dq_row_kernels *k = dq_cpu_rows(dev);
-    job j = {.x = x, .y = y, .x_size = element_size(x->dtype), .scalar = alpha};
+    job j = {.x = x, .y = y, .x_size = (int64_t)dq_dtype_size(x->dtype), .scalar = alpha};
     j.y_size = j.x_size;
     j.broadcast = x->rows == 1;
     j.axpy = x->dtype == DQ_F64 ? k->axpy_f64 : k->axpy_f32;
@@ -173,7 +152,7 @@ dq_status dq_cpu_scale_cols(void *device, const dq_view *x, const dq_view *v, co
 {
     dq_cpu_dev *dev = device;
     const dq_row_kernels *k = dq_cpu_rows(dev);
-    job j = {.x = x, .v = v, .y = y, .x_size = element_size(x->dtype)};
+    job j = {.x = x, .v = v, .y = y, .x_size = (int64_t)dq_dtype_size(x->dtype)};
     j.y_size = j.x_size;
     j.binary = x->dtype == DQ_F64 ? k->mul_f64 : k->mul_f32;
     return run_job(dev, &j);
@@ -199,7 +178,11 @@ dq_status dq_cpu_gather_rows(void *device, const dq_view *x, const dq_view *inde
     const int32_t *at = dq_view_i32(index, 0);
     for (int64_t i = 0; i < y->rows; i++) /* the reference names the bad entry */
         if (at[i] < 0 || at[i] >= x->rows) return dq_ref_backend()->gather_rows(device, x, index, y);
-    job j = {.x = x, .v = index, .y = y, .x_size = element_size(x->dtype), .y_size = element_size(y->dtype)};
+    job j = {.x = x,
+             .v = index,
+             .y = y,
+             .x_size = (int64_t)dq_dtype_size(x->dtype),
+             .y_size = (int64_t)dq_dtype_size(y->dtype)};
     if (j.x_size == 0) return dq_ref_backend()->gather_rows(device, x, index, y);
     j.grid = make_grid(y->rows, y->cols);
     host->run(host->self, j.grid.count, gather_task, &j);
@@ -230,7 +213,7 @@ static void search_task(void *arg, int64_t i, int thread)
     search *s = arg;
     (void)thread;
     block b = block_at(&s->grid, i);
-    int64_t size = element_size(s->x->dtype);
+    int64_t size = (int64_t)dq_dtype_size(s->x->dtype);
     for (int64_t r = b.r0; r < b.r1; r++) {
         if (!nonfinite(s, dq_view_at(s->x, r, b.c0, size), b.n)) continue;
         int64_t c = b.c0;
@@ -267,7 +250,7 @@ static void dot_task(void *arg, int64_t i, int thread)
 {
     const dot_job *j = arg;
     (void)thread;
-    int64_t size = element_size(j->x->dtype);
+    int64_t size = (int64_t)dq_dtype_size(j->x->dtype);
     block b = block_at(&j->grid, i);
     double sum = 0;
     for (int64_t r = b.r0; r < b.r1; r++)

@@ -11,7 +11,7 @@ static dq_status bad_dtype(void *dev, const char *op, dq_dtype dtype)
 
 dq_status dq_ref_fill(void *dev, double value, const dq_view *y)
 {
-    int64_t size = dq_ref_element_size(y->dtype);
+    int64_t size = (int64_t)dq_dtype_size(y->dtype);
     if (dq_ref_is_float(y->dtype)) {
         for (int64_t r = 0; r < y->rows; r++)
             for (int64_t c = 0; c < y->cols; c++) dq_ref_put(y, r, c, value);
@@ -34,7 +34,7 @@ dq_status dq_ref_fill(void *dev, double value, const dq_view *y)
 
 dq_status dq_ref_convert(void *dev, const dq_view *x, const dq_view *y)
 {
-    int64_t size = dq_ref_element_size(x->dtype);
+    int64_t size = (int64_t)dq_dtype_size(x->dtype);
     if (x->dtype == y->dtype) {
         if (size == 0) return bad_dtype(dev, "convert", x->dtype);
         for (int64_t r = 0; r < x->rows; r++)
@@ -68,7 +68,7 @@ dq_status dq_ref_scale_cols(void *dev, const dq_view *x, const dq_view *v, const
 
 dq_status dq_ref_gather_rows(void *dev, const dq_view *x, const dq_view *index, const dq_view *y)
 {
-    int64_t size = dq_ref_element_size(x->dtype);
+    int64_t size = (int64_t)dq_dtype_size(x->dtype);
     if (size == 0) return bad_dtype(dev, "gather_rows", x->dtype);
     dq_status status = dq_ref_check_index(dev, index, x->rows, "gather_rows");
     if (status != DQ_OK) return status;
@@ -80,7 +80,7 @@ dq_status dq_ref_gather_rows(void *dev, const dq_view *x, const dq_view *index, 
 
 dq_status dq_ref_gather_cols(void *dev, const dq_view *x, const dq_view *index, const dq_view *y)
 {
-    int64_t size = dq_ref_element_size(x->dtype);
+    int64_t size = (int64_t)dq_dtype_size(x->dtype);
     if (size == 0) return bad_dtype(dev, "gather_cols", x->dtype);
     dq_status status = dq_ref_check_index(dev, index, x->cols, "gather_cols");
     if (status != DQ_OK) return status;

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "backend/ref/ref.h"
+#include "base/dtype.h"
 #include "base/half.h"
 
 /* Records a formatted failure through the host. */
@@ -14,8 +15,6 @@ void *dq_ref_scratch(void *dev, int64_t count, size_t size);
 void dq_ref_release(void *dev, void *ptr);
 /* Every entry of an I32 [1, n] view must lie in [0, limit). */
 dq_status dq_ref_check_index(void *dev, const dq_view *index, int64_t limit, const char *op);
-/* Bytes of an element, 0 when unknown. */
-int64_t dq_ref_element_size(dq_dtype dtype);
 
 /* One element as fp64: exact for every floating type. */
 static inline double dq_ref_get(const dq_view *v, int64_t row, int64_t col)

@@ -40,28 +40,6 @@ dq_status dq_ref_check_index(void *dev, const dq_view *index, int64_t limit, con
     return DQ_OK;
 }
 
-int64_t dq_ref_element_size(dq_dtype dtype)
-{
-    switch (dtype) {
-        case DQ_F64:
-        case DQ_I64:
-        case DQ_U64: return 8;
-        case DQ_F32:
-        case DQ_I32:
-        case DQ_U32: return 4;
-        case DQ_F16:
-        case DQ_BF16:
-        case DQ_I16:
-        case DQ_U16: return 2;
-        case DQ_U8:
-        case DQ_I8:
-        case DQ_BOOL:
-        case DQ_F8_E4M3:
-        case DQ_F8_E5M2: return 1;
-        default: return 0;
-    }
-}
-
 static dq_status ref_open(const dq_host *host, const char *options, void **dev)
 {
     if (options && options[0] != '\0') {
