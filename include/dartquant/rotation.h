@@ -19,8 +19,12 @@ extern "C" {
 DQ_API dq_status dq_rotation_new(dq_model *model, const dq_config *config, dq_rotation **out);
 /* NULL is accepted. */
 DQ_API void dq_rotation_free(dq_rotation *rotation);
-/* Writes R1 and R2 to one safetensors file that r1_path and r2_path accept. Tensors: "R1" F64 [hidden, hidden],
- * "model.layers.{i}.self_attn.R2" F64 [kv_heads, head_dim, head_dim]. Errors: DQ_E_INVALID, DQ_E_IO, DQ_E_NOMEM. */
+/* Writes R1 and R2 to one file that r1_path and r2_path accept; the name's ending says how. ".safetensors": tensors "R1"
+ * F64 [hidden, hidden] and "model.layers.{i}.self_attn.R2" F64 [kv_heads, head_dim, head_dim], where they come from as
+ * metadata. ".pt": a PyTorch dictionary of the same names in F32, as DartQuant's scripts read it for R1 and for R2.
+ * ".bin": SpinQuant's R.bin, whose R2 are F32 [head_dim, head_dim].
+ * Errors: DQ_E_INVALID (another ending), DQ_E_UNSUPPORTED (.bin and R2 that differ between the heads of a layer),
+ * DQ_E_STATE (neither R1 nor R2), DQ_E_IO, DQ_E_NOMEM. */
 DQ_API dq_status dq_rotation_save(const dq_rotation *rotation, const char *path);
 /* JSON text: which parts exist, their orders and origin. *out is owned by the rotation. Errors: DQ_E_INVALID. */
 DQ_API dq_status dq_rotation_describe(const dq_rotation *rotation, const char **out);

@@ -43,7 +43,7 @@ dq_status dq_rotation_set_copy(const dq_rotation_set *set, dq_rotation_set **out
     *copy = *set;
     copy->r1 = copy->r2 = NULL;
     copy->r2_heads = copy->r2_head_dim = copy->r3 = copy->r4 = (dq_hadamard){0};
-    copy->origin = NULL;
+    copy->origin = copy->manifest = NULL;
     DQ_GO(copy_doubles(env, set->r1, (size_t)set->hidden * (size_t)set->hidden, &copy->r1));
     DQ_GO(copy_doubles(env, set->r2, (size_t)(set->layers * set->kv_heads * set->head_dim * set->head_dim), &copy->r2));
     DQ_GO(dq_hadamard_copy(env, &set->r2_heads, &copy->r2_heads));
@@ -53,6 +53,10 @@ dq_status dq_rotation_set_copy(const dq_rotation_set *set, dq_rotation_set **out
     if (set->origin) {
         copy->origin = dq_strdup(env, set->origin);
         if (!copy->origin) DQ_GO(DQ_E_NOMEM);
+    }
+    if (set->manifest) {
+        copy->manifest = dq_strdup(env, set->manifest);
+        if (!copy->manifest) DQ_GO(DQ_E_NOMEM);
     }
     *out = copy;
     return DQ_OK;
@@ -71,5 +75,6 @@ void dq_rotation_set_free(dq_rotation_set *set)
     dq_hadamard_clear(&set->r3);
     dq_hadamard_clear(&set->r4);
     dq_free(set->origin);
+    dq_free(set->manifest);
     dq_free(set);
 }

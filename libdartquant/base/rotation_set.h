@@ -28,6 +28,7 @@ typedef struct dq_rotation_set {
     dq_hadamard r3;          /* order head_dim */
     dq_hadamard r4;          /* order intermediate */
     char *origin;            /* how it was made, one line of text: "hadamard, seed 0", file names */
+    char *manifest;          /* JSON object about how it was learnt; NULL = it was not */
 } dq_rotation_set;
 
 void dq_hadamard_clear(dq_hadamard *h);

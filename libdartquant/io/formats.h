@@ -36,6 +36,9 @@ dq_status dq_gguf_write_metadata(const dq_source *source, const char *path);
 /* Tensors of a state dict; nested dicts join keys with '.'; a bare tensor is called "". Strided tensors are read as
  * they would print. Globals outside the allow-list are refused by name. */
 dq_status dq_pt_open(dq_env *env, const char *path, dq_source **out);
+/* Writes what torch.load (also with weights_only) gives back as a dict of tensors, or as the one tensor itself when `bare`
+ * (its name is then not kept). F32, F64, F16, BF16, I32, I64, U8. Metadata is left out: a state dict has no room for it. */
+dq_status dq_pt_sink(dq_env *env, const char *path, bool bare, dq_sink **out);
 
 /* Opens any of the above by content: folder, index, .safetensors, GGUF magic, zip magic. */
 dq_status dq_source_open(dq_env *env, const char *path, dq_source **out);

@@ -137,8 +137,6 @@ static dq_status split_path(dq_env *env, const char *path, char **dir, char **st
     static const char suffix[] = ".safetensors";
     const char *base = strrchr(path, '/');
     base = base ? base + 1 : path;
-    if (!dq_path_ends_with(base, suffix) || strlen(base) == strlen(suffix))
-        return dq_fail(DQ_E_INVALID, "rotations are saved as NAME.safetensors, not as \"%s\"", path);
     *stem = dq_strndup(env, base, strlen(base) - strlen(suffix));
     if (!*stem) return DQ_E_NOMEM;
     if (base == path)
@@ -160,21 +158,86 @@ static dq_status add_all(const dq_rotation_set *set, dq_sink *sink)
                               (uint64_t)count * 8));
     }
     if (set->origin) DQ_TRY(sink->ops->set_metadata(sink, "origin", set->origin));
+    if (set->manifest) DQ_TRY(sink->ops->set_metadata(sink, "manifest", set->manifest));
     return sink->ops->finish(sink);
+}
+
+/* `count` doubles as a tensor of floats. */
+static dq_status add_floats(dq_env *env, dq_sink *sink, const char *name, int ndim, const int64_t *shape,
+                            const double *values, int64_t count)
+{
+    float *narrow = dq_alloc(env, (size_t)count * sizeof *narrow);
+    if (!narrow) return DQ_E_NOMEM;
+    for (int64_t i = 0; i < count; i++) narrow[i] = (float)values[i];
+    dq_status status = sink->ops->add(sink, name, DQ_F32, ndim, shape, narrow, (uint64_t)count * sizeof *narrow);
+    dq_free(narrow);
+    return status;
+}
+
+/* Whether all heads of the layer have the matrix of the first. */
+static bool is_shared(const dq_rotation_set *set, int64_t layer)
+{
+    size_t size = (size_t)(set->head_dim * set->head_dim);
+    const double *first = set->r2 + (size_t)(layer * set->kv_heads) * size;
+    for (int64_t g = 1; g < set->kv_heads; g++)
+        if (memcmp(first, first + (size_t)g * size, size * sizeof *first) != 0) return false;
+    return true;
+}
+
+/* DartQuant's dictionaries, fp32: "R1" [hidden, hidden], R2 [kv_heads, d, d]. SpinQuant's have one R2 [d, d] per layer. */
+static dq_status add_pickled(const dq_rotation_set *set, bool spinquant, dq_sink *sink)
+{
+    int64_t h = set->hidden, d = set->head_dim, kv = set->kv_heads;
+    if (set->r1) DQ_TRY(add_floats(set->env, sink, "R1", 2, (int64_t[]){h, h}, set->r1, h * h));
+    for (int64_t l = 0; set->r2 && l < set->layers; l++) {
+        char name[NAME_SIZE];
+        const double *r2 = set->r2 + l * kv * d * d;
+        r2_name(name, l);
+        if (spinquant && !is_shared(set, l))
+            return dq_fail(DQ_E_UNSUPPORTED,
+                           "R.bin holds one R2 per layer, layer %lld has one for each of its %lld heads: save as .pt",
+                           (long long)l, (long long)kv);
+        const int64_t shape[3] = {kv, d, d};
+        DQ_TRY(spinquant ? add_floats(set->env, sink, name, 2, shape + 1, r2, d * d)
+                         : add_floats(set->env, sink, name, 3, shape, r2, kv * d * d));
+    }
+    return sink->ops->finish(sink);
+}
+
+typedef enum file_kind { SAFETENSORS, DARTQUANT_PT, SPINQUANT_BIN, UNKNOWN } file_kind;
+
+static file_kind kind_of(const char *path)
+{
+    static const char *const suffixes[] = {".safetensors", ".pt", ".bin"};
+    const char *base = strrchr(path, '/');
+    base = base ? base + 1 : path;
+    for (int i = 0; i < UNKNOWN; i++)
+        if (dq_path_ends_with(base, suffixes[i]) && strlen(base) > strlen(suffixes[i])) return (file_kind)i;
+    return UNKNOWN;
+}
+
+static dq_status open_sink(dq_env *env, const char *path, file_kind kind, dq_sink **out)
+{
+    if (kind != SAFETENSORS) return dq_pt_sink(env, path, false, out);
+    char *dir = NULL, *stem = NULL;
+    dq_status status = split_path(env, path, &dir, &stem);
+    if (status == DQ_OK) status = dq_safetensors_sink(env, dir, stem, UINT64_MAX, out);
+    dq_free(dir);
+    dq_free(stem);
+    return status;
 }
 
 dq_status dq_rotation_set_save(const dq_rotation_set *set, const char *path)
 {
-    if (!set->r1 && !set->r2) return dq_fail(DQ_E_STATE, "the rotation set has neither R1 nor R2 to save");
-    dq_status status = DQ_OK;
-    char *dir = NULL, *stem = NULL;
     dq_sink *sink = NULL;
-    DQ_GO(split_path(set->env, path, &dir, &stem));
-    DQ_GO(dq_safetensors_sink(set->env, dir, stem, UINT64_MAX, &sink));
-    DQ_GO(add_all(set, sink));
-done:
+    file_kind kind = kind_of(path);
+    if (!set->r1 && !set->r2) return dq_fail(DQ_E_STATE, "the rotation set has neither R1 nor R2 to save");
+    if (kind == UNKNOWN)
+        return dq_fail(DQ_E_INVALID, "rotations are saved as NAME.safetensors, NAME.pt or NAME.bin, not as \"%s\"",
+                       path);
+    dq_status status = open_sink(set->env, path, kind, &sink);
+    if (status == DQ_OK)
+        status = kind == SAFETENSORS ? add_all(set, sink) : add_pickled(set, kind == SPINQUANT_BIN, sink);
     if (sink) sink->ops->free(sink);
-    dq_free(dir);
-    dq_free(stem);
     return dq_error_in_file(status, path);
 }

@@ -27,7 +27,9 @@ dq_status dq_rotation_set_make(dq_device *dev, const dq_arch *arch, const dq_rot
                                dq_rotation_set **out);
 /* Largest |(R^T R - I)_ij| over R1 and all R2; 0 when there is neither. */
 dq_status dq_rotation_set_error(dq_device *dev, const dq_rotation_set *set, double *out);
-/* Tensors "R1" F64 and "model.layers.{i}.self_attn.R2" F64 [kv_heads, d, d] in one safetensors file. */
+/* By the name's ending. .safetensors: tensors "R1" F64 and "model.layers.{i}.self_attn.R2" F64 [kv_heads, d, d], origin and
+ * manifest as metadata; .pt: the same as a PyTorch dictionary of F32 (DartQuant's two files in one); .bin: SpinQuant's R.bin,
+ * R2 F32 [d, d], refused when the heads of a layer differ. */
 dq_status dq_rotation_set_save(const dq_rotation_set *set, const char *path);
 
 #endif

@@ -53,6 +53,18 @@ static dq_status write_files(dq_env *e, const char *arg)
     return status;
 }
 
+static dq_status write_pickled(dq_env *e, const char *arg)
+{
+    dq_sink *sink = NULL;
+    char path[400];
+    snprintf(path, sizeof path, "%s/%s", scratch, arg);
+    dq_status status = dq_pt_sink(e, path, false, &sink);
+    if (status != DQ_OK) return status;
+    status = fill_sink(sink);
+    sink->ops->free(sink);
+    return status;
+}
+
 static dq_status write_memory(dq_env *e, const char *arg)
 {
     (void)arg;
@@ -143,6 +155,7 @@ static void writers(void **state)
         every_allocation(write_files, "1000000000", forever);
         every_allocation(write_files, "3000", forever);
         every_allocation(write_memory, "memory", forever);
+        every_allocation(write_pickled, "oom.pt", forever);
         every_allocation(write_and_read_file, "oom.json", forever);
     }
 }

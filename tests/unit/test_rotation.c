@@ -245,7 +245,34 @@ static void saved_sets_come_back_exactly(void **state)
     assert_int_equal(dq_rotation_set_make(dev, &arch, &o, &back), DQ_E_MISMATCH);
     assert_non_null(strstr(dq_error_text(), "model.layers.3.self_attn.R2"));
     unlink(path);
-    assert_int_equal(dq_rotation_set_save(set, in_folder("set.pt")), DQ_E_INVALID);
+    assert_int_equal(dq_rotation_set_save(set, in_folder("set.npz")), DQ_E_INVALID);
+    dq_rotation_set_free(set);
+}
+
+/* DartQuant's dictionaries and SpinQuant's R.bin hold what floats hold. */
+static void pickled_sets_come_back(void **state)
+{
+    (void)state;
+    dq_arch arch = arch_of(12, 3, 4, 2, 6, 10);
+    dq_rotation_options o = {.use_r1 = true, .use_r2 = DQ_R2_OFFLINE, .mode = DQ_ROTATE_RANDOM, .seed = 3};
+    dq_rotation_set *set = make(&arch, &o), *back;
+    static const char *const names[] = {"set.pt", "R.bin"};
+    for (int i = 0; i < 2; i++) {
+        const char *path = in_folder(names[i]);
+        OK(dq_rotation_set_save(set, path));
+        o.r1_path = o.r2_path = path;
+        back = make(&arch, &o);
+        for (int k = 0; k < 144; k++) assert_true(back->r1[k] == (double)(float)set->r1[k]);
+        for (int k = 0; k < 3 * 2 * 36; k++) assert_true(back->r2[k] == (double)(float)set->r2[k]);
+        dq_rotation_set_free(back);
+        unlink(path);
+    }
+    set->r2[36 + 36 * 2] += 1e-9; /* layer 1 has now two matrices */
+    assert_int_equal(dq_rotation_set_save(set, in_folder("R.bin")), DQ_E_UNSUPPORTED);
+    assert_non_null(strstr(dq_error_text(), "layer 1"));
+    assert_int_not_equal(access(in_folder("R.bin"), F_OK), 0);
+    OK(dq_rotation_set_save(set, in_folder("set.pt")));
+    unlink(in_folder("set.pt"));
     dq_rotation_set_free(set);
 }
 
@@ -343,10 +370,11 @@ static void bad_files_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(signs_and_draw_order),    cmocka_unit_test(random_orthogonal),
-        cmocka_unit_test(sizes_without_hadamard),  cmocka_unit_test(online_transform_equals_the_matrix),
-        cmocka_unit_test(copies_are_deep),         cmocka_unit_test(saved_sets_come_back_exactly),
-        cmocka_unit_test(files_of_other_programs), cmocka_unit_test(bad_files_are_refused),
+        cmocka_unit_test(signs_and_draw_order),   cmocka_unit_test(random_orthogonal),
+        cmocka_unit_test(sizes_without_hadamard), cmocka_unit_test(online_transform_equals_the_matrix),
+        cmocka_unit_test(copies_are_deep),        cmocka_unit_test(saved_sets_come_back_exactly),
+        cmocka_unit_test(pickled_sets_come_back), cmocka_unit_test(files_of_other_programs),
+        cmocka_unit_test(bad_files_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
