@@ -6,8 +6,10 @@
  *   nothing needs cleaning up. NULL where an object is required is DQ_E_INVALID, never a crash.
  * - Handles are made by _new / _open / _from_*, freed by _free (NULL allowed) in any order. take_* moves ownership to the
  *   caller, copy_* fills the caller's buffer, text returned through const char ** is borrowed.
- * - Objects of one context may be used by one thread at a time; different contexts are independent. dq_cancel_set may be
- *   called from any thread and from a signal handler. Callbacks come on the calling thread.
+ * - Objects of one context may be used by one thread at a time; different contexts are independent. A call that overlaps
+ *   another of its context, from a second thread or from inside a callback, is refused with DQ_E_STATE. _free may come at any
+ *   time: an object that is freed during a call stays until the call returns. dq_cancel_set may be called from any thread
+ *   and from a signal handler. Callbacks come on the calling thread.
  * - Text is UTF-8. Sizes are size_t or int64_t, never long. The library never aborts, exits, prints, installs signal
  *   handlers or reads environment variables.
  *

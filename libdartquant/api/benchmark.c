@@ -204,7 +204,7 @@ static dq_status run(bench *b, char **out)
 dq_status dq_benchmark_ops(dq_context *ctx, double seconds, const dq_cancel *cancel, dq_progress_fn progress,
                            void *user, const char **out)
 {
-    DQ_ENTER(ctx && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && out);
     if (!(seconds >= 0 && seconds <= 3600)) return dq_fail(DQ_E_INVALID, "%g seconds per operation", seconds);
     bench b = {.ctx = ctx, .seconds = seconds > 0 ? seconds : 0.2, .ops = json_array()};
     b.progress = dq_progress_make(cancel, progress, user);

@@ -3,6 +3,7 @@
 
 #include "api/check.h"
 #include "api/handles.h"
+#include "api/weight_ops.h"
 #include "dartquant/tensor_ops.h"
 #include "graph/block.h"
 #include "rotation/rotation.h"
@@ -78,7 +79,7 @@ static dq_status fake_quant(const void *arg, dq_tensor *x) { return dq_op_fake_q
 dq_status dq_fake_quantize(dq_context *ctx, float *x, int64_t rows, int64_t cols, int32_t bits, int64_t group,
                            int32_t symmetric, double clip)
 {
-    DQ_ENTER(ctx && x);
+    DQ_ENTER_CONTEXT(ctx, ctx && x);
     dq_fake_quant_desc d;
     DQ_TRY(check_matrix("a buffer", rows, cols));
     DQ_TRY(make_desc(bits, 15, cols, group, symmetric, clip, &d));
@@ -147,7 +148,7 @@ static void quantize_row(void *arg, int64_t r, int thread)
 dq_status dq_kv_quantize_rows(dq_context *ctx, const float *x, int64_t rows, int64_t cols, int32_t bits, int64_t group,
                               int32_t symmetric, double clip, uint8_t *codes, float *scale, float *zero)
 {
-    DQ_ENTER(ctx && x && codes && scale && zero);
+    DQ_ENTER_CONTEXT(ctx, ctx && x && codes && scale && zero);
     kv_job job = {.x = x, .cols = cols, .codes = codes, .scale = scale, .zero = zero};
     DQ_TRY(check_matrix("rows of a cache", rows, cols));
     DQ_TRY(make_desc(bits, 8, cols, group, symmetric, clip, &job.d));
@@ -160,11 +161,11 @@ dq_status dq_kv_quantize_rows(dq_context *ctx, const float *x, int64_t rows, int
 dq_status dq_kv_dequantize_rows(dq_context *ctx, const uint8_t *codes, const float *scale, const float *zero,
                                 int64_t rows, int64_t cols, int64_t group, float *x)
 {
-    DQ_ENTER(ctx && codes && scale && zero && x);
+    DQ_ENTER_CONTEXT(ctx, ctx && codes && scale && zero && x);
     DQ_TRY(check_matrix("rows of a cache", rows, cols));
     if (group != -1 && (group < 1 || cols % group != 0))
         return dq_fail(DQ_E_INVALID, "groups of %lld do not divide %lld columns", (long long)group, (long long)cols);
-    return dq_dequantize_weight(ctx, codes, scale, zero, NULL, rows, cols, group, x);
+    return dq_dequantize_rows(&ctx->env, codes, scale, zero, NULL, rows, cols, group, x);
 }
 
 /* ---- rotations ---- */
@@ -188,7 +189,7 @@ static dq_status hadamard(const void *arg, dq_tensor *x)
 
 dq_status dq_apply_hadamard(dq_context *ctx, int64_t n, float *x, int64_t rows, int64_t cols, int32_t transpose)
 {
-    DQ_ENTER(ctx && x);
+    DQ_ENTER_CONTEXT(ctx, ctx && x);
     transform t = {.transpose = transpose};
     DQ_TRY(check_matrix("a buffer", rows, cols));
     if (transpose != 0 && transpose != 1) return dq_fail(DQ_E_INVALID, "transpose = %d, must be 0 or 1", transpose);
@@ -246,7 +247,7 @@ done:
 dq_status dq_fold_rotation(dq_context *ctx, float *w, float *bias, int64_t out, int64_t in, const double *r, int64_t n,
                            int32_t side)
 {
-    DQ_ENTER(ctx && w && r);
+    DQ_ENTER_CONTEXT(ctx, ctx && w && r);
     dq_tensor rotation = {0};
     dq_status status;
     DQ_TRY(check_matrix("a weight", out, in));

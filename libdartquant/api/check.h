@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "base/open_struct.h"
 #include "base/status.h"
 
 /* First line of every fallible public function: forgets the thread's last error and refuses NULL arguments. `required` is
@@ -15,16 +16,17 @@
     } while (0)
 
 /* Copies as much of `full` as the caller's struct has room for. Every open struct begins with uint32_t struct_size, which
- * is kept. `bytes` of the first version is the least a caller may bring. */
-static inline dq_status dq_fill_struct(void *out, const void *full, size_t bytes, const char *name)
+ * is kept. `least` is the size of version 1.0, which every caller has; `bytes` is ours. */
+static inline dq_status dq_fill_struct(void *out, const void *full, size_t least, size_t bytes, const char *name)
 {
     uint32_t given;
     memcpy(&given, out, sizeof given);
-    if (given < bytes || given > 65536)
-        return dq_fail(DQ_E_INVALID, "%s: struct_size is %u, must be sizeof(%s) = %zu", name, given, name, bytes);
-    memcpy((char *)out + sizeof given, (const char *)full + sizeof given, bytes - sizeof given);
-    memset((char *)out + bytes, 0, given - bytes); /* a caller newer than this library: what we do not know is zero */
+    DQ_TRY(dq_open_struct_check(given, least, name));
+    size_t known = given < bytes ? given : bytes;
+    memcpy((char *)out + sizeof given, (const char *)full + sizeof given, known - sizeof given);
+    memset((char *)out + known, 0, given - known); /* a caller newer than this library: what we do not know is zero */
     return DQ_OK;
 }
+#define DQ_FILL_STRUCT(out, full, type, last) dq_fill_struct(out, full, DQ_SIZE_TO(type, last), sizeof(type), #type)
 
 #endif

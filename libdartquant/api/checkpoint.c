@@ -314,7 +314,7 @@ dq_status dq_checkpoint_clear(dq_env *env, const char *dir)
 
 dq_status dq_checkpoint_exists(dq_context *ctx, const char *dir, int32_t *out)
 {
-    DQ_ENTER(ctx && dir && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && dir && out);
     char *path = dq_path_join(&ctx->env, dir, DQ_CHECKPOINT_STATE);
     if (!path) return DQ_E_NOMEM;
     *out = dq_path_exists(path);
@@ -324,6 +324,6 @@ dq_status dq_checkpoint_exists(dq_context *ctx, const char *dir, int32_t *out)
 
 dq_status dq_checkpoint_remove(dq_context *ctx, const char *dir)
 {
-    DQ_ENTER(ctx && dir);
+    DQ_ENTER_CONTEXT(ctx, ctx && dir);
     return dq_checkpoint_clear(&ctx->env, dir);
 }

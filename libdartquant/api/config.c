@@ -356,7 +356,7 @@ dq_status dq_option_get(int32_t index, dq_option_info *out)
         .min = o->min,
         .max = o->max,
     };
-    return dq_fill_struct(out, &full, sizeof full, "dq_option_info");
+    return DQ_FILL_STRUCT(out, &full, dq_option_info, max);
 }
 
 dq_status dq_option_find(const char *name, int32_t *out)
@@ -377,7 +377,7 @@ dq_status dq_preset_get(int32_t index, dq_preset_info *out)
         return dq_fail(DQ_E_INVALID, "preset index %d of %d", (int)index, dq_presets_count);
     const dq_preset *p = &dq_presets[index];
     dq_preset_info full = {.name = p->name, .description = p->description, .settings = p->settings};
-    return dq_fill_struct(out, &full, sizeof full, "dq_preset_info");
+    return DQ_FILL_STRUCT(out, &full, dq_preset_info, settings);
 }
 
 static dq_status apply(dq_config *config, const char *settings)

@@ -132,8 +132,8 @@ uint64_t dq_context_fallback_count(const dq_context *ctx) { return ctx ? dq_devi
 
 dq_status dq_context_counters(const dq_context *ctx, dq_device_counters *out)
 {
-    DQ_ENTER(ctx && out);
-    return dq_fill_struct(out, dq_device_get_counters(ctx->dev), sizeof *out, "dq_device_counters");
+    DQ_ENTER_CONTEXT(ctx, ctx && out);
+    return DQ_FILL_STRUCT(out, dq_device_get_counters(ctx->dev), dq_device_counters, download_bytes);
 }
 
 int dq_config_math(const dq_config *config) { return config ? (int)dq_config_int(config, "math") : DQ_MATH_F32; }

@@ -28,7 +28,7 @@ static dq_status wrap(dq_env *env, dq_status status, dq_token_stream *stream, dq
 dq_status dq_dataset_from_recipe(const dq_tokenizer *tokenizer, const char *name, const char *data_dir, int32_t part,
                                  int64_t seqlen, dq_dataset **out)
 {
-    DQ_ENTER(tokenizer && name && data_dir && out);
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)), tokenizer && name && data_dir && out);
     if (part != DQ_DATASET_TEST && part != DQ_DATASET_TRAIN)
         return dq_fail(DQ_E_INVALID, "part %d is neither DQ_DATASET_TEST nor DQ_DATASET_TRAIN", (int)part);
     if (seqlen < 2) return dq_fail(DQ_E_INVALID, "seqlen %lld", (long long)seqlen);
@@ -40,7 +40,7 @@ dq_status dq_dataset_from_recipe(const dq_tokenizer *tokenizer, const char *name
 
 dq_status dq_dataset_from_file(const dq_tokenizer *tokenizer, const char *path, dq_dataset **out)
 {
-    DQ_ENTER(tokenizer && path && out);
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)), tokenizer && path && out);
     dq_env *env = dq_env_of(tokenizer);
     dq_token_stream stream = {0};
     return wrap(env, dq_stream_from_file(env, tokenizer, path, &stream), &stream, out);
@@ -49,7 +49,7 @@ dq_status dq_dataset_from_file(const dq_tokenizer *tokenizer, const char *path, 
 dq_status dq_dataset_from_text(const dq_tokenizer *tokenizer, const char *text, size_t bytes, const char *name,
                                dq_dataset **out)
 {
-    DQ_ENTER(tokenizer && text && name && out);
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)), tokenizer && text && name && out);
     dq_env *env = dq_env_of(tokenizer);
     dq_token_stream stream = {0};
     return wrap(env, dq_stream_from_text(env, tokenizer, text, bytes, name, &stream), &stream, out);
@@ -57,7 +57,7 @@ dq_status dq_dataset_from_text(const dq_tokenizer *tokenizer, const char *text, 
 
 dq_status dq_dataset_from_ids(dq_context *ctx, const int32_t *ids, size_t count, const char *name, dq_dataset **out)
 {
-    DQ_ENTER(ctx && (ids || count == 0) && name && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && (ids || count == 0) && name && out);
     dq_token_stream stream = {0};
     if (count == 0) return dq_fail(DQ_E_TEXT, "dataset %s holds no tokens", name);
     return wrap(&ctx->env, dq_stream_from_ids(&ctx->env, ids, count, name, &stream), &stream, out);
@@ -65,18 +65,23 @@ dq_status dq_dataset_from_ids(dq_context *ctx, const int32_t *ids, size_t count,
 
 dq_status dq_dataset_from_ids_file(dq_context *ctx, const char *path, dq_dataset **out)
 {
-    DQ_ENTER(ctx && path && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && path && out);
     dq_token_stream stream = {0};
     return wrap(&ctx->env, dq_stream_from_ids_file(&ctx->env, path, &stream), &stream, out);
 }
 
-void dq_dataset_free(dq_dataset *dataset)
+static void destroy(void *object)
 {
-    if (!dataset) return;
+    dq_dataset *dataset = object;
     dq_context *ctx = dataset->ctx;
     dq_token_stream_clear(&dataset->stream);
     dq_free(dataset);
     dq_context_release(ctx);
+}
+
+void dq_dataset_free(dq_dataset *dataset)
+{
+    if (dataset) dq_context_discard(dataset->ctx, destroy, dataset);
 }
 
 const char *dq_dataset_name(const dq_dataset *dataset) { return dataset ? dataset->stream.name : ""; }
@@ -85,7 +90,7 @@ int64_t dq_dataset_count(const dq_dataset *dataset) { return dataset ? (int64_t)
 
 dq_status dq_dataset_copy_ids(const dq_dataset *dataset, int64_t first, int64_t count, int32_t *out)
 {
-    DQ_ENTER(dataset && out);
+    DQ_ENTER_CONTEXT(dataset->ctx, dataset && out);
     int64_t total = dq_dataset_count(dataset);
     if (first < 0 || count < 0 || first > total || count > total - first)
         return dq_fail(DQ_E_INVALID, "ids %lld + %lld of %lld", (long long)first, (long long)count, (long long)total);
@@ -96,7 +101,7 @@ dq_status dq_dataset_copy_ids(const dq_dataset *dataset, int64_t first, int64_t 
 dq_status dq_dataset_sample(const dq_dataset *dataset, uint64_t seed, int64_t nsamples, int64_t seqlen, int32_t *out,
                             size_t capacity)
 {
-    DQ_ENTER(dataset && out);
+    DQ_ENTER_CONTEXT(dataset->ctx, dataset && out);
     size_t needed;
     if (nsamples < 1 || seqlen < 1 || !dq_mul_ok((size_t)nsamples, (size_t)seqlen, &needed) || needed > capacity)
         return dq_fail(DQ_E_INVALID, "room for %zu ids, %lld x %lld asked for", capacity, (long long)nsamples,

@@ -58,21 +58,21 @@ static dq_status new_evaluator(dq_context *ctx, dq_model *model, int64_t vocab, 
 
 dq_status dq_evaluator_new(dq_model *model, const dq_config *config, dq_evaluator **out)
 {
-    DQ_ENTER(model && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
     return new_evaluator(dq_context_of_model(model), model, dq_model_vocab_size(model), config, out);
 }
 
 dq_status dq_evaluator_new_host(dq_context *ctx, int64_t vocab_size, const dq_config *config, dq_evaluator **out)
 {
-    DQ_ENTER(ctx && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && out);
     if (vocab_size < 1 || vocab_size > INT32_MAX)
         return dq_fail(DQ_E_INVALID, "a vocabulary of %lld", (long long)vocab_size);
     return new_evaluator(ctx, NULL, vocab_size, config, out);
 }
 
-void dq_evaluator_free(dq_evaluator *e)
+static void destroy(void *object)
 {
-    if (!e) return;
+    dq_evaluator *e = object;
     dq_context *ctx = e->ctx;
     forget_result(e);
     forget_data(e);
@@ -80,6 +80,11 @@ void dq_evaluator_free(dq_evaluator *e)
     dq_config_free(e->config);
     dq_free(e);
     dq_context_release(ctx);
+}
+
+void dq_evaluator_free(dq_evaluator *e)
+{
+    if (e) dq_context_discard(e->ctx, destroy, e);
 }
 
 /* Ids beyond the last whole window, or beyond the limit, are never read. */
@@ -92,7 +97,7 @@ static int64_t ids_used(const dq_evaluator *e, int64_t count)
 
 dq_status dq_evaluator_bind(dq_evaluator *e, const dq_dataset *dataset)
 {
-    DQ_ENTER(e && dataset);
+    DQ_ENTER_CONTEXT(e->ctx, e && dataset);
     dq_env *env = &e->ctx->env;
     const dq_token_stream *stream = &dataset->stream;
     if (dataset->ctx != e->ctx) return dq_fail(DQ_E_INVALID, "the dataset belongs to another context than the model");
@@ -191,7 +196,7 @@ static dq_status step(dq_evaluator *e, dq_progress *progress, bool *finished)
 dq_status dq_evaluator_step(dq_evaluator *e, const dq_cancel *cancel, dq_progress_fn progress, void *user,
                             int32_t *done)
 {
-    DQ_ENTER(e && done);
+    DQ_ENTER_CONTEXT(e->ctx, e && done);
     bool finished = false;
     DQ_TRY(dq_evaluator_check_ready(e, __func__));
     dq_progress p = dq_progress_make(cancel, progress, user);
@@ -202,7 +207,7 @@ dq_status dq_evaluator_step(dq_evaluator *e, const dq_cancel *cancel, dq_progres
 
 dq_status dq_evaluator_run(dq_evaluator *e, const dq_cancel *cancel, dq_progress_fn progress, void *user)
 {
-    DQ_ENTER(e);
+    DQ_ENTER_CONTEXT(e->ctx, e);
     DQ_TRY(dq_evaluator_check_ready(e, __func__));
     dq_progress p = dq_progress_make(cancel, progress, user);
     for (bool finished = false; !finished;) DQ_TRY(step(e, &p, &finished));
@@ -219,21 +224,21 @@ static dq_status have_result(const dq_evaluator *e)
 
 dq_status dq_evaluator_get_float(dq_evaluator *e, const char *key, double *out)
 {
-    DQ_ENTER(e && key && out);
+    DQ_ENTER_CONTEXT(e->ctx, e && key && out);
     DQ_TRY(have_result(e));
     return dq_facts_float(e->facts, key, "the evaluation", out);
 }
 
 dq_status dq_evaluator_get_int(dq_evaluator *e, const char *key, int64_t *out)
 {
-    DQ_ENTER(e && key && out);
+    DQ_ENTER_CONTEXT(e->ctx, e && key && out);
     DQ_TRY(have_result(e));
     return dq_facts_int(e->facts, key, "the evaluation", out);
 }
 
 dq_status dq_evaluator_copy_windows(const dq_evaluator *e, double *out, size_t capacity)
 {
-    DQ_ENTER(e && out);
+    DQ_ENTER_CONTEXT(e->ctx, e && out);
     DQ_TRY(have_result(e));
     if (capacity < (size_t)e->result.windows)
         return dq_fail(DQ_E_INVALID, "room for %zu windows of %lld", capacity, (long long)e->result.windows);
@@ -243,7 +248,7 @@ dq_status dq_evaluator_copy_windows(const dq_evaluator *e, double *out, size_t c
 
 dq_status dq_evaluator_report(dq_evaluator *e, const char **out)
 {
-    DQ_ENTER(e && out);
+    DQ_ENTER_CONTEXT(e->ctx, e && out);
     DQ_TRY(have_result(e));
     *out = e->report;
     return DQ_OK;

@@ -16,7 +16,7 @@ static dq_status fingerprint_of(dq_evaluator *e, json_t **out)
 
 dq_status dq_evaluator_checkpoint(dq_evaluator *e, const char *dir)
 {
-    DQ_ENTER(e && dir);
+    DQ_ENTER_CONTEXT(e->ctx, e && dir);
     dq_tensor hidden, state;
     json_t *fingerprint = NULL, *activations = NULL;
     DQ_TRY(dq_evaluator_check_ready(e, __func__));
@@ -57,7 +57,7 @@ static dq_status restore(dq_evaluator *e, const char *dir, const json_t *saved)
 
 dq_status dq_evaluator_restore(dq_evaluator *e, const char *dir)
 {
-    DQ_ENTER(e && dir);
+    DQ_ENTER_CONTEXT(e->ctx, e && dir);
     json_t *fingerprint = NULL, *saved = NULL;
     DQ_TRY(dq_evaluator_check_ready(e, __func__));
     if (e->job) return dq_fail(DQ_E_STATE, "an evaluation is under way");

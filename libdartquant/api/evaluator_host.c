@@ -7,7 +7,7 @@
 
 dq_status dq_evaluator_copy_ids(const dq_evaluator *e, int64_t window, int32_t *out, size_t capacity)
 {
-    DQ_ENTER(e && out);
+    DQ_ENTER_CONTEXT(e->ctx, e && out);
     if (!e->ids) return dq_fail(DQ_E_STATE, "dq_evaluator_copy_ids before dq_evaluator_bind");
     int64_t windows = e->count / e->seqlen;
     if (window < 0 || window >= windows)
@@ -45,7 +45,7 @@ static dq_status finish_host(dq_evaluator *e, int64_t windows)
 
 dq_status dq_evaluator_add_logits(dq_evaluator *e, int64_t window, const float *logits, size_t capacity, int32_t *done)
 {
-    DQ_ENTER(e && logits && done);
+    DQ_ENTER_CONTEXT(e->ctx, e && logits && done);
     int64_t windows = e->count / e->seqlen;
     size_t needed;
     double loss = 0;

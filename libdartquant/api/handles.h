@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdatomic.h>
 
+#include "api/guard.h"
 #include "backend/device.h"
 #include "base/env.h"
 #include "base/progress.h"
@@ -25,6 +26,7 @@ typedef struct dq_model_card {
 struct dq_context {
     dq_env env; /* must be first: the context of an environment is its own address */
     atomic_int references;
+    dq_guard guard;
     dq_device *dev;
     dq_model_card *cards;
     char *device_name, *device_json, *benchmark_json;

@@ -91,15 +91,13 @@ static const dq_sink_ops ops = {
 
 dq_status dq_host_sink_check(const dq_tensor_sink *table, dq_tensor_sink *out)
 {
-    if (table->struct_size < sizeof *table || table->struct_size > 65536)
-        return dq_fail(DQ_E_INVALID, "dq_tensor_sink: struct_size is %u, must be sizeof(dq_tensor_sink) = %zu",
-                       table->struct_size, sizeof *table);
-    if (table->abi != DQ_TENSOR_SINK_ABI)
-        return dq_fail(DQ_E_INVALID, "dq_tensor_sink: abi is %u, this library knows %u", table->abi,
-                       DQ_TENSOR_SINK_ABI);
-    if (!table->add || !table->begin != !table->append)
+    dq_tensor_sink t;
+    DQ_TRY(DQ_TAKE_STRUCT(&t, table, dq_tensor_sink, append));
+    if (t.abi != DQ_TENSOR_SINK_ABI)
+        return dq_fail(DQ_E_INVALID, "dq_tensor_sink: abi is %u, this library knows %u", t.abi, DQ_TENSOR_SINK_ABI);
+    if (!t.add || !t.begin != !t.append)
         return dq_fail(DQ_E_INVALID, "dq_tensor_sink: add must be there, begin and append both or neither");
-    memcpy(out, table, sizeof *out);
+    *out = t;
     return DQ_OK;
 }
 
@@ -118,7 +116,7 @@ dq_status dq_host_sink_open(dq_env *env, const dq_tensor_sink *table, dq_sink **
 dq_status dq_model_save_to(dq_model *model, const dq_tensor_sink *table, const dq_cancel *cancel,
                            dq_progress_fn progress, void *user)
 {
-    DQ_ENTER(model && table);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && table);
     dq_model_card *card = dq_model_card_of(model);
     if (!card) return DQ_E_INVALID;
     dq_env *env = &dq_context_of_model(model)->env;

@@ -115,35 +115,34 @@ static dq_status describe(host_source *s, int64_t i)
     return status;
 }
 
-static dq_status check_table(const dq_tensor_source *table)
+static dq_status take_table(const dq_tensor_source *table, dq_tensor_source *out)
 {
-    if (table->struct_size < sizeof *table || table->struct_size > 65536)
-        return dq_fail(DQ_E_INVALID, "dq_tensor_source: struct_size is %u, must be sizeof(dq_tensor_source) = %zu",
-                       table->struct_size, sizeof *table);
-    if (table->abi != DQ_TENSOR_SOURCE_ABI)
-        return dq_fail(DQ_E_INVALID, "dq_tensor_source: abi is %u, this library knows %u", table->abi,
+    DQ_TRY(DQ_TAKE_STRUCT(out, table, dq_tensor_source, free));
+    if (out->abi != DQ_TENSOR_SOURCE_ABI)
+        return dq_fail(DQ_E_INVALID, "dq_tensor_source: abi is %u, this library knows %u", out->abi,
                        DQ_TENSOR_SOURCE_ABI);
-    if (!table->describe || (!table->read && !table->map))
+    if (!out->describe || (!out->read && !out->map))
         return dq_fail(DQ_E_INVALID, "dq_tensor_source: describe, and read or map, must be there");
-    if (table->count < 1 || table->count > INT32_MAX)
-        return dq_fail(DQ_E_INVALID, "dq_tensor_source: %lld tensors", (long long)table->count);
+    if (out->count < 1 || out->count > INT32_MAX)
+        return dq_fail(DQ_E_INVALID, "dq_tensor_source: %lld tensors", (long long)out->count);
     return DQ_OK;
 }
 
 dq_status dq_host_source_open(dq_env *env, const dq_tensor_source *table, dq_source **out)
 {
     dq_status status;
-    DQ_TRY(check_table(table));
+    dq_tensor_source checked;
+    DQ_TRY(take_table(table, &checked));
     host_source *s = dq_calloc(env, 1, sizeof *s);
     if (!s) return DQ_E_NOMEM;
-    s->base = (dq_source){.ops = &ops, .env = env, .one_thread = true, .format = "host", .count = table->count};
-    memcpy(&s->table, table, sizeof s->table);
-    s->base.tensors = dq_calloc(env, (size_t)table->count, sizeof *s->base.tensors);
-    s->mapped = dq_calloc(env, (size_t)table->count, sizeof *s->mapped);
+    s->base = (dq_source){.ops = &ops, .env = env, .one_thread = true, .format = "host", .count = checked.count};
+    s->table = checked;
+    s->base.tensors = dq_calloc(env, (size_t)checked.count, sizeof *s->base.tensors);
+    s->mapped = dq_calloc(env, (size_t)checked.count, sizeof *s->mapped);
     DQ_GO(s->base.tensors && s->mapped ? DQ_OK : DQ_E_NOMEM);
-    DQ_GO(dq_name_map_new(env, (size_t)table->count, &s->base.names));
+    DQ_GO(dq_name_map_new(env, (size_t)checked.count, &s->base.names));
     bool all_mapped = true;
-    for (int64_t i = 0; i < table->count; i++) {
+    for (int64_t i = 0; i < checked.count; i++) {
         DQ_GO(describe(s, i));
         all_mapped = all_mapped && s->mapped[i];
     }
@@ -157,7 +156,7 @@ done:
 
 dq_status dq_model_open_source(dq_context *ctx, const char *config_json, const dq_tensor_source *table, dq_model **out)
 {
-    DQ_ENTER(ctx && config_json && table && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && config_json && table && out);
     dq_source *source = NULL;
     dq_model *model = NULL;
     DQ_TRY(dq_host_source_open(&ctx->env, table, &source));

@@ -45,9 +45,9 @@ dq_status dq_model_publish(dq_model *model, const char *provenance, dq_model **o
     return DQ_OK;
 }
 
-void dq_model_free(dq_model *model)
+static void destroy(void *object)
 {
-    if (!model) return;
+    dq_model *model = object;
     dq_context *ctx = dq_context_of_model(model);
     dq_model_card **slot = card_slot(model), *card = *slot;
     if (card && --card->handles == 0) {
@@ -61,9 +61,14 @@ void dq_model_free(dq_model *model)
     dq_context_release(ctx);
 }
 
+void dq_model_free(dq_model *model)
+{
+    if (model) dq_context_discard(dq_context_of_model(model), destroy, model);
+}
+
 dq_status dq_model_open(dq_context *ctx, const char *path, dq_model **out)
 {
-    DQ_ENTER(ctx && path && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && path && out);
     dq_model *model = NULL;
     DQ_TRY(dq_model_open_path(ctx->dev, path, &model));
     return dq_model_publish(model, NULL, out);
@@ -93,7 +98,7 @@ static dq_status facts_of(dq_model *model, dq_model_card **out)
 
 dq_status dq_model_describe(dq_model *model, const char **out)
 {
-    DQ_ENTER(model && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
     dq_model_card *card;
     DQ_TRY(facts_of(model, &card));
     *out = card->text;
@@ -102,7 +107,7 @@ dq_status dq_model_describe(dq_model *model, const char **out)
 
 dq_status dq_model_get_int(dq_model *model, const char *key, int64_t *out)
 {
-    DQ_ENTER(model && key && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && key && out);
     dq_model_card *card;
     DQ_TRY(facts_of(model, &card));
     return dq_facts_int(card->facts, key, "the model", out);
@@ -110,7 +115,7 @@ dq_status dq_model_get_int(dq_model *model, const char *key, int64_t *out)
 
 dq_status dq_model_get_float(dq_model *model, const char *key, double *out)
 {
-    DQ_ENTER(model && key && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && key && out);
     dq_model_card *card;
     DQ_TRY(facts_of(model, &card));
     return dq_facts_float(card->facts, key, "the model", out);
@@ -121,7 +126,7 @@ int64_t dq_model_tensor_count(const dq_model *model) { return model ? dq_model_r
 
 dq_status dq_model_tensor_info(const dq_model *model, int64_t index, dq_tensor_desc *out)
 {
-    DQ_ENTER(model && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
     return dq_describe_tensor(dq_model_root_source(model), index, out);
 }
 
@@ -129,7 +134,7 @@ dq_status dq_model_tensor_info(const dq_model *model, int64_t index, dq_tensor_d
 
 dq_status dq_model_fuse_norms(dq_model *model, const dq_config *config, dq_model **out)
 {
-    DQ_ENTER(model && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
     dq_model *fused = NULL;
     DQ_TRY(dq_model_derive_fused(model, config && dq_config_int(config, "center_embedding"), &fused));
     return dq_model_publish(fused, NULL, out);
@@ -137,7 +142,7 @@ dq_status dq_model_fuse_norms(dq_model *model, const dq_config *config, dq_model
 
 dq_status dq_model_rotate(dq_model *model, const dq_rotation *rotation, dq_model **out)
 {
-    DQ_ENTER(model && rotation && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && rotation && out);
     if (rotation->ctx != dq_context_of_model(model))
         return dq_fail(DQ_E_INVALID, "the rotation belongs to another context than the model");
     dq_model *rotated = NULL;
@@ -150,7 +155,7 @@ dq_status dq_model_rotate(dq_model *model, const dq_rotation *rotation, dq_model
 dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *config, const dq_cancel *cancel,
                         dq_progress_fn progress, void *user)
 {
-    DQ_ENTER(model && dir);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && dir);
     dq_model_card *card = dq_model_card_of(model);
     if (!card) return DQ_E_INVALID;
     dq_config *defaults = NULL;
@@ -168,7 +173,7 @@ dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *confi
 dq_status dq_model_logits(dq_model *model, const int32_t *ids, int64_t count, const dq_config *config, float *out,
                           size_t capacity)
 {
-    DQ_ENTER(model && ids && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && ids && out);
     size_t needed;
     if (count < 1) return dq_fail(DQ_E_INVALID, "logits of %lld tokens", (long long)count);
     if (!dq_mul_ok((size_t)count, (size_t)dq_model_vocab_size(model), &needed) || needed > capacity)

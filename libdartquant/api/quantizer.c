@@ -23,6 +23,26 @@ bool dq_quantizer_is_bound(const dq_quantizer *q) { return !needs_data(q) || q->
 
 /* ---- life ---- */
 
+static void destroy(void *object)
+{
+    dq_quantizer *q = object;
+    dq_context *ctx = q->ctx;
+    dq_quantize_job_free(q->job);
+    dq_keeper_free(q->keeper);
+    if (q->spool) q->spool->ops->free(q->spool);
+    dq_saver_free(q->saver);
+    dq_source_free(q->store);
+    dq_model_release(q->model);
+    dq_config_free(q->config);
+    dq_free(q->windows.data);
+    dq_free(q->dataset);
+    dq_free(q->protocol);
+    json_decref(q->facts);
+    dq_free(q->report);
+    dq_free(q);
+    dq_context_release(ctx);
+}
+
 static dq_status check_request(dq_quantizer *q)
 {
     const dq_scheme *present = dq_model_scheme(q->model);
@@ -55,13 +75,13 @@ static dq_status new_job(dq_model *model, const dq_config *config, dq_quantizer 
     *out = q;
     return DQ_OK;
 done:
-    dq_quantizer_free(q);
+    destroy(q);
     return status;
 }
 
 dq_status dq_quantizer_new(dq_model *model, const dq_config *config, dq_quantizer **out)
 {
-    DQ_ENTER(model && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
     if (config) return new_job(model, config, out);
     dq_config *defaults = NULL;
     DQ_TRY(dq_config_new(&defaults));
@@ -72,29 +92,14 @@ dq_status dq_quantizer_new(dq_model *model, const dq_config *config, dq_quantize
 
 void dq_quantizer_free(dq_quantizer *q)
 {
-    if (!q) return;
-    dq_context *ctx = q->ctx;
-    dq_quantize_job_free(q->job);
-    dq_keeper_free(q->keeper);
-    if (q->spool) q->spool->ops->free(q->spool);
-    dq_saver_free(q->saver);
-    dq_source_free(q->store);
-    dq_model_release(q->model);
-    dq_config_free(q->config);
-    dq_free(q->windows.data);
-    dq_free(q->dataset);
-    dq_free(q->protocol);
-    json_decref(q->facts);
-    dq_free(q->report);
-    dq_free(q);
-    dq_context_release(ctx);
+    if (q) dq_context_discard(q->ctx, destroy, q);
 }
 
 /* ---- where the result goes ---- */
 
 dq_status dq_quantizer_set_sink(dq_quantizer *q, const dq_tensor_sink *table)
 {
-    DQ_ENTER(q && table);
+    DQ_ENTER_CONTEXT(q->ctx, q && table);
     if (q->state != READY) return dq_fail(DQ_E_STATE, "the quantizer has started already");
     if (q->save_dir[0]) return dq_fail(DQ_E_STATE, "save_qmodel_path is set: the result goes to that folder");
     DQ_TRY(dq_host_sink_check(table, &q->sink));
@@ -106,7 +111,7 @@ dq_status dq_quantizer_set_sink(dq_quantizer *q, const dq_tensor_sink *table)
 
 dq_status dq_quantizer_needs_data(const dq_quantizer *q, int32_t *out)
 {
-    DQ_ENTER(q && out);
+    DQ_ENTER_CONTEXT(q->ctx, q && out);
     *out = needs_data(q);
     return DQ_OK;
 }
@@ -133,7 +138,7 @@ static uint64_t hash_ids(const dq_ids *ids)
 
 dq_status dq_quantizer_bind(dq_quantizer *q, const dq_dataset *dataset)
 {
-    DQ_ENTER(q && dataset);
+    DQ_ENTER_CONTEXT(q->ctx, q && dataset);
     dq_status status;
     dq_env *env = &q->ctx->env;
     dq_ids windows = {0};
@@ -348,7 +353,7 @@ static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progr
 dq_status dq_quantizer_step(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user,
                             int32_t *done)
 {
-    DQ_ENTER(q && done);
+    DQ_ENTER_CONTEXT(q->ctx, q && done);
     bool finished = false;
     DQ_TRY(checked_step(q, cancel, progress, user, &finished));
     *done = finished;
@@ -357,14 +362,14 @@ dq_status dq_quantizer_step(dq_quantizer *q, const dq_cancel *cancel, dq_progres
 
 dq_status dq_quantizer_run(dq_quantizer *q, const dq_cancel *cancel, dq_progress_fn progress, void *user)
 {
-    DQ_ENTER(q);
+    DQ_ENTER_CONTEXT(q->ctx, q);
     for (bool finished = false; !finished;) DQ_TRY(checked_step(q, cancel, progress, user, &finished));
     return DQ_OK;
 }
 
 dq_status dq_quantizer_take_model(dq_quantizer *q, dq_model **out)
 {
-    DQ_ENTER(q && out);
+    DQ_ENTER_CONTEXT(q->ctx, q && out);
     if (q->state == TAKEN) return dq_fail(DQ_E_STATE, "the quantizer's model was taken already");
     if (q->state != DONE) return dq_fail(DQ_E_STATE, "the quantizer is not done");
     if (q->has_sink)
@@ -444,7 +449,7 @@ static dq_status refresh(dq_quantizer *q)
 
 dq_status dq_quantizer_report(dq_quantizer *q, const char **out)
 {
-    DQ_ENTER(q && out);
+    DQ_ENTER_CONTEXT(q->ctx, q && out);
     char *text = NULL;
     DQ_TRY(refresh(q));
     DQ_TRY(dq_json_dump(&q->ctx->env, q->facts, false, &text));
@@ -456,7 +461,7 @@ dq_status dq_quantizer_report(dq_quantizer *q, const char **out)
 
 dq_status dq_quantizer_get_float(dq_quantizer *q, const char *key, double *out)
 {
-    DQ_ENTER(q && key && out);
+    DQ_ENTER_CONTEXT(q->ctx, q && key && out);
     DQ_TRY(refresh(q));
     if (json_is_null(json_object_get(q->facts, key)))
         return dq_fail(DQ_E_STATE, "\"%s\" is not known before the model was taken", key);

@@ -188,7 +188,7 @@ static dq_status begin(dq_quantizer *q, const char *dir)
 
 dq_status dq_quantizer_checkpoint(dq_quantizer *q, const char *dir)
 {
-    DQ_ENTER(q && dir);
+    DQ_ENTER_CONTEXT(q->ctx, q && dir);
     if (q->state == FAILED) return dq_fail(DQ_E_STATE, "the quantizer failed: its last checkpoint stands");
     if (q->state == DONE || q->state == TAKEN) return dq_fail(DQ_E_STATE, "the quantizer is done");
     if (!dq_quantizer_has_weights(q))
@@ -332,7 +332,7 @@ static dq_status restore(dq_quantizer *q, const saved *s)
 
 dq_status dq_quantizer_restore(dq_quantizer *q, const char *dir)
 {
-    DQ_ENTER(q && dir);
+    DQ_ENTER_CONTEXT(q->ctx, q && dir);
     saved s = {0};
     if (q->state != READY || q->keeper) return dq_fail(DQ_E_STATE, "the quantizer has started already");
     if (!dq_quantizer_has_weights(q))

@@ -27,6 +27,16 @@ static dq_status describe(dq_rotation *rotation)
     return status;
 }
 
+static void destroy(void *object)
+{
+    dq_rotation *rotation = object;
+    dq_context *ctx = rotation->ctx;
+    dq_rotation_set_free(rotation->set);
+    dq_free(rotation->text);
+    dq_free(rotation);
+    dq_context_release(ctx);
+}
+
 static dq_status make(dq_model *model, const dq_config *config, dq_rotation **out)
 {
     dq_context *ctx = dq_context_of_model(model);
@@ -50,13 +60,13 @@ static dq_status make(dq_model *model, const dq_config *config, dq_rotation **ou
     *out = rotation;
     return DQ_OK;
 done:
-    dq_rotation_free(rotation);
+    destroy(rotation);
     return status;
 }
 
 dq_status dq_rotation_new(dq_model *model, const dq_config *config, dq_rotation **out)
 {
-    DQ_ENTER(model && out);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
     if (config) return make(model, config, out);
     dq_config *defaults = NULL;
     DQ_TRY(dq_config_new(&defaults));
@@ -67,29 +77,24 @@ dq_status dq_rotation_new(dq_model *model, const dq_config *config, dq_rotation 
 
 void dq_rotation_free(dq_rotation *rotation)
 {
-    if (!rotation) return;
-    dq_context *ctx = rotation->ctx;
-    dq_rotation_set_free(rotation->set);
-    dq_free(rotation->text);
-    dq_free(rotation);
-    dq_context_release(ctx);
+    if (rotation) dq_context_discard(rotation->ctx, destroy, rotation);
 }
 
 dq_status dq_rotation_save(const dq_rotation *rotation, const char *path)
 {
-    DQ_ENTER(rotation && path);
+    DQ_ENTER_CONTEXT(rotation->ctx, rotation && path);
     return dq_rotation_set_save(rotation->set, path);
 }
 
 dq_status dq_rotation_describe(const dq_rotation *rotation, const char **out)
 {
-    DQ_ENTER(rotation && out);
+    DQ_ENTER_CONTEXT(rotation->ctx, rotation && out);
     *out = rotation->text;
     return DQ_OK;
 }
 
 dq_status dq_rotation_error(const dq_rotation *rotation, double *out)
 {
-    DQ_ENTER(rotation && out);
+    DQ_ENTER_CONTEXT(rotation->ctx, rotation && out);
     return dq_rotation_set_error(rotation->ctx->dev, rotation->set, out);
 }

@@ -55,7 +55,7 @@ dq_status dq_score_rows(dq_env *env, const float *logits, int64_t rows, int64_t 
 dq_status dq_score_logits(dq_context *ctx, const float *logits, int64_t rows, int64_t vocab, int64_t row_stride,
                           const int32_t *targets, double *nll, int32_t *best)
 {
-    DQ_ENTER(ctx && logits && targets && nll);
+    DQ_ENTER_CONTEXT(ctx, ctx && logits && targets && nll);
     size_t bytes;
     if (rows < 1 || vocab < 1 || vocab > INT32_MAX || row_stride < vocab ||
         !dq_mul_ok((size_t)rows, (size_t)row_stride * 8, &bytes))

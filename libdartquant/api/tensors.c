@@ -27,12 +27,12 @@ dq_status dq_describe_tensor(const dq_source *source, int64_t index, dq_tensor_d
         .offset = t->offset,
     };
     memcpy(full.shape, t->shape, sizeof t->shape[0] * (size_t)t->ndim);
-    return dq_fill_struct(out, &full, sizeof full, "dq_tensor_desc");
+    return DQ_FILL_STRUCT(out, &full, dq_tensor_desc, offset);
 }
 
 dq_status dq_tensors_open(dq_context *ctx, const char *path, dq_tensors **out)
 {
-    DQ_ENTER(ctx && path && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && path && out);
     dq_tensors *tensors = dq_calloc(&ctx->env, 1, sizeof *tensors);
     if (!tensors) return DQ_E_NOMEM;
     dq_status status = dq_source_open(&ctx->env, path, &tensors->source);
@@ -45,13 +45,18 @@ dq_status dq_tensors_open(dq_context *ctx, const char *path, dq_tensors **out)
     return DQ_OK;
 }
 
-void dq_tensors_free(dq_tensors *tensors)
+static void destroy(void *object)
 {
-    if (!tensors) return;
+    dq_tensors *tensors = object;
     dq_context *ctx = tensors->ctx;
     dq_source_free(tensors->source);
     dq_free(tensors);
     dq_context_release(ctx);
+}
+
+void dq_tensors_free(dq_tensors *tensors)
+{
+    if (tensors) dq_context_discard(tensors->ctx, destroy, tensors);
 }
 
 const char *dq_tensors_format(const dq_tensors *tensors) { return tensors ? tensors->source->format : ""; }
@@ -59,13 +64,13 @@ int64_t dq_tensors_count(const dq_tensors *tensors) { return tensors ? tensors->
 
 dq_status dq_tensors_info(const dq_tensors *tensors, int64_t index, dq_tensor_desc *out)
 {
-    DQ_ENTER(tensors && out);
+    DQ_ENTER_CONTEXT(tensors->ctx, tensors && out);
     return dq_describe_tensor(tensors->source, index, out);
 }
 
 dq_status dq_tensors_find(const dq_tensors *tensors, const char *name, int64_t *out)
 {
-    DQ_ENTER(tensors && name && out);
+    DQ_ENTER_CONTEXT(tensors->ctx, tensors && name && out);
     int64_t index = dq_source_find(tensors->source, name);
     if (index < 0) return dq_fail(DQ_E_NOTFOUND, "no tensor \"%s\"", name);
     *out = index;
@@ -75,7 +80,7 @@ dq_status dq_tensors_find(const dq_tensors *tensors, const char *name, int64_t *
 dq_status dq_tensors_read_f32(dq_tensors *tensors, int64_t index, int64_t row, int64_t count, float *out,
                               size_t capacity)
 {
-    DQ_ENTER(tensors && out);
+    DQ_ENTER_CONTEXT(tensors->ctx, tensors && out);
     const dq_source *source = tensors->source;
     if (index < 0 || index >= source->count)
         return dq_fail(DQ_E_INVALID, "tensor %lld of %lld", (long long)index, (long long)source->count);

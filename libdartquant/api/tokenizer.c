@@ -7,18 +7,23 @@
 
 dq_status dq_tokenizer_open(dq_context *ctx, const char *path, dq_tokenizer **out)
 {
-    DQ_ENTER(ctx && path && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && path && out);
     DQ_TRY(dq_tokenizer_open_path(&ctx->env, path, out));
     dq_context_retain(ctx);
     return DQ_OK;
 }
 
-void dq_tokenizer_free(dq_tokenizer *tokenizer)
+static void destroy(void *object)
 {
-    if (!tokenizer) return;
+    dq_tokenizer *tokenizer = object;
     dq_context *ctx = dq_context_of(dq_env_of(tokenizer));
     dq_tokenizer_destroy(tokenizer);
     dq_context_release(ctx);
+}
+
+void dq_tokenizer_free(dq_tokenizer *tokenizer)
+{
+    if (tokenizer) dq_context_discard(dq_context_of(dq_env_of(tokenizer)), destroy, tokenizer);
 }
 
 int64_t dq_tokenizer_vocab_size(const dq_tokenizer *tokenizer) { return tokenizer ? dq_tokenizer_size(tokenizer) : 0; }
@@ -38,7 +43,8 @@ static dq_status check_flags(uint32_t flags, uint32_t known)
 dq_status dq_tokenizer_encode(const dq_tokenizer *tokenizer, const char *text, size_t bytes, uint32_t flags,
                               int32_t *ids, size_t capacity, size_t *needed)
 {
-    DQ_ENTER(tokenizer && (text || bytes == 0) && (ids || capacity == 0) && needed);
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)),
+                     tokenizer && (text || bytes == 0) && (ids || capacity == 0) && needed);
     DQ_TRY(check_flags(flags, DQ_ENCODE_ADD_SPECIAL | DQ_ENCODE_PARSE_SPECIAL));
     dq_ids result = {0};
     DQ_TRY(dq_tokenizer_encode_text(tokenizer, text ? text : "", bytes, flags & DQ_ENCODE_ADD_SPECIAL,
@@ -52,7 +58,8 @@ dq_status dq_tokenizer_encode(const dq_tokenizer *tokenizer, const char *text, s
 dq_status dq_tokenizer_decode(const dq_tokenizer *tokenizer, const int32_t *ids, size_t count, uint32_t flags,
                               char *text, size_t capacity, size_t *needed)
 {
-    DQ_ENTER(tokenizer && (ids || count == 0) && (text || capacity == 0) && needed);
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)),
+                     tokenizer && (ids || count == 0) && (text || capacity == 0) && needed);
     DQ_TRY(check_flags(flags, DQ_DECODE_SKIP_SPECIAL));
     int64_t size = dq_tokenizer_size(tokenizer);
     for (size_t i = 0; i < count; i++)

@@ -5,6 +5,7 @@
 #include "api/config.h"
 #include "api/handles.h"
 #include "api/scheme.h"
+#include "api/weight_ops.h"
 #include "base/half.h"
 #include "dartquant/tensor_ops.h"
 #include "quant/quantize.h"
@@ -22,7 +23,7 @@ struct dq_hessian {
 
 dq_status dq_hessian_new(dq_context *ctx, int64_t n, dq_hessian **out)
 {
-    DQ_ENTER(ctx && out);
+    DQ_ENTER_CONTEXT(ctx, ctx && out);
     size_t elements;
     if (n < 1 || n > INT32_MAX || !dq_mul_ok((size_t)n, (size_t)n, &elements))
         return dq_fail(DQ_E_INVALID, "a Hessian of order %lld", (long long)n);
@@ -41,13 +42,18 @@ dq_status dq_hessian_new(dq_context *ctx, int64_t n, dq_hessian **out)
     return DQ_OK;
 }
 
-void dq_hessian_free(dq_hessian *h)
+static void destroy(void *object)
 {
-    if (!h) return;
+    dq_hessian *h = object;
     dq_context *ctx = h->ctx;
     dq_tensor_free(&h->h);
     dq_free(h);
     dq_context_release(ctx);
+}
+
+void dq_hessian_free(dq_hessian *h)
+{
+    if (h) dq_context_discard(h->ctx, destroy, h);
 }
 
 int64_t dq_hessian_rows(const dq_hessian *h) { return h ? h->rows : 0; }
@@ -89,7 +95,7 @@ static dq_status add_chunk(dq_hessian *h, const char *x, int64_t rows, size_t pi
 
 dq_status dq_hessian_add(dq_hessian *h, const void *x, int64_t rows, int64_t row_stride, dq_dtype dtype)
 {
-    DQ_ENTER(h && x);
+    DQ_ENTER_CONTEXT(h->ctx, h && x);
     if (h->broken) return dq_fail(DQ_E_STATE, "the accumulator failed before and holds only a part of its inputs");
     DQ_TRY(check_inputs(h, x, rows, row_stride, dtype));
     size_t size = dq_dtype_size(dtype), pitch = (size_t)row_stride * size;
@@ -109,7 +115,7 @@ dq_status dq_hessian_add(dq_hessian *h, const void *x, int64_t rows, int64_t row
 
 dq_status dq_hessian_copy(const dq_hessian *h, float *out, size_t capacity)
 {
-    DQ_ENTER(h && out);
+    DQ_ENTER_CONTEXT(h->ctx, h && out);
     if (h->broken) return dq_fail(DQ_E_STATE, "the accumulator failed before and holds only a part of its inputs");
     if (capacity < (size_t)(h->n * h->n))
         return dq_fail(DQ_E_INVALID, "room for %zu floats, %lld x %lld needed", capacity, (long long)h->n,
@@ -122,7 +128,7 @@ dq_status dq_hessian_copy(const dq_hessian *h, float *out, size_t capacity)
 
 dq_status dq_hessian_set(dq_hessian *h, const float *values, int64_t rows)
 {
-    DQ_ENTER(h && values);
+    DQ_ENTER_CONTEXT(h->ctx, h && values);
     if (rows < 0) return dq_fail(DQ_E_INVALID, "a Hessian over %lld inputs", (long long)rows);
     for (int64_t i = 0; i < h->n; i++)
         for (int64_t j = 0; j <= i; j++)
@@ -197,7 +203,7 @@ dq_status dq_quantize_weight(dq_context *ctx, const dq_config *config, const flo
                              const dq_hessian *hessian, uint8_t *codes, float *scale, float *zero, int32_t *g_idx,
                              double *error, double *damping)
 {
-    DQ_ENTER(ctx && config && w && codes && scale && zero && g_idx);
+    DQ_ENTER_CONTEXT(ctx, ctx && config && w && codes && scale && zero && g_idx);
     dq_weight_spec spec;
     dq_status status;
     dq_tensor t = {0};
@@ -248,10 +254,9 @@ static void dequantize_row(void *arg, int64_t r, int thread)
     }
 }
 
-dq_status dq_dequantize_weight(dq_context *ctx, const uint8_t *codes, const float *scale, const float *zero,
-                               const int32_t *g_idx, int64_t out, int64_t in, int64_t group, float *w)
+dq_status dq_dequantize_rows(dq_env *env, const uint8_t *codes, const float *scale, const float *zero,
+                             const int32_t *g_idx, int64_t out, int64_t in, int64_t group, float *w)
 {
-    DQ_ENTER(ctx && codes && scale && zero && w);
     DQ_TRY(check_weight(out, in));
     if (group != -1 && group < 1) return dq_fail(DQ_E_INVALID, "groups of %lld columns", (long long)group);
     if (group == -1 || group > in) group = in;
@@ -260,6 +265,13 @@ dq_status dq_dequantize_weight(dq_context *ctx, const uint8_t *codes, const floa
         if (g_idx[c] < 0 || g_idx[c] >= job.groups)
             return dq_fail(DQ_E_INVALID, "column %lld belongs to group %d of %lld", (long long)c, g_idx[c],
                            (long long)job.groups);
-    dq_run(&ctx->env, out, dequantize_row, &job);
+    dq_run(env, out, dequantize_row, &job);
     return DQ_OK;
+}
+
+dq_status dq_dequantize_weight(dq_context *ctx, const uint8_t *codes, const float *scale, const float *zero,
+                               const int32_t *g_idx, int64_t out, int64_t in, int64_t group, float *w)
+{
+    DQ_ENTER_CONTEXT(ctx, ctx && codes && scale && zero && w);
+    return dq_dequantize_rows(&ctx->env, codes, scale, zero, g_idx, out, in, group, w);
 }

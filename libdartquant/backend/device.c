@@ -5,7 +5,7 @@
 
 #include "backend/device_internal.h"
 #include "backend/ref/ref.h"
-#include "base/status.h"
+#include "base/open_struct.h"
 
 /* ---- services ---- */
 
@@ -84,9 +84,9 @@ dq_status dq_backend_check(const dq_backend *table)
     if (!table) return dq_fail(DQ_E_INVALID, "backend table is NULL");
     if (table->abi != DQ_BACKEND_ABI)
         return dq_fail(DQ_E_INVALID, "backend table has abi %u, this library speaks %u", table->abi, DQ_BACKEND_ABI);
-    if (table->struct_size < offsetof(dq_backend, fill))
-        return dq_fail(DQ_E_INVALID, "backend table has struct_size %u, at least %zu is needed", table->struct_size,
-                       offsetof(dq_backend, fill));
+    if (table->struct_size < offsetof(dq_backend, fill) || table->struct_size > DQ_STRUCT_LIMIT)
+        return dq_fail(DQ_E_INVALID, "backend table has struct_size %u, sizeof(dq_backend) and at least %zu is needed",
+                       table->struct_size, offsetof(dq_backend, fill));
     if (!table->name || table->name[0] == '\0') return dq_fail(DQ_E_INVALID, "backend table has no name");
     const struct {
         const char *name;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/open_struct.h"
 #include "base/pool.h"
 #include "base/status.h"
 
@@ -35,23 +36,27 @@ static void default_free(void *user, void *ptr, size_t bytes)
     free(ptr);
 }
 
+static dq_status take_services(dq_env *env, const dq_services *services)
+{
+    dq_services s;
+    DQ_TRY(DQ_TAKE_STRUCT(&s, services, dq_services, log_user));
+    if (s.abi != 1) return dq_fail(DQ_E_INVALID, "dq_services: abi is %u, this library knows 1", s.abi);
+    if (!s.allocator.alloc != !s.allocator.free)
+        return dq_fail(DQ_E_INVALID, "dq_services: allocator needs both alloc and free, or neither");
+    if (s.runner.run && s.runner.threads < 1)
+        return dq_fail(DQ_E_INVALID, "dq_services: runner.threads must be at least 1");
+    if (s.allocator.alloc) env->allocator = s.allocator;
+    env->runner = s.runner;
+    env->log = s.log;
+    env->log_user = s.log_user;
+    return DQ_OK;
+}
+
 dq_status dq_env_init(dq_env *env, const dq_services *services, int threads)
 {
     memset(env, 0, sizeof *env);
     env->allocator = (dq_allocator){default_alloc, default_free, NULL};
-    if (services) {
-        if (services->struct_size != sizeof *services || services->abi != 1)
-            return dq_fail(DQ_E_INVALID, "dq_services: struct_size %u and abi %u, this library expects %zu and 1",
-                           services->struct_size, services->abi, sizeof *services);
-        if (!services->allocator.alloc != !services->allocator.free)
-            return dq_fail(DQ_E_INVALID, "dq_services: allocator needs both alloc and free, or neither");
-        if (services->runner.run && services->runner.threads < 1)
-            return dq_fail(DQ_E_INVALID, "dq_services: runner.threads must be at least 1");
-        if (services->allocator.alloc) env->allocator = services->allocator;
-        env->runner = services->runner;
-        env->log = services->log;
-        env->log_user = services->log_user;
-    }
+    if (services) DQ_TRY(take_services(env, services));
     if (env->runner.run) {
         env->threads = env->runner.threads;
         return DQ_OK;

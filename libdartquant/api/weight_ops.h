@@ -1,0 +1,11 @@
+/* What weights and KV caches share. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_API_WEIGHT_OPS_H
+#define DQ_API_WEIGHT_OPS_H
+
+#include "base/env.h"
+
+/* dq_dequantize_weight from inside a public function. */
+dq_status dq_dequantize_rows(dq_env *env, const uint8_t *codes, const float *scale, const float *zero,
+                             const int32_t *g_idx, int64_t out, int64_t in, int64_t group, float *w);
+
+#endif
