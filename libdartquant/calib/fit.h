@@ -25,14 +25,14 @@ typedef struct dq_fit_spec {
     bool cosine;           /* lr falls to 0 along half a cosine */
     int64_t epochs, batch; /* activation rows in one gradient; 0 = a tenth of them, at least 64 n if there are */
     int64_t accumulation;  /* gradients in one step */
-    double mm_boldness, mm_memory;          /* polar-mm: share c of the quadratic term (1 = safe), EMA of the target */
-    double weight[DQ_ROW_KINDS];            /* of each kind in the loss; kinds without rows give theirs to the others */
-    int64_t quant_steps;                    /* steps of the quantization error finish after the epochs; 0 = none */
-    dq_fake_quant_desc quant[DQ_ROW_KINDS]; /* target bits of each kind: report and finish */
-    int64_t patience;                       /* epochs without gain on held-out rows before it stops; 0 = never */
-    uint64_t seed;                          /* of the initial rotation */
-    bool compat;                            /* the original program's ways, see docs/numerics.md */
-    int math;                               /* DQ_MATH_* */
+    double mm_boldness, mm_memory; /* polar-mm: factor c on the curvature (1 = monotone, less = longer steps), EMA */
+    double weight[DQ_ROW_KINDS];   /* of each kind in the loss; kinds without rows give theirs to the others */
+    int64_t quant_steps;           /* steps of the quantization error finish after the epochs; 0 = none */
+    dq_quant_target quant[DQ_ROW_KINDS]; /* target bits of each kind: report and finish */
+    int64_t patience;                    /* epochs without gain on held-out rows before it stops; 0 = never */
+    uint64_t seed;                       /* of the initial rotation */
+    bool compat;                         /* the original program's ways, see docs/numerics.md */
+    int math;                            /* DQ_MATH_* */
 } dq_fit_spec;
 
 /* What is known of one kind of rows; held-out rows where there are any, else training rows. */

@@ -1,33 +1,42 @@
-/* Losses of rotated rows o = x R, with gradients. A table of functions; docs/numerics.md "Learnt rotations" has the
- * formulas and their sources. SPDX-License-Identifier: Apache-2.0 */
+/* Losses of rotated rows o = x R, with gradients; docs/numerics.md, "Learnt rotations", has the formulas and their
+ * sources. SPDX-License-Identifier: Apache-2.0 */
 #ifndef DQ_CALIB_LOSS_H
 #define DQ_CALIB_LOSS_H
 
 #include "backend/device.h"
 
-typedef enum dq_loss_kind {
-    DQ_LOSS_WHIP,        /* sum_i exp(-|o_i|) per row (DartQuant, arXiv 2511.04063) */
-    DQ_LOSS_SWD,         /* mean (sorted o - uniform quantiles)^2 over all numbers of a batch */
-    DQ_LOSS_SWD_CHANNEL, /* the same per channel over the rows of a batch, mean over channels */
-    DQ_LOSS_SWD_GAUSS,   /* per channel against Gaussian quantiles */
-    DQ_LOSS_KURTOSIS,    /* mean o^4 / (mean o^2)^2 per row (KurTail) */
-    DQ_LOSS_VARIANCE,    /* mean o^2 - (mean |o|)^2 per row: variance of magnitudes */
-    DQ_LOSS_QUANT_MSE,   /* mean (o - Q(o))^2 per row, Q(o) held fixed in the gradient */
-    DQ_LOSS_HOST         /* registered by the host */
-} dq_loss_kind;
-enum { DQ_LOSS_KINDS = DQ_LOSS_HOST }; /* in the table */
+/* The first four are decided by each row alone and run inside the device's rotation_loss. */
+typedef enum dq_fit_loss {
+    DQ_FIT_WHIP,        /* sum exp(-|o|) of a row (DartQuant, arXiv 2511.04063) */
+    DQ_FIT_KURTOSIS,    /* width S4 / S2^2 of a row, Sk = sum (o - mean)^k (KurTail) */
+    DQ_FIT_VARIANCE,    /* S2 / width of a row */
+    DQ_FIT_QUANT,       /* sum (o - Q(o))^2 of a row, Q(o) held fixed in the gradient */
+    DQ_FIT_SWD,         /* mean (sorted o - uniform quantiles)^2 over all numbers of a batch */
+    DQ_FIT_SWD_CHANNEL, /* the same per channel over the rows of a batch, mean over channels */
+    DQ_FIT_SWD_GAUSS,   /* per channel against Gaussian quantiles */
+    DQ_FIT_HOST,        /* registered by the host */
+    DQ_FIT_LOSSES
+} dq_fit_loss;
+
+/* The quantizer of rotated rows: dq_fake_quant_desc without zero_in_range. */
+typedef struct dq_quant_target {
+    int32_t bits; /* 2..15 */
+    int32_t symmetric;
+    int64_t group; /* columns; 0 = the whole row */
+    double clip;
+} dq_quant_target;
 
 /* Value and gradient of a host's loss: o F32 [rows, cols] rotated rows; *loss = its value for this batch, a mean over
- * rows; grad F32 [rows, cols] = d loss / d o. */
+ * rows; grad F32 [rows, cols] = d loss / d o, or NULL. */
 typedef dq_status (*dq_host_loss_fn)(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss);
 
 typedef struct dq_loss {
-    dq_loss_kind kind;
-    dq_fake_quant_desc quant; /* QUANT_MSE */
-    dq_host_loss_fn fn;       /* HOST */
+    dq_fit_loss kind;
+    dq_quant_target quant; /* QUANT */
+    bool relative;         /* row-local kinds: each row's loss divided by |x|^2 */
+    dq_host_loss_fn fn;    /* HOST */
     void *user;
-    double
-        curvature; /* HOST: upper bound of d2 loss_row / d o_i^2 for polar-mm, 0 = unknown; others: dq_loss_curvature */
+    double curvature; /* HOST: see dq_loss_curvature */
 } dq_loss;
 
 /* The sizes of one problem: rows [*, heads * n], head h turns by matrix h / (heads / groups). R1: heads = groups = 1. */
@@ -37,23 +46,24 @@ typedef struct dq_orbit {
 } dq_orbit;
 static inline int64_t dq_orbit_width(const dq_orbit *o) { return o->n * o->heads; }
 
-const char *dq_loss_name(dq_loss_kind kind);
-/* Depends on rows together, so the batch must be rotated whole. */
-bool dq_loss_couples_rows(dq_loss_kind kind);
-/* Largest second derivative along any o_i of the loss of one row, 0 = unbounded or unknown. */
+/* "whip", "kurtosis", "variance", "quant-mse", "swd", "swd-channel", "swd-gauss", "host". */
+const char *dq_loss_name(dq_fit_loss kind);
+/* Depends on the rows of a batch together, or on the host: the batch is rotated whole. */
+bool dq_loss_takes_batch(dq_fit_loss kind);
+/* Upper bound of the second derivative of one row's loss along any o_i; 0 = unbounded or unknown. */
 double dq_loss_curvature(const dq_loss *loss, int64_t width);
 
-/* Mean loss over the rows of o F32 [rows, cols], host memory; grad = d loss / d o or NULL. o is not changed. */
-dq_status dq_loss_of_rows(dq_env *env, const dq_loss *loss, const float *o, int64_t rows, int64_t cols, float *grad,
-                          double *value);
+/* For losses that take a batch: their value for o F32 [rows, cols] in host memory, and grad = d value / d o (or NULL).
+ * One SWD batch has at most 2^31 numbers. */
+dq_status dq_loss_of_batch(dq_env *env, const dq_loss *loss, const float *o, int64_t rows, int64_t cols, float *grad,
+                           double *value);
 
-/* The same through a rotation: x [rows, heads * n] F32, F16 or BF16, r F32 [groups * n, n]. *value = mean loss over the
- * rows; grad F32 [groups * n, n] = beta * grad + weight * d value / d R (NULL: value only). Losses local to a row run tile
- * by tile and the rotated batch never exists whole. DQ_E_NONFINITE when the value is not finite. */
+/* Any loss through a rotation: x [rows, heads * n] F32, F16 or BF16, r F32 [groups * n, n]. *value = mean loss over the
+ * rows; grad F32 [groups * n, n] = beta * grad + weight * d (value + shift |o|^2 / 2 per row) / d R, or NULL. */
 dq_status dq_loss_of_rotation(const dq_loss *loss, const dq_orbit *orbit, const dq_tensor *x, const dq_tensor *r,
-                              double weight, double beta, dq_tensor *grad, int math, double *value);
-/* Mean over rows of |o - Q(o)|^2 / |o|^2 (rows of zeros count 0): relative quantization error. */
-dq_status dq_quant_error_of_rotation(const dq_fake_quant_desc *quant, const dq_orbit *orbit, const dq_tensor *x,
+                              double weight, double shift, double beta, dq_tensor *grad, int math, double *value);
+/* Mean over rows of |o - Q(o)|^2 / |o|^2 (rows of zeros count 0): the relative quantization error. */
+dq_status dq_quant_error_of_rotation(const dq_quant_target *quant, const dq_orbit *orbit, const dq_tensor *x,
                                      const dq_tensor *r, int math, double *value);
 
 #endif
