@@ -13,6 +13,9 @@ typedef enum dq_row_kind {
     DQ_ROW_KINDS
 } dq_row_kind;
 
+/* "activation", "sink", "weight". */
+const char *dq_row_kind_name(dq_row_kind kind);
+
 typedef enum dq_row_part { DQ_ROWS_TRAIN, DQ_ROWS_HELD_OUT, DQ_ROW_PARTS } dq_row_part;
 
 typedef struct dq_rows_spec {
@@ -35,8 +38,8 @@ void dq_rows_free(dq_rows *rows); /* NULL is accepted */
  * they are cut in calls. Storage grows by doubling, so that while it grows old and new exist together. NaN or Inf: DQ_E_NONFINITE names row (of this
  * call) and column, nothing is added. DQ_E_STATE once sealed. */
 dq_status dq_rows_add(dq_rows *rows, dq_row_kind kind, const dq_tensor *x);
-/* Parts the rows of each kind in training and held-out ones by a seeded draw. No rows at all: DQ_E_INVALID. A kind of
- * fewer than two rows, or a share that rounds to 0 rows, has no held-out part. */
+/* Parts the rows of each kind in training and held-out ones by a seeded draw. No rows at all: DQ_E_INVALID. The
+ * held-out part of a kind has floor(held_out * rows) rows and may be empty. */
 dq_status dq_rows_seal(dq_rows *rows);
 bool dq_rows_sealed(const dq_rows *rows);
 
@@ -45,7 +48,7 @@ dq_device *dq_rows_device(const dq_rows *rows);
 int64_t dq_rows_seen(const dq_rows *rows, dq_row_kind kind);                   /* ever added */
 int64_t dq_rows_count(const dq_rows *rows, dq_row_kind kind);                  /* kept */
 int64_t dq_rows_part(const dq_rows *rows, dq_row_kind kind, dq_row_part part); /* 0 before sealing */
-/* A number that differs when the kept rows differ (FNV-1a over sampled bytes of all rows in order). */
+/* FNV-1a of all kept rows in order. */
 dq_status dq_rows_fingerprint(const dq_rows *rows, uint64_t *out);
 
 /* Rows [first, first + count) of a part in the order of `epoch` (every epoch of the training part has a seeded order of its
