@@ -24,7 +24,7 @@ typedef struct dq_tensor_desc {
     int32_t reserved;
     int64_t shape[DQ_TENSOR_MAX_DIMS]; /* outermost dimension first */
     uint64_t bytes;
-    uint64_t offset; /* byte position of the data in `file` */
+    uint64_t offset; /* byte position of the data in `file`; of a PyTorch archive, in the tensor's storage */
 } dq_tensor_desc;
 
 /* Opens a .safetensors file, a folder of them, a *.safetensors.index.json, a GGUF file or a PyTorch zip archive by

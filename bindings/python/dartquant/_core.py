@@ -12,12 +12,15 @@ import os
 import signal
 import threading
 import weakref
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar, Union
 
 from . import errors
 from ._ctypes import HANDLE, LOG_FN, PROGRESS_FN
 from ._ffi import lib
 
+Path = Union[str, "os.PathLike[str]"]
+_T = TypeVar("_T")
+_H = TypeVar("_H", bound="Handle")
 E_STATE = -5
 # A call that another thread is about to leave is waited for that long before it is refused.
 GRACE_SECONDS = 0.2
@@ -34,7 +37,7 @@ class Core:
         self._user_log = log
         self._lock = threading.Lock()
         self._owner: Optional[int] = None
-        self._pending: collections.deque = collections.deque()
+        self._pending: collections.deque[tuple[Callable[[Any], None], Any]] = collections.deque()
         self._pid = os.getpid()
 
     def log_trampoline(self) -> Any:
@@ -122,14 +125,14 @@ class Handle:
         self._handle = None
         self._finalizer()
 
-    def __enter__(self) -> Any:
+    def __enter__(self: _H) -> _H:
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self.close()
 
 
-def expect(value: Any, kind: type, what: str) -> Any:
+def expect(value: Any, kind: type[_T], what: str) -> _T:
     """`value` when it is a `kind`; TypeError otherwise, so that no foreign pointer reaches the library."""
     if not isinstance(value, kind):
         raise TypeError("%s must be a %s, not %s" % (what, kind.__name__, type(value).__name__))
@@ -143,7 +146,7 @@ def same_context(owner: Handle, other: Handle) -> None:
                           % (type(other).__name__, type(owner).__name__))
 
 
-def text_of(core: Core, name: str, handle: Any) -> dict:
+def text_of(core: Core, name: str, handle: Any) -> dict[str, Any]:
     """JSON that a function hands out as text it owns."""
     out = ctypes.c_char_p()
     with core:

@@ -55,7 +55,7 @@ class Context(Handle):
         return self._text("dq_context_device_name")
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """Device, backend, threads and memory."""
         return json.loads(self._text("dq_context_device_json") or "{}")
 
@@ -72,14 +72,14 @@ class Context(Handle):
             return lib.dq_context_fallback_count(self.handle)
 
     @property
-    def counters(self) -> dict:
+    def counters(self) -> dict[str, Any]:
         """What went over the border to the device: ops, fallbacks, uploads, downloads, upload_bytes, download_bytes."""
         out = DeviceCounters(struct_size=ctypes.sizeof(DeviceCounters))
         self._core.call("dq_context_counters", self.handle, ctypes.byref(out))
         return {field[0]: getattr(out, field[0]) for field in out._fields_[2:]}
 
     def benchmark(self, seconds: float = 0.2, *, progress: ProgressArgument = None,
-                  cancel: Optional[Cancel] = None) -> dict:
+                  cancel: Optional[Cancel] = None) -> dict[str, Any]:
         """Times the device's main operations, `seconds` each."""
         out = ctypes.c_char_p()
         with Reporter(progress) as report:

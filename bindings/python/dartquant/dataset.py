@@ -8,13 +8,12 @@ import numpy as np
 
 from . import errors
 from ._arrays import pointer, token_ids
-from ._core import Handle, expect
+from ._core import Handle, Path, expect
 from ._ffi import lib
 from .context import Context, context_or_default
 from .tokenizer import Tokenizer, encode_with
 
 PARTS = {"test": 0, "train": 1}
-Path = Union[str, os.PathLike]
 
 
 class Dataset(Handle):

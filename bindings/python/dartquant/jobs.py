@@ -10,13 +10,13 @@ import numpy as np
 
 from . import errors
 from ._arrays import matrix, pointer
-from ._core import Cancel, Handle, expect, run_job, same_context, text_of
+from ._core import Cancel, Handle, Path, expect, run_job, same_context, text_of
 from ._ctypes import F64, I32, I64
 from ._ffi import lib
 from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
 from .context import Context, context_or_default
-from .dataset import Dataset, Path
+from .dataset import Dataset
 from .memory import Exported, Sink
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Step:
     index: int
     """Layers done so far."""
     total: int
-    layers: list
+    layers: list[dict[str, Any]]
     """Reports of the linears finished in this step: {layer, name, bits, error, damping}."""
 
 
@@ -135,7 +135,7 @@ class QuantizeJob(Handle):
         return self._result
 
     @property
-    def report(self) -> dict:
+    def report(self) -> dict[str, Any]:
         """What was done so far: scheme, layers with their errors, calibration, bits_per_weight, seconds."""
         return text_of(self._core, "dq_quantizer_report", self.handle)
 
@@ -165,7 +165,7 @@ class Perplexity(NamedTuple):
     def __float__(self) -> float:
         return self.ppl
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Everything but the losses; fit for JSON."""
         return {k: v for k, v in self._asdict().items() if k != "losses"}
 
@@ -215,7 +215,7 @@ class PerplexityJob(Handle):
         return out.value
 
     @property
-    def report(self) -> dict:
+    def report(self) -> dict[str, Any]:
         """The results with dataset and protocol."""
         return text_of(self._core, "dq_evaluator_report", self.handle)
 
@@ -228,7 +228,6 @@ class PerplexityJob(Handle):
         return Perplexity(self.number("ppl"), self.number("nll"), windows, self._whole("tokens"),
                           self._whole("seqlen"), self.number("seconds"), self.number("tokens_per_second"),
                           facts.get("dataset", ""), facts.get("protocol", ""), losses)
-
 
 
 

@@ -10,15 +10,13 @@ import numpy as np
 from ._core import Core
 from ._ctypes import (SINK_ADD, SINK_APPEND, SINK_BEGIN, SINK_FINISH, SINK_METADATA, SOURCE_DESCRIBE, SOURCE_FREE,
                       SOURCE_MAP, SOURCE_READ, SOURCE_RELEASE, TensorSink, TensorSource)
-from .tensors import DTYPES
+from .tensors import DTYPES, STORED
 
 _ABI = 1
 _E_IO = -100  # what a callback returns when Python raised; the exception itself is raised again by the caller
 _NUMPY = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "uint8": "U8", "int8": "I8",
           "int16": "I16", "int32": "I32", "int64": "I64", "uint16": "U16", "uint32": "U32", "uint64": "U64",
           "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-_STORED = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4",
-           "I64": "<i8", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 
 
 class Lent:
@@ -109,13 +107,13 @@ class Source:
 class Exported(NamedTuple):
     """A model as arrays: `Model.from_tensors(e.config, e.tensors, dtypes=e.dtypes)` opens it again."""
 
-    config: dict
+    config: dict[str, Any]
     """The manifest, or config.json of a model that is not transformed."""
-    tensors: dict
+    tensors: dict[str, np.ndarray]
     """name -> array; BF16 as uint16 and F8 as uint8 with the same bits."""
-    dtypes: dict
+    dtypes: dict[str, str]
     """name -> type, e.g. "BF16"."""
-    metadata: dict
+    metadata: dict[str, str]
     """Texts beside the tensors: "config.json", "dartquant.json", ..."""
 
 
@@ -145,7 +143,7 @@ class Sink:
 
     def _room(self, name: bytes, dtype: int, ndim: int, shape: Any, count: int) -> np.ndarray:
         kind = DTYPES[dtype]
-        array = np.empty(tuple(shape[i] for i in range(ndim)), _STORED[kind])
+        array = np.empty(tuple(shape[i] for i in range(ndim)), STORED[kind])
         if array.nbytes != count:
             raise ValueError("tensor %s: %d bytes for shape %s" % (name.decode(), count, array.shape))
         self.tensors[name.decode()], self.dtypes[name.decode()] = array, kind

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import errors
 from ._arrays import pointer, token_ids
-from ._core import Cancel, Handle, expect, run_job, same_context, text_of
+from ._core import Cancel, Handle, Path, expect, run_job, same_context, text_of
 from ._ffi import lib
 from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
@@ -24,7 +24,6 @@ from .rotation import Rotation
 from .tensors import TensorInfo, tensor_info
 from .tokenizer import Tokenizer, encode_with
 
-Path = Union[str, os.PathLike]
 _ROTATION_OFF = {"fuse_norm": False, "use_r1": False, "use_r2": "none", "use_r3": False, "use_r4": False}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                     "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json", "tokenizer.gguf")
@@ -36,7 +35,7 @@ class Model(Handle):
     _free_name = "dq_model_free"
 
     def __init__(self, context: Context, handle: Any, *, path: Optional[Path] = None, tokenizer: Any = None,
-                 report: Optional[dict] = None) -> None:
+                 report: Optional[dict[str, Any]] = None) -> None:
         super().__init__(context._core, handle)
         self.context = context
         self.path = None if path is None else pathlib.Path(path)
@@ -83,14 +82,14 @@ class Model(Handle):
 
         return from_transformers(model, tokenizer=tokenizer, context=context)
 
-    def _derive(self, handle: Any, report: Optional[dict] = None) -> Model:
+    def _derive(self, handle: Any, report: Optional[dict[str, Any]] = None) -> Model:
         return Model(self.context, handle, path=self.path, tokenizer=self._tokenizer,
                      report=self.report if report is None else report)
 
     # ---- facts ----
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """Architecture, sizes, type, parameters, and `quantization` and `rotations` where there are any."""
         return text_of(self._core, "dq_model_describe", self.handle)
 
@@ -134,7 +133,7 @@ class Model(Handle):
             return self.tokenizer.decode(ids, skip_special=skip_special)
         return self.tokenizer.decode(token_ids(ids).tolist(), skip_special_tokens=skip_special)
 
-    def _dataset(self, arguments: dict) -> Optional[Dataset]:
+    def _dataset(self, arguments: dict[str, Any]) -> Optional[Dataset]:
         given = any(arguments.get(n) is not None for n in ("text", "file")) or isinstance(arguments.get("dataset"), str)
         return dataset_of(self.tokenizer if given else None, self.context, **arguments)
 

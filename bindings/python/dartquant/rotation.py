@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional
 
-from ._core import Handle, text_of
+from ._core import Handle, Path, text_of
 from ._ctypes import F64
 from .config import Config, merged
 
@@ -26,7 +26,7 @@ class Rotation(Handle):
         return cls(model._core, model._core.make("dq_rotation_new", model.handle, settings.handle))
 
     @property
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """Which parts exist, their orders and origin."""
         return text_of(self._core, "dq_rotation_describe", self.handle)
 
@@ -37,6 +37,6 @@ class Rotation(Handle):
         self._core.call("dq_rotation_error", self.handle, ctypes.byref(out))
         return out.value
 
-    def save(self, path: Union[str, os.PathLike]) -> None:
+    def save(self, path: Path) -> None:
         """Writes R1 and R2 to one safetensors file that r1_path and r2_path accept."""
         self._core.call("dq_rotation_save", self.handle, os.fsencode(path))

@@ -9,13 +9,16 @@ import numpy as np
 
 from . import errors
 from ._arrays import pointer
-from ._core import Handle
+from ._core import Handle, Path
 from ._ctypes import I64, TensorDesc
 from ._ffi import lib
 from .context import Context, context_or_default
 
 DTYPES = ("F32", "F64", "F16", "BF16", "U8", "I8", "I16", "I32", "I64", "U16", "U32", "U64", "BOOL", "F8_E4M3",
           "F8_E5M2", "BLOCK", "OTHER")
+STORED = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4",
+          "I64": "<i8", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1"}
+"""NumPy's type for the stored bytes of each; types it has none for are integers of the same size."""
 
 
 class TensorInfo(NamedTuple):
@@ -45,7 +48,7 @@ class Tensors(Handle):
     _free_name = "dq_tensors_free"
 
     @classmethod
-    def open(cls, path: Union[str, os.PathLike], *, context: Optional[Context] = None) -> Tensors:
+    def open(cls, path: Path, *, context: Optional[Context] = None) -> Tensors:
         """Opens by content; files are mapped, not read."""
         ctx = context_or_default(context)
         return cls(ctx._core, ctx._core.make("dq_tensors_open", ctx.handle, os.fsencode(path)))
@@ -90,3 +93,16 @@ class Tensors(Handle):
         return out
 
     __getitem__ = read
+
+    def view(self, tensor: Union[int, str]) -> np.ndarray:
+        """The tensor as it is stored, mapped from its file and read-only: nothing is copied or decoded, and it outlives
+        this object. BF16 comes as uint16 and F8 as uint8 with the same bits. safetensors and GGUF; block types have no
+        NumPy form (UnsupportedError)."""
+        info = self.info(tensor)
+        if self.format == "pytorch" or info.dtype not in STORED:
+            raise errors.make(-4, "%s: no view of %s in a %s file; read() decodes it"
+                              % (info.name, info.type_name, self.format))
+        if not info.bytes:
+            return np.empty(info.shape, STORED[info.dtype])
+        flat = np.memmap(info.file, STORED[info.dtype], "r", info.offset, int(np.prod(info.shape, dtype=np.int64)))
+        return np.asarray(flat).reshape(info.shape)

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 
 from . import errors
 from ._arrays import pointer, token_ids
-from ._core import Handle, expect
+from ._core import Handle, Path, expect
 from ._ctypes import SIZE
 from ._ffi import lib
 from .context import Context, context_or_default
@@ -23,7 +23,7 @@ class Tokenizer(Handle):
     _free_name = "dq_tokenizer_free"
 
     @classmethod
-    def open(cls, path: Union[str, os.PathLike], *, context: Optional[Context] = None) -> Tokenizer:
+    def open(cls, path: Path, *, context: Optional[Context] = None) -> Tokenizer:
         """Opens a folder with tokenizer.json, a tokenizer.json, or a GGUF file."""
         ctx = context_or_default(context)
         return cls(ctx._core, ctx._core.make("dq_tokenizer_open", ctx.handle, os.fsencode(path)))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import dartquant
-from conftest import TINY
+from conftest import ROOT, TINY
 from dartquant import ops
 
 IDS = [1, 20, 300, 4]
+DATA = ROOT / "tests" / "data" / "io"
 
 
 def weights(dtype):
@@ -30,6 +31,26 @@ def test_fp32_arrays_in_place(model):
     before = lent.logits(IDS)
     arrays["model.norm.weight"] *= 2
     assert not np.array_equal(lent.logits(IDS), before)  # it is the array itself that is read
+
+
+def test_views_of_files(tmp_path):
+    tensors = dartquant.Tensors.open(TINY / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    view, decoded = tensors.view(name), tensors[name]
+    assert view.dtype == np.uint16 and view.shape == decoded.shape and not view.flags.writeable
+    assert not view.flags.owndata
+    assert np.array_equal((view.astype(np.uint32) << 16).view(np.float32), decoded)  # BF16 bits
+    tensors.close()
+    assert view[0, 0] == view.copy()[0, 0]  # outlives the object
+    # and may be lent on, without a copy either
+    mapped = dartquant.Tensors.open(TINY / "model.safetensors")
+    views = {n: mapped.view(n) for n in mapped}
+    lent = dartquant.Model.from_tensors(CONFIG, views, dtypes={n: "BF16" for n in views})
+    assert np.array_equal(lent.logits(IDS), dartquant.Model.open(TINY).logits(IDS))
+    for path, name in ((DATA / "types.gguf", "q4_0"), (DATA / "state_dict.pt", None)):
+        tensors = dartquant.Tensors.open(path)
+        with pytest.raises(dartquant.UnsupportedError, match="read.. decodes it"):
+            tensors.view(name or 0)
 
 
 def test_layouts_that_need_a_copy(model):
@@ -63,7 +84,7 @@ def test_failed_opening_gives_arrays_back():
     arrays = weights(np.float32)
     del arrays["model.norm.weight"]
     probe = weakref.ref(arrays["model.embed_tokens.weight"])
-    with pytest.raises(dartquant.NotFoundError, match="model.norm"):
+    with pytest.raises(dartquant.MismatchError, match="model.norm"):
         dartquant.Model.from_tensors(CONFIG, arrays)
     del arrays
     gc.collect()
