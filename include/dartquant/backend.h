@@ -24,12 +24,13 @@ extern "C" {
  * Lifetimes. A view, a descriptor, and what a descriptor points to (dq_hadamard_desc.hk) are valid until the slot
  * returns: a backend that queues copies them, tables included. The source of `upload` may be changed as soon as
  * `upload` returns, the target of `download` is complete when it returns, and numbers that a slot returns through a
- * pointer (find_nonfinite, dot, gptq_factor) are there when it returns. `free` may be called while queued ops use the
+ * pointer (find_nonfinite, dot, gptq_factor, rotation_loss, polar) are there when it returns. `free` may be called while queued ops use the
  * allocation: the backend keeps the memory until they are done. `close` may be called with work queued (it is dropped
  * or finished) and after all allocations were freed. The dq_host stays valid until `close` returns.
  *
  * Order. Everything happens as if in the order of the calls. A slot may return before its work is done, unless it is
- * said to wait: upload, free and the ops may be queued; download, sync, find_nonfinite, dot and gptq_factor wait.
+ * said to wait: upload, free and the ops may be queued; download, sync, find_nonfinite, dot, gptq_factor, rotation_loss and
+ * polar wait.
  *
  * Errors. A slot returns DQ_OK or a status of types.h below 0, best after host->fail with a sentence and the vendor's
  * code; host->fail must be called inside the slot that returns the status. What goes wrong after a slot has returned is
@@ -69,7 +70,7 @@ typedef struct dq_host {
     dq_status (*fail)(void *self, dq_status status, int64_t vendor_code, const char *message);
 } dq_host;
 
-/* Precision of the products inside gemm, head_nll and attention. Storage of inputs and outputs is given by their
+/* Precision of the products inside gemm, head_nll, attention, rotation_loss and polar. Storage of inputs and outputs is given by their
  * views; accumulation is fp32 or better (fp64 when the operands are fp64). */
 enum {
     DQ_MATH_F32 = 0, /* products in fp32 or better */
@@ -138,6 +139,37 @@ typedef struct dq_grid_desc {
     int32_t reserved;
 } dq_grid_desc;
 
+/* Losses of rotated activations that one row decides alone (docs/numerics.md). */
+enum {
+    DQ_LOSS_WHIP = 0,     /* sum exp(-|o|); derivative -sign(o) exp(-|o|), 0 at o = 0 (DartQuant, arXiv 2511.04063) */
+    DQ_LOSS_KURTOSIS = 1, /* group * S4 / S2^2, Sk = sum (o - mean)^k; 0 with derivative 0 where S2 = 0 */
+    DQ_LOSS_VARIANCE = 2, /* S2 / group */
+    DQ_LOSS_QUANT = 3     /* sum (o - q)^2, q = o after dq_fake_quant_desc; derivative 2 (o - q): q is held fixed */
+};
+
+/* One pass of fitting rotations. A row of x [rows, heads*n] is cut in heads; o = x after the product of head h with
+ * matrix h / (heads / groups) of the stack r. L(o) is the loss of a row: `kind` of every `group` consecutive columns,
+ * summed. The pass gives
+ *   loss = scale * sum_r w_r L(o_r)
+ *   grad[g] = beta * grad[g] + scale * sum_r sum_(heads h of g) x_rh^T (w_r dL/do_rh + w_r shift o_rh)
+ * with w_r = weight[r] (1 without weights), divided by |x_r|^2 when `relative` is set (0 where x_r = 0). `shift` adds the
+ * derivative of shift |o|^2 / 2, a constant under rotation, to the gradient alone: what majorise-minimise steps need. */
+typedef struct dq_rotation_loss_desc {
+    int32_t kind; /* DQ_LOSS_* */
+    int32_t math; /* DQ_MATH_*, of both products; BF16 may also round w dL/do and w shift o, or their sum */
+    int64_t n;
+    int32_t heads;
+    int32_t groups;    /* divides heads */
+    int64_t group;     /* columns; divides n, or is a multiple of n and divides heads*n. No effect on WHIP */
+    int32_t bits;      /* QUANT: 2..15 */
+    int32_t symmetric; /* QUANT: 0 or 1 */
+    float clip;        /* QUANT: (0, 1]; zero_in_range is off */
+    int32_t relative;  /* 0 or 1 */
+    double scale;
+    double beta; /* 0 ignores the old content of grad */
+    double shift;
+} dq_rotation_loss_desc;
+
 /* One device of a backend. */
 typedef struct dq_device_info {
     uint32_t struct_size;
@@ -156,7 +188,7 @@ typedef struct dq_device_info {
  *
  * Views handed to a slot lie inside one allocation, have the shapes and types said here, and start at a multiple of
  * their element size; any such offset and stride may occur. Outputs are never empty; of the inputs only those of a sum
- * without terms are (gemm of depth 0, syrk of 0 tokens: the product is zero). What lies in device memory is not checked
+ * without terms are (gemm of depth 0, syrk and rotation_loss of 0 rows: the product is zero). What lies in device memory is not checked
  * by the library: for an index outside its bounds the answer is DQ_E_INVALID, at once or later as for any failure of
  * queued work. Output views never overlap input views unless the same view is passed for both (x == y where noted "in
  * place"). */
@@ -257,6 +289,26 @@ typedef struct dq_backend {
      * group_index I32 [1, B] (column into scale/zero), codes U8 [out, B], err F32 [out, B]. */
     dq_status (*gptq_block)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
                             const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
+    /* ---- fitting rotations; not in tables made for 1.0 ---- */
+    /* x F32, F16 or BF16 [rows, heads*n], weight F32 [1, rows] or NULL, r F32 [groups*n, n] (a stack of matrices; need
+     * not be orthogonal), grad like r or NULL (the loss alone), row_loss F32 [1, rows] or NULL: L(o_r), divided by
+     * |x_r|^2 when `relative` is set, without weight and scale. o is never stored for more than some rows at a time. Sums
+     * over rows are fp32 or better, their order independent of the number of threads; *loss is fp64. rows may be 0 (then
+     * row_loss is NULL). Waits. */
+    dq_status (*rotation_loss)(void *dev, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
+                               const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss);
+    /* `qr` of each of `groups` matrices, stacked as [groups*n, n]; r may be NULL. */
+    dq_status (*qr_batch)(void *dev, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r);
+    /* Derivative through a = q r for a loss that depends on q alone, for each matrix of the stacks [groups*n, n]:
+     * da = q C r^-T, C = the strict lower triangle of G - G^T, G = q^T dq. All F32 or all F64; only the upper triangle of
+     * r is read. A zero on the diagonal of r gives non-finite values. */
+    dq_status (*qr_grad)(void *dev, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
+                         const dq_view *da);
+    /* The orthogonal factor u of a = u h, h symmetric and positive definite, for each matrix of the stacks [groups*n, n],
+     * F32 or F64. *error = max |u^T u - I| over all, or infinity when one is singular to working precision or not finite
+     * (u is then undefined and the call succeeds). Under DQ_MATH_BF16 u may be the factor of a matrix near a (as near as
+     * products of operands rounded to bf16 leave it), but as orthogonal as without. Waits. */
+    dq_status (*polar)(void *dev, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

@@ -87,5 +87,11 @@ dq_status dq_op_dequantize_weight(const dq_grid_desc *d, const dq_tensor *codes,
                                   const dq_tensor *zero, const dq_tensor *group_index, dq_tensor *w);
 dq_status dq_op_gptq_block(const dq_grid_desc *d, dq_tensor *w, const dq_tensor *u, const dq_tensor *scale,
                            const dq_tensor *zero, const dq_tensor *group_index, dq_tensor *codes, dq_tensor *err);
+/* weight, grad and row_loss are optional. */
+dq_status dq_op_rotation_loss(const dq_rotation_loss_desc *d, const dq_tensor *x, const dq_tensor *weight,
+                              const dq_tensor *r, dq_tensor *grad, dq_tensor *row_loss, double *loss);
+dq_status dq_op_qr_batch(int64_t groups, const dq_tensor *a, dq_tensor *q, dq_tensor *r);
+dq_status dq_op_qr_grad(int64_t groups, const dq_tensor *q, const dq_tensor *r, const dq_tensor *dq, dq_tensor *da);
+dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u, double *error);
 
 #endif

@@ -71,7 +71,11 @@ typedef enum dq_op_id {
     DQ_OP_WEIGHT_GRID,
     DQ_OP_QUANTIZE_WEIGHT,
     DQ_OP_DEQUANTIZE_WEIGHT,
-    DQ_OP_GPTQ_BLOCK
+    DQ_OP_GPTQ_BLOCK,
+    DQ_OP_ROTATION_LOSS,
+    DQ_OP_QR_BATCH,
+    DQ_OP_QR_GRAD,
+    DQ_OP_POLAR
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };
@@ -111,6 +115,8 @@ dq_status dq_check_shape(const dq_op_call *call, int operand, int64_t rows, int6
 /* dtype is one of those in the mask (1 << dtype). */
 dq_status dq_check_dtype(const dq_op_call *call, int operand, unsigned mask);
 dq_status dq_check_same_dtype(const dq_op_call *call, int a, int b);
+/* math is one of DQ_MATH_*. */
+dq_status dq_check_math(const char *op, int math);
 #define DQ_MASK(dtype) (1u << (dtype))
 enum {
     DQ_MASK_F32 = 1u << DQ_F32,

@@ -150,7 +150,7 @@ dq_status dq_op_dot(const dq_tensor *x, const dq_tensor *y, double *out)
 
 /* ---- products ---- */
 
-static dq_status check_math(const char *op, int math)
+dq_status dq_check_math(const char *op, int math)
 {
     if (math == DQ_MATH_F32 || math == DQ_MATH_BF16) return DQ_OK;
     return dq_fail(DQ_E_INVALID, "%s: %d is no DQ_MATH_* value", op, math);
@@ -176,7 +176,7 @@ dq_status dq_op_gemm(bool trans_a, bool trans_b, double alpha, const dq_tensor *
         DQ_OP_GEMM, "gemm", call_gemm,
         &args,      3,      {{"a", a, DQ_READ}, {"b", b, DQ_READ}, {"c", c, beta == 0 ? DQ_WRITE : DQ_READ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 0));
-    DQ_TRY(check_math("gemm", math));
+    DQ_TRY(dq_check_math("gemm", math));
     DQ_TRY(dq_check_dtype(&call, 2, DQ_MASK_F32_F64));
     unsigned inputs = c->view.dtype == DQ_F64 ? (unsigned)DQ_MASK_F64 : (unsigned)DQ_MASK_F32_HALVES;
     DQ_TRY(dq_check_dtype(&call, 0, inputs));
@@ -246,7 +246,7 @@ DQ_OP_CALLER(attention) { return DQ_SLOT(attention, args, v[0], v[1], v[2], v[3]
 
 static dq_status check_attention(const dq_attention_desc *d, int64_t rows)
 {
-    DQ_TRY(check_math("attention", d->math));
+    DQ_TRY(dq_check_math("attention", d->math));
     if (d->heads < 1 || d->kv_heads < 1 || d->heads % d->kv_heads != 0 || d->head_dim < 1)
         return dq_fail(DQ_E_INVALID, "attention: %d heads, %d kv_heads, head_dim %d do not fit together", d->heads,
                        d->kv_heads, d->head_dim);
@@ -303,7 +303,7 @@ dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor
         4,
         {{"x", x, DQ_READ}, {"w", w, DQ_READ}, {"targets", targets, DQ_READ}, {"state", state, DQ_READ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 0));
-    DQ_TRY(check_math("head_nll", math));
+    DQ_TRY(dq_check_math("head_nll", math));
     DQ_TRY(dq_check_dtype(&call, 0, DQ_MASK_F32));
     DQ_TRY(dq_check_dtype(&call, 1, DQ_MASK_F32_HALVES));
     DQ_TRY(dq_check_dtype(&call, 2, DQ_MASK_I32));

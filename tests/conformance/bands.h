@@ -50,7 +50,18 @@ static const band bands[] = {
     {"weight_grid", "search", 0, 1e-4}, /* error of the chosen range against the smallest error */
     {"quantize_weight", "u8", 0, 0},
     {"dequantize_weight", "f32", 0, 0},
-    {"gptq_block", "f32", 2e-5, 2e-5}, /* 1; rows with another code at a rounding tie are counted apart */
+    {"gptq_block", "f32", 2e-5, 2e-5},     /* 1; rows with another code at a rounding tie are counted apart */
+    {"rotation_loss", "loss", 1e-6, 2e-6}, /* elements, or rows when relative */
+    {"rotation_loss", "loss, bf16 math", 1e-6, 2e-6}, /* from rounded or from unrounded operands */
+    {"rotation_loss", "f32", 5e-6, 0},                /* |scale| sqrt(vectors of a group) and the largest inputs */
+    {"rotation_loss", "bf16 math", 1e-3, 0},          /* terms may round to bf16 either way */
+    {"qr_grad", "f32", 3e-5, 1e-4},                   /* sqrt(order); condition number below 10 */
+    {"qr_grad", "f64", 1e-13, 1e-12},
+    {"polar", "f32", 3e-6, 0}, /* 1; condition number below 10 */
+    {"polar", "f64", 3e-14, 0},
+    {"polar", "bf16 math", 3e-2, 0},
+    {"polar", "error", 4e-6, 0}, /* 1; of a factor stored in fp32 */
+    {"polar", "error, f64", 1e-13, 0},
 };
 
 static inline const band *band_of(const char *op, const char *variant)

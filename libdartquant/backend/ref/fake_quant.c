@@ -30,7 +30,7 @@ static void asymmetric(const float *x, float *y, int64_t n, float lo, float hi, 
     for (int64_t i = 0; i < n; i++) y[i] = scale * (clampf(rintf(x[i] / scale) + zero, 0, maxq) - zero);
 }
 
-static void quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n)
+void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n)
 {
     float lo = x[0], hi = x[0];
     for (int64_t i = 1; i < n; i++) {
@@ -54,6 +54,6 @@ dq_status dq_ref_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_vie
     (void)dev;
     for (int64_t r = 0; r < x->rows; r++)
         for (int64_t c = 0; c < x->cols; c += d->group)
-            quantize_group(d, dq_view_f32(x, r) + c, dq_view_f32(y, r) + c, d->group);
+            dq_ref_quantize_group(d, dq_view_f32(x, r) + c, dq_view_f32(y, r) + c, d->group);
     return DQ_OK;
 }

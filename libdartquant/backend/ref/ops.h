@@ -72,12 +72,21 @@ dq_status dq_ref_attention(void *dev, const dq_attention_desc *d, const dq_view 
 dq_status dq_ref_head_nll(void *dev, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
                           const dq_view *state, int32_t math);
 /* fake_quant.c, hadamard.c */
+/* One group of n columns. */
+void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n);
 dq_status dq_ref_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
 dq_status dq_ref_hadamard(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
 /* factor.c */
 dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                              int64_t *info);
 dq_status dq_ref_qr(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
+/* rotation_loss.c, orthogonal.c */
+dq_status dq_ref_rotation_loss(void *dev, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
+                               const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss);
+dq_status dq_ref_qr_batch(void *dev, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r);
+dq_status dq_ref_qr_grad(void *dev, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
+                         const dq_view *da);
+dq_status dq_ref_polar(void *dev, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
 /* weight_grid.c, weight_quant.c */
 dq_status dq_ref_weight_grid(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
                              const dq_view *zero);

@@ -144,6 +144,10 @@ static const dq_backend table = {
     .quantize_weight = dq_ref_quantize_weight,
     .dequantize_weight = dq_ref_dequantize_weight,
     .gptq_block = dq_ref_gptq_block,
+    .rotation_loss = dq_ref_rotation_loss,
+    .qr_batch = dq_ref_qr_batch,
+    .qr_grad = dq_ref_qr_grad,
+    .polar = dq_ref_polar,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }

@@ -1,5 +1,5 @@
-/* The table of farsim: options, and one slot per op that copies everything into a command. It has no slot for qr and
- * gather_cols. SPDX-License-Identifier: Apache-2.0 */
+/* The table of farsim: options, and one slot per op that copies everything into a command. It has no slot for qr,
+ * gather_cols, qr_batch and polar, and knows one loss of rotated rows. SPDX-License-Identifier: Apache-2.0 */
 #include "farsim.h"
 
 #include <errno.h>
@@ -10,10 +10,10 @@
 /* ---- options: key=value,key=value ---- */
 
 static const char *const op_names[] = {
-    "fill",       "convert", "axpy", "scale_cols",  "gather_rows", "find_nonfinite",  "dot",
-    "gemm",       "rmsnorm", "rope", "activation",  "attention",   "head_nll",        "fake_quant",
-    "hadamard",   "syrk",    "diag", "gptq_factor", "weight_grid", "quantize_weight", "dequantize_weight",
-    "gptq_block",
+    "fill",       "convert",       "axpy",    "scale_cols",  "gather_rows", "find_nonfinite",  "dot",
+    "gemm",       "rmsnorm",       "rope",    "activation",  "attention",   "head_nll",        "fake_quant",
+    "hadamard",   "syrk",          "diag",    "gptq_factor", "weight_grid", "quantize_weight", "dequantize_weight",
+    "gptq_block", "rotation_loss", "qr_grad",
 };
 enum { OPS = sizeof op_names / sizeof op_names[0] };
 
@@ -283,6 +283,22 @@ static dq_status op_gptq_block(void *device, const dq_grid_desc *d, const dq_vie
     return DQ_OK;
 }
 
+static dq_status op_rotation_loss(void *device, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
+                                  const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss)
+{
+    if (d->kind != DQ_LOSS_WHIP) return DQ_E_UNSUPPORTED; /* one of the answers an op may give */
+    QUEUE(rotation_loss, 0, (c->d.loss = *d, c->result = loss), x, weight, r, grad, row_loss);
+    return far_wait(dev);
+}
+
+static dq_status op_qr_grad(void *device, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
+                            const dq_view *da)
+{
+    (void)groups; /* rows / cols */
+    QUEUE(qr_grad, 0, (void)0, q, r, dq, da);
+    return DQ_OK;
+}
+
 /* ---- table ---- */
 
 static const dq_backend table = {
@@ -319,6 +335,8 @@ static const dq_backend table = {
     .quantize_weight = op_quantize_weight,
     .dequantize_weight = op_dequantize_weight,
     .gptq_block = op_gptq_block,
+    .rotation_loss = op_rotation_loss,
+    .qr_grad = op_qr_grad,
 };
 
 DQ_API const dq_backend *dq_backend_entry(uint32_t abi);

@@ -49,6 +49,7 @@ struct far_cmd {
         dq_fake_quant_desc fake_quant;
         dq_hadamard_desc hadamard; /* hk points to `payload` */
         dq_grid_desc grid;
+        dq_rotation_loss_desc loss;
     } d;
     double alpha, beta;
     int64_t number;
@@ -120,7 +121,7 @@ void far_unmap(far_dev *dev, void *mem);
 void far_reach(far_dev *dev, void *mem, bool open);
 size_t far_element(dq_dtype dtype);
 
-/* ---- math.c, factor.c, quant.c ---- */
+/* ---- math.c, quant.c, fit.c ---- */
 double far_get(const far_mat *m, int64_t r, int64_t c);
 void far_put(const far_mat *m, int64_t r, int64_t c, double x);
 float *far_f32(const far_mat *m, int64_t r);
@@ -146,5 +147,7 @@ void far_k_weight_grid(far_dev *dev, far_cmd *c);
 void far_k_quantize_weight(far_dev *dev, far_cmd *c);
 void far_k_dequantize_weight(far_dev *dev, far_cmd *c);
 void far_k_gptq_block(far_dev *dev, far_cmd *c);
+void far_k_rotation_loss(far_dev *dev, far_cmd *c);
+void far_k_qr_grad(far_dev *dev, far_cmd *c);
 
 #endif
