@@ -40,6 +40,14 @@ bool dq_rows_sealed(const dq_rows *rows) { return rows->sealed; }
 int64_t dq_rows_seen(const dq_rows *rows, dq_row_kind kind) { return rows->kinds[kind].seen; }
 int64_t dq_rows_count(const dq_rows *rows, dq_row_kind kind) { return rows->kinds[kind].kept; }
 
+int64_t dq_rows_capacity(const dq_rows *rows, dq_row_kind kind) { return rows->kinds[kind].capacity; }
+
+dq_tensor dq_rows_view(const dq_rows *rows, dq_row_kind kind)
+{
+    const row_store *s = &rows->kinds[kind];
+    return s->kept ? dq_tensor_rows(&s->data, 0, s->kept) : (dq_tensor){0};
+}
+
 int64_t dq_rows_part(const dq_rows *rows, dq_row_kind kind, dq_row_part part)
 {
     const row_store *s = &rows->kinds[kind];
@@ -264,4 +272,47 @@ dq_status dq_rows_fingerprint(const dq_rows *rows, uint64_t *out)
 done:
     dq_free(bytes);
     return status;
+}
+
+/* ---- state ---- */
+
+typedef struct saved_store {
+    int64_t kept, seen;
+    dq_rng rng;
+} saved_store;
+
+dq_status dq_rows_save(const dq_rows *rows, const dq_put *put)
+{
+    for (int k = 0; k < DQ_ROW_KINDS; k++) {
+        const row_store *s = &rows->kinds[k];
+        saved_store head;
+        memset(&head, 0, sizeof head); /* no stray bytes between the members */
+        head.kept = s->kept;
+        head.seen = s->seen;
+        head.rng = s->rng;
+        dq_tensor kept = dq_rows_view(rows, (dq_row_kind)k);
+        DQ_TRY(dq_put_bytes(put, &head, sizeof head));
+        DQ_TRY(dq_put_tensor(rows->env, put, &kept));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_rows_load(dq_rows *rows, const dq_get *get)
+{
+    for (int k = 0; k < DQ_ROW_KINDS; k++) {
+        row_store *s = &rows->kinds[k];
+        saved_store head;
+        if (s->kept || rows->sealed) return dq_fail(DQ_E_STATE, "rows are loaded into an empty set");
+        DQ_TRY(dq_get_bytes(get, &head, sizeof head));
+        if (head.kept < 0 || head.kept > s->capacity || head.seen < head.kept)
+            return dq_fail(DQ_E_FORMAT, "%lld saved %s rows for a capacity of %lld", (long long)head.kept,
+                           kind_names[k], (long long)s->capacity);
+        DQ_TRY(make_room(rows, s, head.kept));
+        s->kept = head.kept;
+        s->seen = head.seen;
+        s->rng = head.rng;
+        dq_tensor kept = dq_rows_view(rows, (dq_row_kind)k);
+        DQ_TRY(dq_get_tensor(rows->env, get, &kept));
+    }
+    return DQ_OK;
 }

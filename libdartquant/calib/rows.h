@@ -4,6 +4,7 @@
 #define DQ_CALIB_ROWS_H
 
 #include "backend/device.h"
+#include "calib/state.h"
 
 /* Every kind has storage of its own, its own weight in the loss and its own line in the report. */
 typedef enum dq_row_kind {
@@ -48,6 +49,13 @@ dq_device *dq_rows_device(const dq_rows *rows);
 int64_t dq_rows_seen(const dq_rows *rows, dq_row_kind kind);                   /* ever added */
 int64_t dq_rows_count(const dq_rows *rows, dq_row_kind kind);                  /* kept */
 int64_t dq_rows_part(const dq_rows *rows, dq_row_kind kind, dq_row_part part); /* 0 before sealing */
+int64_t dq_rows_capacity(const dq_rows *rows, dq_row_kind kind);               /* most that are kept */
+/* The kept rows in the order in which they lie; borrowed, empty when there are none. */
+dq_tensor dq_rows_view(const dq_rows *rows, dq_row_kind kind);
+/* Everything in the set, and back into a fresh one of the same spec: more rows may follow as if nothing had happened. A set
+ * that was sealed is to be sealed again. */
+dq_status dq_rows_save(const dq_rows *rows, const dq_put *put);
+dq_status dq_rows_load(dq_rows *rows, const dq_get *get);
 /* FNV-1a of all kept rows in order. */
 dq_status dq_rows_fingerprint(const dq_rows *rows, uint64_t *out);
 

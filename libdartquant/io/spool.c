@@ -55,11 +55,11 @@ done:
     return dq_error_in_file(status, folder);
 }
 
-dq_status dq_spool_append(dq_spool *s, const void *data, uint64_t bytes, uint64_t *offset)
+static dq_status write_at(dq_spool *s, uint64_t offset, const void *data, uint64_t bytes)
 {
     const char *from = data;
     for (uint64_t done = 0; done < bytes;) {
-        ssize_t n = pwrite(s->fd, from + done, (size_t)(bytes - done), (off_t)(s->size + done));
+        ssize_t n = pwrite(s->fd, from + done, (size_t)(bytes - done), (off_t)(offset + done));
         if (n < 0 && errno == EINTR) continue;
         if (n == 0) errno = ENOSPC;
         if (n > 0) {
@@ -67,12 +67,25 @@ dq_status dq_spool_append(dq_spool *s, const void *data, uint64_t bytes, uint64_
             continue;
         }
         dq_status status = dq_fail_errno(DQ_E_IO, "cannot write %llu bytes to the temporary file after its first %llu",
-                                         (unsigned long long)bytes, (unsigned long long)s->size);
+                                         (unsigned long long)bytes, (unsigned long long)offset);
         return dq_error_in_file(status, s->folder);
     }
+    return DQ_OK;
+}
+
+dq_status dq_spool_append(dq_spool *s, const void *data, uint64_t bytes, uint64_t *offset)
+{
+    DQ_TRY(write_at(s, s->size, data, bytes));
     *offset = s->size;
     s->size += bytes;
     return DQ_OK;
+}
+
+dq_status dq_spool_write(dq_spool *s, uint64_t offset, const void *data, uint64_t bytes)
+{
+    if (offset > s->size || bytes > s->size - offset)
+        return dq_error_in_file(dq_fail(DQ_E_INTERNAL, "overwriting what was never written"), s->folder);
+    return write_at(s, offset, data, bytes);
 }
 
 dq_status dq_spool_read(const dq_spool *s, uint64_t offset, uint64_t bytes, void *out)
