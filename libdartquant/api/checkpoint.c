@@ -6,6 +6,7 @@
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -45,30 +46,59 @@ static uint64_t hash_transform(uint64_t h, const dq_hadamard *t)
     return t->hk ? hash_bytes(h, t->hk, (size_t)(t->k * t->k)) : h;
 }
 
+/* Numbers that another backend makes in double precision, too, but not to the last bit: as multiples of `grid`, a power of
+ * two far above such differences, and not all of them, so that none of them comes to lie on the other side of a half. */
+enum { ROUNDED_MOST = 65536 };
+
+static uint64_t hash_rounded(uint64_t h, double value, double grid)
+{
+    int64_t multiple = (int64_t)rint(value / grid);
+    return hash_bytes(h, &multiple, sizeof multiple);
+}
+
+static uint64_t hash_matrix(uint64_t h, const double *values, int64_t count)
+{
+    int64_t step = (count / ROUNDED_MOST) | 1; /* odd: passes through all columns of a power of two */
+    for (int64_t i = 0; i < count; i += step) h = hash_rounded(h, values[i], 0x1p-20);
+    return h;
+}
+
 static uint64_t hash_rotations(const dq_rotation_set *s)
 {
     if (!s) return 0;
     int64_t mode = (int64_t)s->r2_mode;
     uint64_t h = hash_bytes(HASH_START, &mode, sizeof mode);
-    if (s->r1) h = hash_bytes(h, s->r1, (size_t)(s->hidden * s->hidden) * sizeof *s->r1);
-    if (s->r2) h = hash_bytes(h, s->r2, (size_t)(s->layers * s->kv_heads * s->head_dim * s->head_dim) * sizeof *s->r2);
+    if (s->r1) h = hash_matrix(h, s->r1, s->hidden * s->hidden);
+    if (s->r2) h = hash_matrix(h, s->r2, s->layers * s->kv_heads * s->head_dim * s->head_dim);
     h = hash_transform(h, &s->r2_heads);
     h = hash_transform(h, &s->r2_head_dim);
     h = hash_transform(h, &s->r3);
     return hash_transform(h, &s->r4);
 }
 
-/* The first rows of the embedding as the job sees them: with all transforms. */
+/* A row with all transforms, rounded to 2^-14 of its largest number. */
+static uint64_t hash_row(uint64_t h, const float *row, int64_t n)
+{
+    float most = 0;
+    int exponent;
+    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf(row[i]));
+    frexpf(most, &exponent);
+    for (int64_t i = 0; i < n; i++) h = hash_rounded(h, row[i], ldexp(1, exponent - 14));
+    return h;
+}
+
+/* The first rows of the embedding as the job sees them. */
 static dq_status hash_embedding(dq_model *model, uint64_t *out)
 {
     const dq_arch *a = dq_model_arch(model);
     dq_tensor rows = {0};
     int64_t n = a->vocab < 256 ? a->vocab : 256;
-    size_t bytes = (size_t)(n * a->hidden) * sizeof(float);
-    float *host = dq_alloc(dq_device_env(dq_model_device(model)), bytes);
+    float *host = dq_alloc(dq_device_env(dq_model_device(model)), (size_t)(n * a->hidden) * sizeof *host);
     dq_status status = host ? dq_model_read_rows(model, DQ_EMBED, 0, n, &rows) : DQ_E_NOMEM;
     if (status == DQ_OK) status = dq_tensor_download(&rows, host);
-    if (status == DQ_OK) *out = hash_bytes(HASH_START, host, bytes);
+    uint64_t h = HASH_START;
+    for (int64_t r = 0; status == DQ_OK && r < n; r++) h = hash_row(h, host + r * a->hidden, a->hidden);
+    if (status == DQ_OK) *out = h;
     dq_tensor_free(&rows);
     dq_free(host);
     return status;
