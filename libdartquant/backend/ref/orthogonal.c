@@ -9,7 +9,7 @@ static dq_view matrix_of(const dq_view *stack, int64_t g)
 {
     dq_view m = *stack;
     m.rows = m.cols;
-    m.offset += (uint64_t)(g * m.rows * m.stride * dq_ref_element_size(m.dtype));
+    m.offset += (uint64_t)(g * m.rows * m.stride * (int64_t)dq_dtype_size(m.dtype));
     return m;
 }
 
