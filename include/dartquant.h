@@ -30,6 +30,7 @@
 #include "dartquant/rotation.h"
 #include "dartquant/quantizer.h"
 #include "dartquant/evaluator.h"
+#include "dartquant/reference.h"
 #include "dartquant/checkpoint.h"
 #include "dartquant/source.h"
 #include "dartquant/tensor_ops.h"

@@ -289,7 +289,7 @@ typedef struct dq_backend {
      * group_index I32 [1, B] (column into scale/zero), codes U8 [out, B], err F32 [out, B]. */
     dq_status (*gptq_block)(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
                             const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
-    /* ---- fitting rotations; not in tables made for 1.0 ---- */
+    /* ---- fitting rotations; these and what follows are not in tables made for 1.0 ---- */
     /* x F32, F16 or BF16 [rows, heads*n], weight F32 [1, rows] or NULL, r F32 [groups*n, n] (a stack of matrices; need
      * not be orthogonal), grad like r or NULL (the loss alone), row_loss F32 [1, rows] or NULL: L(o_r), divided by
      * |x_r|^2 when `relative` is set, without weight and scale. o is never stored for more than some rows at a time. Sums
@@ -309,6 +309,14 @@ typedef struct dq_backend {
      * (u is then undefined and the call succeeds). Under DQ_MATH_BF16 u may be the factor of a matrix near a (as near as
      * products of operands rounded to bf16 leave it), but as orthogonal as without. Waits. */
     dq_status (*polar)(void *dev, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
+
+    /* ---- comparison ---- */
+    /* Two models' logits of the same tokens, tile by tile of the vocabulary. a (the reference) and b: F32 [tokens, n], the
+     * logits of ids [first, first + n), finite. state F64 [tokens, 7] holds max a, sum e^(a - max a), sum e^(a - max a)
+     * (a - b), max b, sum e^(b - max b), the id of the largest a and of the largest b (the lowest of equals). Start it with
+     * {-inf, 0, 0, -inf, 0, -1, -1}. After all tiles the Kullback-Leibler divergence of b from a is
+     * s2 / s1 - (log s1 + s0) + (log s4 + s3). A NaN logit makes sums NaN. */
+    dq_status (*compare_logits)(void *dev, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

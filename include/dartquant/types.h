@@ -76,6 +76,7 @@ typedef struct dq_model dq_model;         /* immutable model, possibly derived f
 typedef struct dq_rotation dq_rotation;   /* a set of rotations R1..R4 */
 typedef struct dq_quantizer dq_quantizer; /* weight quantization job */
 typedef struct dq_evaluator dq_evaluator; /* perplexity job */
+typedef struct dq_reference dq_reference; /* what to compare models with */
 typedef struct dq_tokenizer dq_tokenizer; /* text to token ids and back */
 typedef struct dq_dataset dq_dataset;     /* token ids with a name and a protocol */
 typedef struct dq_hessian dq_hessian;     /* what GPTQ knows of a linear's inputs */

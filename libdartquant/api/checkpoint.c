@@ -13,6 +13,7 @@
 #include "api/check.h"
 #include "api/config.h"
 #include "api/handles.h"
+#include "api/scheme.h"
 #include "dartquant/checkpoint.h"
 #include "dartquant/version.h"
 #include "io/file.h"
@@ -115,29 +116,63 @@ static bool decides(const dq_option_info *o)
     return false;
 }
 
-dq_status dq_job_fingerprint(dq_model *model, const dq_config *config, const int32_t *ids, int64_t count, json_t **out)
+/* How the model quantizes already, as a hash; "none" where it does not. */
+static dq_status scheme_text(dq_model *model, json_t **out)
+{
+    const dq_scheme *scheme = dq_model_scheme(model);
+    char *text = NULL;
+    json_t *o = scheme ? dq_scheme_json(scheme) : NULL;
+    if (scheme) {
+        dq_status status = dq_json_dump(dq_device_env(dq_model_device(model)), o, false, &text);
+        json_decref(o);
+        if (status != DQ_OK) return status;
+    }
+    *out = text ? hash_text(hash_bytes(HASH_START, text, strlen(text))) : json_string("none");
+    dq_free(text);
+    return DQ_OK;
+}
+
+dq_status dq_model_identity(dq_model *model, json_t **out)
 {
     uint64_t embedding;
+    char codes[17];
+    json_t *scheme = NULL;
     const char *fingerprint = dq_model_fingerprint(model);
     if (!fingerprint[0]) return dq_error_last();
     DQ_TRY(hash_embedding(model, &embedding));
-    json_t *o = json_pack("{s:s, s:s, s:s, s:o, s:o, s:o}", "library", dq_version_string(), "model", fingerprint,
-                          "fused norms", dq_model_is_fused(model) ? "yes" : "no", "rotations",
+    DQ_TRY(dq_model_codes_digest(model, codes));
+    DQ_TRY(scheme_text(model, &scheme));
+    json_t *o = json_pack("{s:s, s:s, s:o, s:o, s:o, s:s}", "model", fingerprint, "fused norms",
+                          dq_model_is_fused(model) ? "yes" : "no", "rotations",
                           hash_text(hash_rotations(dq_model_rotations(model))), "embedding", hash_text(embedding),
-                          "data", hash_text(hash_bytes(HASH_START, ids, ids ? (size_t)count * sizeof *ids : 0)));
+                          "quantization", scheme, "codes", codes);
+    if (!o) return dq_fail(DQ_E_NOMEM, "out of memory: fingerprint");
+    *out = o;
+    return DQ_OK;
+}
+
+json_t *dq_ids_fingerprint(const int32_t *ids, int64_t count)
+{
+    return hash_text(hash_bytes(HASH_START, ids, ids ? (size_t)count * sizeof *ids : 0));
+}
+
+dq_status dq_job_fingerprint(dq_model *model, const dq_config *config, const int32_t *ids, int64_t count, json_t **out)
+{
+    json_t *o = NULL;
+    DQ_TRY(dq_model_identity(model, &o));
+    json_object_set_new(o, "library", json_string(dq_version_string()));
+    json_object_set_new(o, "data", dq_ids_fingerprint(ids, count));
     for (int32_t i = 0; i < dq_option_count(); i++) {
         dq_option_info info = {.struct_size = sizeof info};
         const char *text = "";
         if (dq_option_get(i, &info) == DQ_OK && decides(&info) && dq_config_get(config, info.name, &text) == DQ_OK)
             json_object_set_new(o, info.name, json_string(text));
     }
-    if (!o) return dq_fail(DQ_E_NOMEM, "out of memory: fingerprint");
     *out = o;
     return DQ_OK;
 }
 
-/* "w_bits is 4 there and 3 here; ..." for all keys that differ. */
-static dq_status compare(const json_t *there, const json_t *here)
+dq_status dq_fingerprint_compare(const char *what, const json_t *there, const json_t *here)
 {
     char text[400];
     size_t used = 0;
@@ -151,7 +186,7 @@ static dq_status compare(const json_t *there, const json_t *here)
                          theirs ? theirs : "missing", mine);
         used += (size_t)n < sizeof text - used ? (size_t)n : sizeof text - used - 1;
     }
-    return used ? dq_fail(DQ_E_MISMATCH, "the checkpoint is of another job: %s", text) : DQ_OK;
+    return used ? dq_fail(DQ_E_MISMATCH, "%s: %s", what, text) : DQ_OK;
 }
 
 /* ---- the state ---- */
@@ -190,7 +225,7 @@ static dq_status check_state(dq_context *ctx, const json_t *o, const char *path,
     if (strcmp(kind, job) != 0)
         return dq_fail(DQ_E_MISMATCH, "the checkpoint is of a job called \"%s\", not \"%s\"", kind, job);
     if (!json_is_object(json_object_get(o, "fingerprint"))) return dq_fail(DQ_E_FORMAT, "no fingerprint");
-    DQ_TRY(compare(json_object_get(o, "fingerprint"), fingerprint));
+    DQ_TRY(dq_fingerprint_compare("the checkpoint is of another job", json_object_get(o, "fingerprint"), fingerprint));
     DQ_TRY(dq_json_string(o, "device", true, path, &device));
     if (strcmp(device, ctx->device_name) != 0)
         dq_log(&ctx->env, DQ_LOG_WARNING,

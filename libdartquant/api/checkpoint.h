@@ -14,6 +14,11 @@
 #define DQ_CHECKPOINT_STATE "checkpoint.json"
 #define DQ_CHECKPOINT_CODES "codes-%05d" /* .safetensors */
 
+/* What a model is, as an object of texts: the file's weights and everything that was derived from them. */
+dq_status dq_model_identity(dq_model *model, json_t **out);
+json_t *dq_ids_fingerprint(const int32_t *ids, int64_t count);
+/* DQ_E_MISMATCH "WHAT: w_bits is 4 there and 3 here; ..." when texts of `here` are not the same in `there`. */
+dq_status dq_fingerprint_compare(const char *what, const json_t *there, const json_t *here);
 /* Everything that decides about a job's bits, as an object of texts: the model as derived, the options, the ids. */
 dq_status dq_job_fingerprint(dq_model *model, const dq_config *config, const int32_t *ids, int64_t count, json_t **out);
 

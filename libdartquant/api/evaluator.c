@@ -14,6 +14,8 @@ static void forget_result(dq_evaluator *e)
     e->facts = NULL;
     dq_free(e->report);
     e->report = NULL;
+    dq_reference_release(e->kept);
+    e->kept = NULL;
 }
 
 void dq_evaluator_forget_run(dq_evaluator *e)
@@ -76,6 +78,7 @@ static void destroy(void *object)
     dq_context *ctx = e->ctx;
     forget_result(e);
     forget_data(e);
+    dq_reference_release(e->reference);
     dq_model_release(e->model);
     dq_config_free(e->config);
     dq_free(e);
@@ -134,11 +137,17 @@ dq_status dq_evaluator_bind(dq_evaluator *e, const dq_dataset *dataset)
 
 static dq_status describe(const dq_evaluator *e, const dq_perplexity *r, json_t **facts, char **report)
 {
-    json_t *object = json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:s, s:f, s:f}", "dataset", e->name, "ppl", r->ppl,
-                               "nll", r->nll, "windows", (json_int_t)r->windows, "tokens", (json_int_t)r->tokens,
-                               "seqlen", (json_int_t)r->seqlen, "protocol", e->protocol, "seconds", r->seconds,
-                               "tokens_per_second", r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0);
+    json_t *object =
+        json_pack("{s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:s, s:f, s:f}", "dataset", e->name, "ppl", r->ppl, "nll",
+                  r->nll, "top1_accuracy", r->accuracy, "windows", (json_int_t)r->windows, "tokens",
+                  (json_int_t)r->tokens, "seqlen", (json_int_t)r->seqlen, "protocol", e->protocol, "seconds",
+                  r->seconds, "tokens_per_second", r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0);
     if (!object) return dq_fail(DQ_E_NONFINITE, "perplexity of %s is not finite", e->name);
+    if (r->compared) {
+        json_object_set_new(object, "kl", json_real(r->kl));
+        json_object_set_new(object, "kl_max", json_real(r->kl_max));
+        json_object_set_new(object, "top1_agreement", json_real(r->agreement));
+    }
     dq_status status = dq_json_dump(&e->ctx->env, object, false, report);
     if (status == DQ_OK)
         *facts = object;
@@ -158,7 +167,10 @@ dq_status dq_evaluator_check_ready(const dq_evaluator *e, const char *what)
 
 dq_status dq_evaluator_begin(dq_evaluator *e)
 {
-    return dq_perplexity_job_new(e->model, e->ids, e->count, e->seqlen, e->limit, e->math, &e->job);
+    DQ_TRY(dq_perplexity_job_new(e->model, e->ids, e->count, e->seqlen, e->limit, e->math, &e->job));
+    dq_status status = dq_evaluator_attach_reference(e);
+    if (status != DQ_OK) dq_evaluator_forget_run(e);
+    return status;
 }
 
 dq_status dq_evaluator_publish(dq_evaluator *e, dq_perplexity result)
@@ -181,7 +193,8 @@ static dq_status finish(dq_evaluator *e)
 {
     dq_perplexity result = {0};
     DQ_TRY(dq_perplexity_job_result(e->job, &result));
-    return dq_evaluator_publish(e, result);
+    DQ_TRY(dq_evaluator_publish(e, result));
+    return e->keeps ? dq_evaluator_keep_states(e) : DQ_OK;
 }
 
 static dq_status step(dq_evaluator *e, dq_progress *progress, bool *finished)

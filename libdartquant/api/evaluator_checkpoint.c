@@ -11,22 +11,24 @@ static const char JOB[] = "perplexity";
 
 static dq_status fingerprint_of(dq_evaluator *e, json_t **out)
 {
-    return dq_job_fingerprint(e->model, e->config, e->ids, e->count, out);
+    DQ_TRY(dq_job_fingerprint(e->model, e->config, e->ids, e->count, out));
+    json_object_set_new(*out, "reference", json_string(e->reference ? e->reference->hash : "none"));
+    return DQ_OK;
 }
 
 dq_status dq_evaluator_checkpoint(dq_evaluator *e, const char *dir)
 {
     DQ_ENTER_CONTEXT(e->ctx, e && dir);
-    dq_tensor hidden, state;
+    dq_tensor tensors[DQ_PERPLEXITY_TENSORS];
+    const dq_tensor *list[DQ_PERPLEXITY_TENSORS];
     json_t *fingerprint = NULL, *activations = NULL;
     DQ_TRY(dq_evaluator_check_ready(e, __func__));
     if (!e->job) return dq_fail(DQ_E_STATE, "no evaluation is under way: checkpoints lie between its steps");
-    dq_perplexity_job_tensors(e->job, &hidden, &state);
-    const dq_tensor *const tensors[] = {&hidden, &state};
+    int count = dq_perplexity_job_tensors(e->job, tensors);
+    for (int i = 0; i < count; i++) list[i] = &tensors[i];
     DQ_TRY(dq_make_dirs(&e->ctx->env, dir));
     DQ_TRY(fingerprint_of(e, &fingerprint));
-    dq_status status = dq_checkpoint_save_tensors(&e->ctx->env, dir, e->slot, tensors,
-                                                  dq_tensor_is_empty(&state) ? 1 : 2, &activations);
+    dq_status status = dq_checkpoint_save_tensors(&e->ctx->env, dir, e->slot, list, count, &activations);
     if (status == DQ_OK)
         status =
             dq_checkpoint_write(e->model, dir, JOB, fingerprint,
@@ -39,8 +41,7 @@ dq_status dq_evaluator_checkpoint(dq_evaluator *e, const char *dir)
 
 static dq_status restore(dq_evaluator *e, const char *dir, const json_t *saved)
 {
-    dq_tensor hidden, state;
-    dq_tensor *const tensors[] = {&hidden, &state};
+    dq_tensor tensors[DQ_PERPLEXITY_TENSORS], *list[DQ_PERPLEXITY_TENSORS];
     int64_t position;
     double seconds = 0;
     const json_t *record = json_object_get(saved, "activations");
@@ -49,8 +50,9 @@ static dq_status restore(dq_evaluator *e, const char *dir, const json_t *saved)
     DQ_TRY(dq_json_double(saved, "seconds", true, dir, &seconds));
     DQ_TRY(dq_evaluator_begin(e));
     DQ_TRY(dq_perplexity_job_seek(e->job, position, seconds));
-    dq_perplexity_job_tensors(e->job, &hidden, &state);
-    DQ_TRY(dq_checkpoint_load_tensors(&e->ctx->env, dir, record, tensors, dq_tensor_is_empty(&state) ? 1 : 2));
+    int count = dq_perplexity_job_tensors(e->job, tensors);
+    for (int i = 0; i < count; i++) list[i] = &tensors[i];
+    DQ_TRY(dq_checkpoint_load_tensors(&e->ctx->env, dir, record, list, count));
     e->slot = file && strchr(file, '0') ? 1 : 0; /* not over the one that counts */
     return DQ_OK;
 }

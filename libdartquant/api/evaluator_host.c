@@ -18,16 +18,24 @@ dq_status dq_evaluator_copy_ids(const dq_evaluator *e, int64_t window, int32_t *
     return DQ_OK;
 }
 
-static dq_status window_loss(dq_evaluator *e, int64_t window, const float *logits, double *out)
+/* Of one window: the mean loss, and how many targets have the largest logit. */
+static dq_status window_loss(dq_evaluator *e, int64_t window, const float *logits, dq_host_window *out)
 {
     int64_t n = e->seqlen - 1; /* the last position predicts nothing */
     double *nll = dq_alloc(&e->ctx->env, (size_t)n * sizeof *nll), sum = 0;
-    if (!nll) return DQ_E_NOMEM;
+    int32_t *best = dq_alloc(&e->ctx->env, (size_t)n * sizeof *best);
     const int32_t *targets = e->ids + window * e->seqlen + 1;
-    dq_status status = dq_score_rows(&e->ctx->env, logits, n, e->vocab, e->vocab, targets, nll, NULL);
-    for (int64_t i = 0; status == DQ_OK && i < n; i++) sum += nll[i];
+    int64_t hits = 0;
+    dq_status status =
+        nll && best ? dq_score_rows(&e->ctx->env, logits, n, e->vocab, e->vocab, targets, nll, best) : DQ_E_NOMEM;
+    for (int64_t i = 0; status == DQ_OK && i < n; i++) {
+        const float *row = logits + i * e->vocab;
+        sum += nll[i];
+        hits += row[targets[i]] >= row[best[i]];
+    }
     dq_free(nll);
-    if (status == DQ_OK) *out = sum / (double)n;
+    dq_free(best);
+    if (status == DQ_OK) *out = (dq_host_window){sum / (double)n, hits};
     return status;
 }
 
@@ -36,10 +44,15 @@ static dq_status finish_host(dq_evaluator *e, int64_t windows)
     dq_perplexity r = {.windows = windows, .seqlen = e->seqlen, .tokens = windows * e->seqlen};
     r.window_nll = dq_alloc(&e->ctx->env, (size_t)windows * sizeof *r.window_nll);
     if (!r.window_nll) return DQ_E_NOMEM;
-    memcpy(r.window_nll, e->losses, (size_t)windows * sizeof *r.window_nll);
-    for (int64_t w = 0; w < windows; w++) r.nll += r.window_nll[w];
+    int64_t hits = 0;
+    for (int64_t w = 0; w < windows; w++) {
+        r.window_nll[w] = e->losses[w].nll;
+        r.nll += e->losses[w].nll;
+        hits += e->losses[w].hits;
+    }
     r.nll /= (double)windows;
     r.ppl = exp(r.nll);
+    r.accuracy = (double)hits / (double)(windows * (e->seqlen - 1));
     return dq_evaluator_publish(e, r);
 }
 
@@ -48,7 +61,7 @@ dq_status dq_evaluator_add_logits(dq_evaluator *e, int64_t window, const float *
     DQ_ENTER_CONTEXT(e->ctx, e && logits && done);
     int64_t windows = e->count / e->seqlen;
     size_t needed;
-    double loss = 0;
+    dq_host_window loss = {0};
     if (e->model) return dq_fail(DQ_E_STATE, "this evaluator runs its own model: dq_evaluator_new_host takes logits");
     if (!e->ids) return dq_fail(DQ_E_STATE, "dq_evaluator_add_logits before dq_evaluator_bind");
     if (window < 0 || window >= windows)
@@ -59,10 +72,10 @@ dq_status dq_evaluator_add_logits(dq_evaluator *e, int64_t window, const float *
     if (!e->losses) {
         e->losses = dq_alloc(&e->ctx->env, (size_t)windows * sizeof *e->losses);
         if (!e->losses) return DQ_E_NOMEM;
-        for (int64_t w = 0; w < windows; w++) e->losses[w] = NAN;
+        for (int64_t w = 0; w < windows; w++) e->losses[w] = (dq_host_window){NAN, 0};
     }
     DQ_TRY(window_loss(e, window, logits, &loss));
-    if (isnan(e->losses[window])) e->losses_count++;
+    if (isnan(e->losses[window].nll)) e->losses_count++;
     e->losses[window] = loss;
     if (e->losses_count == windows) DQ_TRY(finish_host(e, windows));
     *done = e->losses_count == windows;

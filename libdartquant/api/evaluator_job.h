@@ -3,8 +3,15 @@
 #define DQ_API_EVALUATOR_JOB_H
 
 #include "api/handles.h"
+#include "api/reference.h"
 #include "dartquant/evaluator.h"
 #include "eval/perplexity.h"
+
+/* A window of the host's logits. */
+typedef struct dq_host_window {
+    double nll;   /* mean */
+    int64_t hits; /* targets with the largest logit */
+} dq_host_window;
 
 struct dq_evaluator {
     dq_context *ctx;
@@ -17,9 +24,12 @@ struct dq_evaluator {
     int64_t count;
     char *name, *protocol;
     dq_perplexity_job *job; /* under way */
-    double *losses;         /* the host's windows so far, NaN = missing */
+    dq_host_window *losses; /* the host's windows so far, nll NaN = missing */
     int64_t losses_count;
-    int slot; /* of the next checkpoint's activations */
+    bool keeps;              /* the last hidden states of a run */
+    dq_reference *kept;      /* of the last run */
+    dq_reference *reference; /* to compare with; NULL = none */
+    int slot;                /* of the next checkpoint's activations */
     dq_perplexity result;
     json_t *facts; /* NULL = not run */
     char *report;
@@ -30,6 +40,9 @@ dq_status dq_evaluator_check_ready(const dq_evaluator *e, const char *what);
 /* Starts a run; forgets one that is under way. */
 dq_status dq_evaluator_begin(dq_evaluator *e);
 void dq_evaluator_forget_run(dq_evaluator *e);
+/* The run's last hidden states become a reference that can be taken; the fresh run's comparison. */
+dq_status dq_evaluator_keep_states(dq_evaluator *e);
+dq_status dq_evaluator_attach_reference(dq_evaluator *e);
 /* Takes `result` over when it can be described. */
 dq_status dq_evaluator_publish(dq_evaluator *e, dq_perplexity result);
 

@@ -74,6 +74,7 @@ dq_status dq_op_attention(const dq_attention_desc *d, const dq_tensor *q, const 
                           dq_tensor *o);
 dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor *targets, int64_t first,
                          dq_tensor *state, int math);
+dq_status dq_op_compare_logits(const dq_tensor *a, const dq_tensor *b, int64_t first, dq_tensor *state);
 dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *y);
 dq_status dq_op_hadamard(const dq_hadamard_desc *d, const dq_tensor *x, dq_tensor *y);
 dq_status dq_op_syrk(double alpha, const dq_tensor *x, double beta, dq_tensor *h);

@@ -75,7 +75,8 @@ typedef enum dq_op_id {
     DQ_OP_ROTATION_LOSS,
     DQ_OP_QR_BATCH,
     DQ_OP_QR_GRAD,
-    DQ_OP_POLAR
+    DQ_OP_POLAR,
+    DQ_OP_COMPARE_LOGITS
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };

@@ -314,3 +314,22 @@ dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor
     if (first < 0) return dq_fail(DQ_E_INVALID, "head_nll: the tile starts at %lld", (long long)first);
     return dq_view_is_empty(&state->view) || dq_view_is_empty(&w->view) ? DQ_OK : dq_op_dispatch(&call);
 }
+
+DQ_OP_CALLER(compare_logits) { return DQ_SLOT(compare_logits, v[0], v[1], *(const int64_t *)args, v[2]); }
+
+dq_status dq_op_compare_logits(const dq_tensor *a, const dq_tensor *b, int64_t first, dq_tensor *state)
+{
+    dq_op_call call = {DQ_OP_COMPARE_LOGITS,
+                       "compare_logits",
+                       call_compare_logits,
+                       &first,
+                       3,
+                       {{"a", a, DQ_READ}, {"b", b, DQ_READ}, {"state", state, DQ_READ_WRITE}}};
+    DQ_TRY(dq_check_operands(&call, 0));
+    for (int i = 0; i < 2; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    DQ_TRY(dq_check_dtype(&call, 2, DQ_MASK_F64));
+    DQ_TRY(dq_check_shape(&call, 1, a->view.rows, a->view.cols));
+    DQ_TRY(dq_check_shape(&call, 2, a->view.rows, 7));
+    if (first < 0) return dq_fail(DQ_E_INVALID, "compare_logits: the tile starts at %lld", (long long)first);
+    return dq_view_is_empty(&a->view) ? DQ_OK : dq_op_dispatch(&call);
+}

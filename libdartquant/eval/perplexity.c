@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "eval/job.h"
 
 /* Rows of the head at a time: so many bytes of fp32, at most 8192. */
 enum { TILE_ROWS = 8192, TILE_BYTES = 64 << 20 };
@@ -13,20 +14,6 @@ enum { TILE_ROWS = 8192, TILE_BYTES = 64 << 20 };
 static const char STAGE_LAYERS[] = "perplexity";
 static const char STAGE_HEAD[] = "perplexity head";
 
-struct dq_perplexity_job {
-    dq_env *env;
-    dq_model *model;
-    int32_t *ids;
-    int64_t windows, seqlen, tile;
-    int64_t position, steps; /* steps done and in all: the layers, then the tiles of the head */
-    dq_progress *progress;   /* of the step under way */
-    dq_block_spec spec;
-    dq_tensor hidden;  /* F32 [windows * seqlen, hidden]; normed once the head has begun */
-    dq_tensor targets; /* I32 [1, windows * seqlen] */
-    dq_tensor state;   /* F64 [windows * seqlen, 3] of head_nll */
-    bool failed;
-    double seconds; /* spent in steps */
-};
 typedef dq_perplexity_job run;
 
 static dq_tensor window_of(const dq_tensor *t, const run *r, int64_t w)
@@ -91,7 +78,8 @@ static dq_status start_loss(run *r)
     DQ_TRY(dq_tensor_alloc(dq_model_device(r->model), DQ_F64, n, 3, &r->state));
     DQ_TRY(dq_op_fill(-INFINITY, &r->state));
     dq_tensor sum = dq_tensor_slice(&r->state, 0, n, 1, 1);
-    return dq_op_fill(0.0, &sum);
+    DQ_TRY(dq_op_fill(0.0, &sum));
+    return r->reference ? dq_perplexity_start_pairs(r) : DQ_OK;
 }
 
 static dq_status run_tile(run *r, int64_t first, int64_t rows)
@@ -105,6 +93,7 @@ static dq_status run_tile(run *r, int64_t first, int64_t rows)
         DQ_GO(dq_op_head_nll(&h, &w, &targets, first, &state, r->spec.math));
         DQ_GO(dq_progress_check(r->progress));
     }
+    if (r->reference) DQ_GO(dq_perplexity_compare_tile(r, first, &w));
 done:
     dq_tensor_free(&w);
     return status;
@@ -122,43 +111,6 @@ static dq_status head_step(run *r)
     }
     DQ_TRY(run_tile(r, first, rows));
     return dq_progress_report(r->progress, STAGE_HEAD, (uint64_t)(first + rows), (uint64_t)arch->vocab, NAN);
-}
-
-/* Means of the windows from the states; a window without a finite loss is an error. */
-static dq_status window_means(const run *r, const double *state, double *out)
-{
-    for (int64_t w = 0; w < r->windows; w++) {
-        double sum = 0.0;
-        for (int64_t i = 0; i < r->seqlen - 1; i++) {
-            const double *s = state + (w * r->seqlen + i) * 3;
-            double nll = log(s[1]) + s[0] - s[2];
-            if (!isfinite(nll))
-                return dq_fail(DQ_E_NONFINITE, "window %lld of %lld: the loss of token %lld is not finite",
-                               (long long)w, (long long)r->windows, (long long)(w * r->seqlen + i + 1));
-            sum += nll;
-        }
-        out[w] = sum / (double)(r->seqlen - 1);
-    }
-    return DQ_OK;
-}
-
-static dq_status collect(const run *r, dq_perplexity *out)
-{
-    double *state = dq_alloc(r->env, (size_t)(r->windows * r->seqlen) * 3 * sizeof *state);
-    double *means = dq_alloc(r->env, (size_t)r->windows * sizeof *means);
-    dq_status status = state && means ? dq_tensor_download(&r->state, state) : DQ_E_NOMEM;
-    if (status == DQ_OK) status = window_means(r, state, means);
-    dq_free(state);
-    if (status != DQ_OK) {
-        dq_free(means);
-        return status;
-    }
-    double sum = 0.0;
-    for (int64_t w = 0; w < r->windows; w++) sum += means[w];
-    out->window_nll = means;
-    out->nll = sum / (double)r->windows;
-    out->ppl = exp(out->nll);
-    return DQ_OK;
 }
 
 static dq_status check(const dq_model *model, int64_t count, int64_t seqlen, int64_t limit)
@@ -223,6 +175,7 @@ void dq_perplexity_job_free(dq_perplexity_job *r)
     dq_tensor_free(&r->hidden);
     dq_tensor_free(&r->targets);
     dq_tensor_free(&r->state);
+    dq_tensor_free(&r->pairs);
     dq_block_spec_clear(&r->spec);
     dq_model_release(r->model);
     dq_free(r->ids);
@@ -244,23 +197,39 @@ dq_status dq_perplexity_job_step(dq_perplexity_job *r, dq_progress *progress, bo
     return DQ_OK;
 }
 
-dq_status dq_perplexity_job_result(const dq_perplexity_job *r, dq_perplexity *out)
-{
-    dq_perplexity result = {.windows = r->windows, .seqlen = r->seqlen, .tokens = r->windows * r->seqlen};
-    if (r->position != r->steps) return dq_fail(DQ_E_STATE, "the evaluation is not finished");
-    DQ_TRY(collect(r, &result));
-    result.seconds = r->seconds;
-    *out = result;
-    return DQ_OK;
-}
-
 int64_t dq_perplexity_job_position(const dq_perplexity_job *r) { return r->position; }
 double dq_perplexity_job_seconds(const dq_perplexity_job *r) { return r->seconds; }
 
-void dq_perplexity_job_tensors(const dq_perplexity_job *r, dq_tensor *hidden, dq_tensor *state)
+int dq_perplexity_job_tensors(const dq_perplexity_job *r, dq_tensor out[DQ_PERPLEXITY_TENSORS])
 {
-    *hidden = dq_tensor_rows(&r->hidden, 0, r->hidden.view.rows);
-    *state = dq_tensor_is_empty(&r->state) ? (dq_tensor){0} : dq_tensor_rows(&r->state, 0, r->state.view.rows);
+    const dq_tensor *const all[] = {&r->hidden, &r->state, &r->pairs};
+    int count = 0;
+    for (int i = 0; i < DQ_PERPLEXITY_TENSORS && !dq_tensor_is_empty(all[i]); i++)
+        out[count++] = dq_tensor_rows(all[i], 0, all[i]->view.rows);
+    return count;
+}
+
+dq_status dq_perplexity_job_compare(dq_perplexity_job *r, const dq_reference_states *reference)
+{
+    const dq_arch *a = dq_model_arch(r->model), *b = dq_model_arch(reference->model);
+    if (r->position != 0) return dq_fail(DQ_E_STATE, "the evaluation has begun: a reference comes before");
+    if (a->vocab != b->vocab)
+        return dq_fail(DQ_E_MISMATCH, "the reference has a vocabulary of %lld, the model of %lld", (long long)b->vocab,
+                       (long long)a->vocab);
+    if (r->windows != reference->windows || r->seqlen != reference->seqlen)
+        return dq_fail(DQ_E_MISMATCH, "the reference was evaluated on %lld windows of %lld tokens, not %lld of %lld",
+                       (long long)reference->windows, (long long)reference->seqlen, (long long)r->windows,
+                       (long long)r->seqlen);
+    r->reference = reference;
+    return DQ_OK;
+}
+
+dq_status dq_perplexity_job_take_states(dq_perplexity_job *r, dq_tensor *out)
+{
+    if (r->position != r->steps) return dq_fail(DQ_E_STATE, "the evaluation is not finished");
+    *out = r->hidden;
+    r->hidden = (dq_tensor){0};
+    return DQ_OK;
 }
 
 dq_status dq_perplexity_job_seek(dq_perplexity_job *r, int64_t position, double seconds)

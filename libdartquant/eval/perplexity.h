@@ -9,9 +9,20 @@ typedef struct dq_perplexity {
     double nll;                      /* mean over windows of the mean over seqlen - 1 targets, nats */
     double ppl;                      /* exp(nll) */
     int64_t windows, seqlen, tokens; /* tokens = windows * seqlen */
+    double accuracy;                 /* share of targets that have the largest logit */
     double *window_nll;              /* [windows]; dq_free */
     double seconds;
+    bool compared;     /* the rest holds: */
+    double kl, kl_max; /* mean and largest divergence from the reference, nats */
+    double agreement;  /* share of positions where both have the same largest logit */
 } dq_perplexity;
+
+/* What is kept of an evaluated model so that others can be compared with it. */
+typedef struct dq_reference_states {
+    dq_model *model;  /* for its head */
+    dq_tensor hidden; /* F32 [windows * seqlen, hidden] after the final norm */
+    int64_t windows, seqlen;
+} dq_reference_states;
 
 /* All windows at once, one layer in memory at a time. limit = 0: all windows. A window whose loss is not finite is an
  * error naming it. */
@@ -26,10 +37,15 @@ dq_status dq_perplexity_job_new(dq_model *model, const int32_t *ids, int64_t cou
 dq_status dq_perplexity_job_step(dq_perplexity_job *job, dq_progress *progress, bool *finished);
 dq_status dq_perplexity_job_result(const dq_perplexity_job *job, dq_perplexity *out);
 void dq_perplexity_job_free(dq_perplexity_job *job); /* NULL is accepted */
-/* Between steps: how many are done, and the tensors that go on from there (borrowed; the last `state` is empty as long as
- * layers are under way). */
+/* Before the first step: compare with `reference`, which was evaluated on the same ids and outlives the job. */
+dq_status dq_perplexity_job_compare(dq_perplexity_job *job, const dq_reference_states *reference);
+/* After the last step: the hidden states that became the logits move to *out. */
+dq_status dq_perplexity_job_take_states(dq_perplexity_job *job, dq_tensor *out);
+/* Between steps: how many are done, and the tensors that go on from there (borrowed; the hidden states, and once the head
+ * has begun the sums); returns their number. */
+enum { DQ_PERPLEXITY_TENSORS = 3 };
 int64_t dq_perplexity_job_position(const dq_perplexity_job *job);
-void dq_perplexity_job_tensors(const dq_perplexity_job *job, dq_tensor *hidden, dq_tensor *state);
+int dq_perplexity_job_tensors(const dq_perplexity_job *job, dq_tensor out[DQ_PERPLEXITY_TENSORS]);
 /* A fresh job takes that position; afterwards the tensors are ready to be overwritten with what was there. */
 dq_status dq_perplexity_job_seek(dq_perplexity_job *job, int64_t position, double seconds);
 double dq_perplexity_job_seconds(const dq_perplexity_job *job);

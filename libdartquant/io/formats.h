@@ -16,6 +16,8 @@ const char *dq_safetensors_metadata(const dq_source *source, const char *key);
 /* Writes dir/<stem>.safetensors, or dir/<stem>-00001-of-000NN.safetensors with an index when the data exceeds
  * part_size bytes (no shard is larger unless one tensor is). Tensors are written as they come (bounded memory). */
 dq_status dq_safetensors_sink(dq_env *env, const char *dir, const char *stem, uint64_t part_size, dq_sink **out);
+/* Writes the one file `path`, which must end in ".safetensors". */
+dq_status dq_safetensors_sink_file(dq_env *env, const char *path, dq_sink **out);
 
 /* ---- GGUF v2/v3 ---- */
 dq_status dq_gguf_open(dq_env *env, const char *path, dq_source **out);

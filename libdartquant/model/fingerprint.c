@@ -114,3 +114,16 @@ const char *dq_model_fingerprint(dq_model *model)
     snprintf(root->fingerprint, sizeof root->fingerprint, "%016llx", (unsigned long long)h);
     return root->fingerprint;
 }
+
+dq_status dq_model_codes_digest(const dq_model *model, char out[17])
+{
+    dq_digest digest;
+    while (model && !model->store) model = model->base;
+    if (!model) {
+        snprintf(out, 17, "none");
+        return DQ_OK;
+    }
+    dq_status status = dq_digest_source(model->store, &digest);
+    if (status == DQ_OK) snprintf(out, 17, "%016llx", (unsigned long long)digest.sum);
+    return status;
+}

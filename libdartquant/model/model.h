@@ -36,6 +36,8 @@ const dq_scheme *dq_model_scheme(const dq_model *model);          /* NULL = not 
 dq_source *dq_model_root_source(const dq_model *model);
 /* Hash of the architecture and of the weights' names, types, sizes and sampled content: "xxxxxxxxxxxxxxxx". */
 const char *dq_model_fingerprint(dq_model *model);
+/* The same for codes that were derived and stand in no file of the model; "none" where there are none. */
+dq_status dq_model_codes_digest(const dq_model *model, char out[17]);
 
 /* One weight, all transforms applied, as F32 [rows, cols] on the device (norms [1, cols]). For a linear whose bias exists,
  * the bias too. Non-finite values are an error naming the tensor. */

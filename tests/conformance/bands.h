@@ -38,6 +38,7 @@ static const band bands[] = {
     {"attention", "bf16 math", 2e-2, 0},
     {"head_nll", "f32", 3e-6, 3e-6}, /* sqrt(depth) */
     {"head_nll", "bf16 math", 3e-6, 3e-6},
+    {"compare_logits", "f32", 3e-7, 1e-6}, /* sqrt(vocabulary) */
     {"fake_quant", "f32", 0, 0},
     {"hadamard", "f32", 1e-6, 0}, /* |scale| sqrt(order) */
     {"hadamard", "f64", 2e-15, 0},

@@ -320,13 +320,49 @@ static void head_nll(void **state)
     finish_cases();
 }
 
+typedef struct compare_case {
+    int64_t rows, vocab, tile;
+} compare_case;
+
+static void compare_run(run_ctx *c, const void *params)
+{
+    static const double start[7] = {-INFINITY, 0, 0, -INFINITY, 0, -1, -1};
+    const compare_case *p = params;
+    made *a = make_random(c, DQ_F32, p->rows, p->vocab), *b = make_random(c, DQ_F32, p->rows, p->vocab);
+    double *values = random_values(c, p->rows * 7);
+    for (int64_t i = 0; i < p->rows * 7; i++) values[i] = start[i % 7];
+    made *s = make_values(c, DQ_F64, p->rows, 7, values);
+    free(values);
+    for (int64_t first = 0; first < p->vocab; first += p->tile) {
+        int64_t count = p->vocab - first < p->tile ? p->vocab - first : p->tile;
+        dq_tensor x = dq_tensor_slice(&a->view, 0, p->rows, first, count);
+        dq_tensor y = dq_tensor_slice(&b->view, 0, p->rows, first, count);
+        must(dq_op_compare_logits(&x, &y, first, &s->view));
+    }
+    keep(c, "state", s, band_of("compare_logits", "f32"), sqrt((double)p->vocab));
+}
+
+static void compare_logits(void **state)
+{
+    (void)state;
+    static const compare_case cases[] = {{1, 1, 1}, {5, 33, 8}, {0, 9, 9}, {19, 1000, 1000}, {33, 5000, 1700}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int layout = 0; layout < 2; layout++) {
+            char label[100];
+            snprintf(label, sizeof label, "compare_logits [%d, %d] by %d", (int)cases[i].rows, (int)cases[i].vocab,
+                     (int)cases[i].tile);
+            run_case(label, compare_run, &cases[i], layout);
+        }
+    finish_cases();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gemm),       cmocka_unit_test(gemm_mixed), cmocka_unit_test(gemm_bf16),
-        cmocka_unit_test(gemm_large), cmocka_unit_test(gemm_f64),   cmocka_unit_test(rmsnorm),
-        cmocka_unit_test(rope),       cmocka_unit_test(activation), cmocka_unit_test(attention),
-        cmocka_unit_test(head_nll),
+        cmocka_unit_test(gemm),       cmocka_unit_test(gemm_mixed),     cmocka_unit_test(gemm_bf16),
+        cmocka_unit_test(gemm_large), cmocka_unit_test(gemm_f64),       cmocka_unit_test(rmsnorm),
+        cmocka_unit_test(rope),       cmocka_unit_test(activation),     cmocka_unit_test(attention),
+        cmocka_unit_test(head_nll),   cmocka_unit_test(compare_logits),
     };
     return cmocka_run_group_tests_name("conformance: forward", tests, open_all, close_all);
 }

@@ -278,6 +278,16 @@ def head_nll():
     save("head_nll", x=x, w=w, targets=targets, nll=nll)
 
 
+def compare_logits():
+    rng = rng_of("compare_logits")
+    a = 4 * normal(rng, 7, 75)
+    b = a + normal(rng, 7, 75)
+    b[6] = a[6]
+    p, q = F.log_softmax(t64(a), -1), F.log_softmax(t64(b), -1)
+    kl = F.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    save("compare_logits", a=a, b=b, kl=kl, best_a=a.argmax(-1).astype(np.int32), best_b=b.argmax(-1).astype(np.int32))
+
+
 def qr():
     rng = rng_of("qr")
     a = rng.standard_normal((20, 20))
@@ -289,6 +299,7 @@ def qr():
 
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (half_bits, gemm, attention, rope, rmsnorm, activation, hadamard, fake_quant, weight_grid, gptq, head_nll, qr):
+    for make in (half_bits, gemm, attention, rope, rmsnorm, activation, hadamard, fake_quant, weight_grid, gptq, head_nll,
+                 compare_logits, qr):
         make()
     print(sum(f.stat().st_size for f in OUT.iterdir()), "bytes in", OUT)

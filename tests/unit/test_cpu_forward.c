@@ -339,6 +339,44 @@ static void test_head_nll(void **state)
     one_nll(3, 40, 16, DQ_F16, DQ_MATH_F32, true);
 }
 
+/* ---- comparison of logits ---- */
+
+typedef struct compare_args {
+    dq_view a, b;
+} compare_args;
+
+static dq_status call_compare(const machine *m, void *p, const dq_view *out)
+{
+    compare_args *t = p;
+    return m->b->compare_logits(m->dev, &t->a, &t->b, 11, out);
+}
+
+static void one_compare(int64_t rows, int64_t vocab, bool fresh)
+{
+    static const double start[7] = {-INFINITY, 0, 0, -INFINITY, 0, -1, -1}, middle[7] = {.5, 3, .25, -1, 2, 4, 9};
+    compare_args t = {.a = make(DQ_F32, rows, vocab, 3), .b = make(DQ_F32, rows, vocab, 0)};
+    dq_view out = make(DQ_F64, rows, 7, 1);
+    for (int64_t r = 0; r < rows; r++) memcpy(dq_view_f64(&out, r), fresh ? start : middle, sizeof start);
+    char name[128];
+    snprintf(name, sizeof name, "compare_logits %lldx%lld", (long long)rows, (long long)vocab);
+    compare(name, call_compare, &t, &out, 1e-5, 1e-5);
+    free(t.a.mem);
+    free(t.b.mem);
+    free(out.mem);
+}
+
+static void test_compare_logits(void **state)
+{
+    (void)state;
+    for (int fresh = 0; fresh < 2; fresh++) {
+        one_compare(1, 1, fresh);
+        one_compare(37, 301, fresh);
+        one_compare(16, 1024, fresh);
+        one_compare(17, 3333, fresh);
+        one_compare(0, 5, fresh);
+    }
+}
+
 /* ---- norm, RoPE, activation ---- */
 
 typedef struct row_args {
@@ -530,7 +568,7 @@ int main(void)
         cmocka_unit_test(test_options),      cmocka_unit_test(test_elementwise),
         cmocka_unit_test(test_find_and_dot), cmocka_unit_test(test_norm_rope_activation),
         cmocka_unit_test(test_gemm),         cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_head_nll),
+        cmocka_unit_test(test_head_nll),     cmocka_unit_test(test_compare_logits),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

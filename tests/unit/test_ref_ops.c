@@ -347,6 +347,40 @@ static void head_nll(void **state)
     golden_free(&g);
 }
 
+/* The divergence and the largest logits of the whole vocabulary from tiles of several sizes. */
+static void compare_logits(void **state)
+{
+    (void)state;
+    golden g = golden_load("compare_logits");
+    dq_tensor a = input(&g, "a"), b = input(&g, "b");
+    int64_t rows = a.view.rows, vocab = a.view.cols;
+    static const double start[7] = {-INFINITY, 0, 0, -INFINITY, 0, -1, -1};
+    for (int64_t tile = 1; tile <= vocab; tile += 37) {
+        dq_tensor s = empty(DQ_F64, rows, 7);
+        double sums[7 * 7];
+        for (int c = 0; c < 7; c++) {
+            dq_tensor column = dq_tensor_slice(&s, 0, rows, c, 1);
+            must(dq_op_fill(start[c], &column));
+        }
+        for (int64_t first = 0; first < vocab; first += tile) {
+            int64_t n = vocab - first < tile ? vocab - first : tile;
+            dq_tensor x = dq_tensor_slice(&a, 0, rows, first, n), y = dq_tensor_slice(&b, 0, rows, first, n);
+            must(dq_op_compare_logits(&x, &y, first, &s));
+        }
+        must(dq_tensor_download(&s, sums));
+        for (int64_t r = 0; r < rows; r++) {
+            const double *v = sums + 7 * r;
+            double kl = v[2] / v[1] - (log(v[1]) + v[0]) + (log(v[4]) + v[3]);
+            assert_true(fabs(kl - value(golden_find(&g, "kl"), r)) < 1e-13);
+            assert_true(v[5] == value(golden_find(&g, "best_a"), r) && v[6] == value(golden_find(&g, "best_b"), r));
+        }
+        dq_tensor_free(&s);
+    }
+    dq_tensor_free(&a);
+    dq_tensor_free(&b);
+    golden_free(&g);
+}
+
 static void qr(void **state)
 {
     (void)state;
@@ -363,11 +397,11 @@ static void qr(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(half),        cmocka_unit_test(gemm),       cmocka_unit_test(attention),
-        cmocka_unit_test(rope),        cmocka_unit_test(rmsnorm),    cmocka_unit_test(activation),
-        cmocka_unit_test(hadamard),    cmocka_unit_test(fake_quant), cmocka_unit_test(weight_grid),
-        cmocka_unit_test(gptq_factor), cmocka_unit_test(gptq_block), cmocka_unit_test(head_nll),
-        cmocka_unit_test(qr),
+        cmocka_unit_test(half),        cmocka_unit_test(gemm),           cmocka_unit_test(attention),
+        cmocka_unit_test(rope),        cmocka_unit_test(rmsnorm),        cmocka_unit_test(activation),
+        cmocka_unit_test(hadamard),    cmocka_unit_test(fake_quant),     cmocka_unit_test(weight_grid),
+        cmocka_unit_test(gptq_factor), cmocka_unit_test(gptq_block),     cmocka_unit_test(head_nll),
+        cmocka_unit_test(qr),          cmocka_unit_test(compare_logits),
     };
     return cmocka_run_group_tests_name("reference ops", tests, open_ref, close_ref);
 }

@@ -118,6 +118,14 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_quantizer_take_model": (I32, [HANDLE, PTR(HANDLE)]),
     "dq_quantizer_report": (I32, [HANDLE, PTR(STR)]),
     "dq_quantizer_get_float": (I32, [HANDLE, STR, PTR(F64)]),
+    # reference.h
+    "dq_evaluator_keep_reference": (I32, [HANDLE, I32]),
+    "dq_evaluator_take_reference": (I32, [HANDLE, PTR(HANDLE)]),
+    "dq_evaluator_set_reference": (I32, [HANDLE, HANDLE]),
+    "dq_reference_free": (None, [HANDLE]),
+    "dq_reference_save": (I32, [HANDLE, STR]),
+    "dq_reference_open": (I32, [HANDLE, STR, PTR(HANDLE)]),
+    "dq_reference_report": (I32, [HANDLE, PTR(STR)]),
     # rotation.h
     "dq_rotation_new": (I32, [HANDLE, HANDLE, PTR(HANDLE)]),
     "dq_rotation_free": (None, [HANDLE]),

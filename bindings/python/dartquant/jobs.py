@@ -170,6 +170,26 @@ class Perplexity(NamedTuple):
         return {k: v for k, v in self._asdict().items() if k != "losses"}
 
 
+class Reference(Handle):
+    """What is kept of an evaluated model so that others can be compared with it: PerplexityJob.keep, take and compare."""
+
+    _free_name = "dq_reference_free"
+
+    @classmethod
+    def open(cls, model: Model, path: Path) -> Reference:
+        """Takes a saved reference up again; `model` is the one that was evaluated."""
+        return cls(model._core, model._core.make("dq_reference_open", model.handle, os.fsencode(path)))
+
+    def save(self, path: Path) -> None:
+        """Writes NAME.safetensors."""
+        self._core.call("dq_reference_save", self.handle, os.fsencode(path))
+
+    @property
+    def report(self) -> dict:
+        """The results of the run that made it."""
+        return text_of(self._core, "dq_reference_report", self.handle)
+
+
 class PerplexityJob(Handle):
     """The measurement of a model on a dataset. `model.perplexity(...)` is the short way."""
 
@@ -203,8 +223,24 @@ class PerplexityJob(Handle):
             run_job(self._core, lambda token, on: lib.dq_evaluator_run(self.handle, token, on, None), report, cancel)
         return self.result()
 
+    def keep(self, keep: bool = True) -> None:
+        """Whether the next runs keep what take() gives."""
+        self._core.call("dq_evaluator_keep_reference", self.handle, int(keep))
+
+    def take(self) -> Reference:
+        """The last run as a reference for other models."""
+        return Reference(self._core, self._core.make("dq_evaluator_take_reference", self.handle))
+
+    def compare(self, reference: Optional[Reference]) -> None:
+        """The next runs also give kl, kl_max and top1_agreement against `reference`, of the same dataset."""
+        if reference is not None:
+            same_context(self, expect(reference, Reference, "reference"))
+        handle = reference.handle if reference is not None else None
+        self._core.call("dq_evaluator_set_reference", self.handle, handle)
+
     def number(self, key: str) -> float:
-        """ppl, nll, windows, tokens, seqlen, seconds or tokens_per_second."""
+        """ppl, nll, top1_accuracy, windows, tokens, seqlen, seconds or tokens_per_second; after a comparison kl, kl_max,
+        top1_agreement."""
         out = F64()
         self._core.call("dq_evaluator_get_float", self.handle, key.encode(), ctypes.byref(out))
         return out.value

@@ -74,6 +74,30 @@ def test_perplexity_goes_on(model, texts, tmp_path):
         dartquant.PerplexityJob(model, config, data).restore(tmp_path / "nothing")
 
 
+def test_comparison_with_a_reference(model, texts, tmp_path):
+    data = dartquant.Dataset.from_file(model.tokenizer, texts[1])
+    config = dartquant.Config(seqlen=64, limit=4)
+    job = dartquant.PerplexityJob(model, config, data)
+    with pytest.raises(dartquant.StateError):
+        job.take()
+    job.keep()
+    wanted = job.run()
+    job.take().save(tmp_path / "reference.safetensors")
+    reference = dartquant.Reference.open(model, tmp_path / "reference.safetensors")
+    assert reference.report["ppl"] == wanted.ppl
+    job.compare(reference)
+    assert job.run().ppl == wanted.ppl and job.number("kl") == 0 and job.number("top1_agreement") == 1
+    coarse = dartquant.PerplexityJob(model.quantize(w_bits=3, w_rtn=True), config, data)
+    coarse.compare(reference)
+    coarse.run()
+    assert 0 < coarse.number("kl") < coarse.number("kl_max") and 0 < coarse.number("top1_agreement") < 1
+    assert 0 < coarse.number("top1_accuracy") < 1
+    coarse.compare(None)
+    coarse.run()
+    with pytest.raises(dartquant.NotFoundError):
+        coarse.number("kl")
+
+
 def test_perplexity_from_own_logits(model, texts):
     data = dartquant.Dataset.from_file(model.tokenizer, texts[1])
     job = dartquant.HostPerplexity(model.vocab_size, data, seqlen=64, limit=4)

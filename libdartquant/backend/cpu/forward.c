@@ -13,6 +13,7 @@ void dq_cpu_fill_forward(dq_backend *table)
     table->gemm = dq_cpu_gemm;
     table->attention = dq_cpu_attention;
     table->head_nll = dq_cpu_head_nll;
+    table->compare_logits = dq_cpu_compare_logits;
     table->rmsnorm = dq_cpu_rmsnorm;
     table->rope = dq_cpu_rope;
     table->activation = dq_cpu_activation;

@@ -31,6 +31,8 @@ typedef struct dq_row_kernels {
     void (*rope)(float *x, const float *cos, const float *sin, int64_t half);              /* one head */
     void (*activation[4])(const float *gate, const float *up, float *y, int64_t n); /* by DQ_ACT_*; up may be NULL */
     void (*max_sumexp)(const float *x, int64_t n, float *max, double *sum);
+    /* sum of e^(a - top) (a - b) */
+    double (*expected_gap)(const float *a, const float *b, float top, int64_t n);
 } dq_row_kernels;
 
 extern const dq_row_kernels dq_rows_plain, dq_rows_avx2, dq_rows_avx512;
@@ -62,6 +64,8 @@ dq_status dq_cpu_attention(void *device, const dq_attention_desc *d, const dq_vi
 /* head_nll.c */
 dq_status dq_cpu_head_nll(void *device, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
                           const dq_view *state, int32_t math);
+/* compare.c */
+dq_status dq_cpu_compare_logits(void *device, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state);
 /* widen.c */
 /* Whether a product in fp32 can read the view as it is. */
 static inline bool dq_cpu_is_wide(const dq_view *v, int32_t math) { return v->dtype == DQ_F32 && math != DQ_MATH_BF16; }

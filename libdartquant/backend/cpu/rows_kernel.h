@@ -262,6 +262,21 @@ static void max_sumexp(const float *x, int64_t n, float *max, double *sum)
     *sum = (double)vf_sum(s0 + s1);
 }
 
+static double expected_gap(const float *a, const float *b, float top, int64_t n)
+{
+    vf s = vf_zero(), shift = vf_set1(top);
+    int64_t i = 0;
+    for (; i + VF <= n; i += VF) {
+        vf x = vf_load(a + i);
+        s = vf_madd(vf_exp(x - shift), x - vf_load(b + i), s);
+    }
+    if (i < n) {
+        vf x = vf_load_n(a + i, n - i);
+        s += vf_keep_n(vf_exp(x - shift) * (x - vf_load_n(b + i, n - i)), vf_zero(), n - i);
+    }
+    return (double)vf_sum(s);
+}
+
 const dq_row_kernels DQ_ISA(dq_rows) = {
     .bf16_to_f32 = bf16_to_f32,
     .f32_to_bf16 = f32_to_bf16,
@@ -283,4 +298,5 @@ const dq_row_kernels DQ_ISA(dq_rows) = {
     .rope = rope,
     .activation = {act_silu, act_gelu, act_gelu_tanh, act_relu},
     .max_sumexp = max_sumexp,
+    .expected_gap = expected_gap,
 };

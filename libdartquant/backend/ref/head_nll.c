@@ -34,3 +34,36 @@ dq_status dq_ref_head_nll(void *dev, const dq_view *x, const dq_view *w, const d
     dq_ref_release(dev, line);
     return DQ_OK;
 }
+
+/* The same for the reference's logit a with b beside it: state[2] is the sum of exp(a - max) (a - b). */
+static void add_pair(double *state, double a, double b)
+{
+    if (a > state[0] || isnan(a)) {
+        double shrink = state[0] == -INFINITY ? 0.0 : exp(state[0] - a);
+        state[1] *= shrink;
+        state[2] *= shrink;
+        state[0] = a;
+    }
+    double e = exp(a - state[0]);
+    state[1] += e;
+    state[2] += e * (a - b);
+}
+
+dq_status dq_ref_compare_logits(void *dev, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state)
+{
+    (void)dev;
+    for (int64_t r = 0; r < a->rows; r++) {
+        const float *x = dq_view_f32(a, r), *y = dq_view_f32(b, r);
+        double *s = dq_view_f64(state, r);
+        for (int64_t c = 0; c < a->cols; c++) {
+            double model[3] = {s[3], s[4], 0};
+            if ((double)x[c] > s[0]) s[5] = (double)(first + c);
+            if ((double)y[c] > s[3]) s[6] = (double)(first + c);
+            add_pair(s, (double)x[c], (double)y[c]);
+            add_logit(model, (double)y[c]);
+            s[3] = model[0];
+            s[4] = model[1];
+        }
+    }
+    return DQ_OK;
+}

@@ -71,6 +71,7 @@ dq_status dq_ref_attention(void *dev, const dq_attention_desc *d, const dq_view 
                            const dq_view *o);
 dq_status dq_ref_head_nll(void *dev, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
                           const dq_view *state, int32_t math);
+dq_status dq_ref_compare_logits(void *dev, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state);
 /* fake_quant.c, hadamard.c */
 /* One group of n columns. */
 void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n);

@@ -148,6 +148,7 @@ static const dq_backend table = {
     .qr_batch = dq_ref_qr_batch,
     .qr_grad = dq_ref_qr_grad,
     .polar = dq_ref_polar,
+    .compare_logits = dq_ref_compare_logits,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }
