@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Expected results of the fit of rotations, made independently of the library with PyTorch (autograd, fp32 training).
+
+Writes tests/data/ops/calib_*.bin in the format of make_ops.py. SPDX-License-Identifier: Apache-2.0
+"""
+import math
+
+import torch
+
+from make_ops import normal, rng_of, save
+
+
+def quantiles(kind, count):
+    k = torch.arange(count, dtype=torch.float64)
+    if kind == "gauss":
+        p = ((k + 0.5) / count).clamp(1e-6, 1 - 1e-6)
+        return torch.distributions.Normal(0.0, 1.0).icdf(p)
+    return torch.linspace(-1, 1, count, dtype=torch.float64) * math.sqrt(3)
+
+
+def swd(x, kind="uniform", per_channel=False):
+    """Sorted values against quantiles scaled by the RMS, through which no gradient flows."""
+    columns = x if per_channel else x.reshape(-1, 1)
+    rms = columns.detach().square().mean(0, keepdim=True).sqrt()
+    target = rms * quantiles(kind, columns.shape[0])[:, None].to(x.dtype)
+    return (columns.sort(dim=0).values - target).square().mean()
+
+
+def whip(o):
+    return torch.exp(-o.abs()).sum(-1).mean()
+
+
+def losses():
+    rng = rng_of("calib_losses")
+    x = torch.from_numpy(normal(rng, 37, 12) * (1 + 3 * (rng.random((37, 12)) > 0.9).astype("float32"))).double()
+    out = {"o": x.float()}
+    for name, fn in [("swd", lambda o: swd(o)), ("swd_channel", lambda o: swd(o, per_channel=True)),
+                     ("swd_gauss", lambda o: swd(o, "gauss", True))]:
+        o = x.float().double().requires_grad_()
+        value = fn(o)
+        value.backward()
+        out[name] = value.detach().reshape(1, 1)
+        out[name + "_grad"] = o.grad
+    save("calib_losses", **out)
+
+
+def heavy_rows(rng, rows, width):
+    """A few heavy-tailed sources, mixed, RMS about 1: rows that a rotation can improve."""
+    a = rng.standard_t(3, (rows, width)) * (0.3 + 3 * rng.random(width) ** 4)
+    mix = rng.standard_normal((width, width)) * 0.15 + torch.eye(width).numpy()
+    x = a @ mix
+    x *= rng.uniform(0.7, 1.4, (rows, 1)) / ((x**2).mean(1, keepdims=True) ** 0.5)
+    return torch.from_numpy(x.astype("float32"))
+
+
+def orthogonal(rng, n):
+    q, r = torch.linalg.qr(torch.from_numpy(normal(rng, n, n)).double())
+    return q * r.diagonal().sign()
+
+
+def train(x, start, heads, groups, optim, lr, cosine, loss, steps=20):
+    """QR-Orth as upstream trains it: a free matrix, the Q factor in the forward pass, full batches."""
+    n = x.shape[1] // heads
+    z = start.float().clone().requires_grad_()
+    opt = torch.optim.SGD([z], lr=lr, momentum=0.9) if optim == "sgd" else torch.optim.Adam([z], lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps) if cosine else None
+    history = []
+    for _ in range(steps):
+        q = torch.linalg.qr(z).Q.repeat_interleave(heads // groups, dim=0)
+        o = torch.einsum("thi,hij->thj", x.reshape(-1, heads, n), q).reshape(x.shape)
+        value = loss(o)
+        opt.zero_grad()
+        value.backward()
+        opt.step()
+        if schedule:
+            schedule.step()
+        history.append(value.item())
+    q = torch.linalg.qr(z).Q.detach()
+    return torch.tensor(history, dtype=torch.float64), q
+
+
+def training():
+    torch.set_num_threads(1)
+    rng = rng_of("calib_train")
+    x1, r1 = heavy_rows(rng, 192, 24), orthogonal(rng, 24)[None]
+    x2, r2 = heavy_rows(rng, 160, 32), torch.stack([orthogonal(rng, 8)] * 2)
+    out = {"r1_x": x1, "r1_start": r1.reshape(24, 24), "r2_x": x2, "r2_start": r2.reshape(16, 8)}
+    for name, x, start, heads, groups in [("r1", x1, r1, 1, 1), ("r2", x2, r2, 4, 2)]:
+        for optim, lr, cosine in [("sgd", 0.02, True), ("adam", 0.01, False)]:
+            history, q = train(x, start, heads, groups, optim, lr, cosine, whip)
+            print(name, optim, history[0].item(), history[-1].item())
+            out[f"{name}_{optim}_loss"] = history
+            out[f"{name}_{optim}_q"] = q.reshape(-1, q.shape[-1])
+    history, _ = train(x1, r1, 1, 1, "sgd", 0.5, False, swd)
+    print("r1 swd", history[0].item(), history[-1].item())
+    out["r1_swd_loss"] = history
+    save("calib_train", **out)
+
+
+if __name__ == "__main__":
+    losses()
+    training()

@@ -1,0 +1,313 @@
+/* calib: losses of rotated rows and their gradients, against PyTorch, finite differences and known bounds.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "base/status.h"
+#include "calib/loss.h"
+#include "golden.h"
+
+#define OK(expr)                                                                                                       \
+    do {                                                                                                               \
+        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
+    } while (0)
+
+static dq_env env;
+static dq_device *dev;
+
+static int open_device(void **state)
+{
+    (void)state;
+    OK(dq_env_init(&env, NULL, 2));
+    OK(dq_device_open(&env, "cpu", "", DQ_POLICY_ALLOW, &dev));
+    return 0;
+}
+
+static int close_device(void **state)
+{
+    (void)state;
+    dq_device_close(dev);
+    dq_env_clear(&env);
+    return 0;
+}
+
+static const dq_fit_loss batch_losses[] = {DQ_FIT_SWD, DQ_FIT_SWD_CHANNEL, DQ_FIT_SWD_GAUSS};
+
+/* ---- PyTorch ---- */
+
+static void sliced_losses_match_pytorch(void **state)
+{
+    static const char *const names[] = {"swd", "swd_channel", "swd_gauss"};
+    (void)state;
+    golden g = golden_load("calib_losses");
+    const golden_array *o = golden_find(&g, "o");
+    int64_t count = o->rows * o->cols;
+    float *grad = malloc((size_t)count * sizeof *grad);
+    for (int i = 0; i < 3; i++) {
+        char name[32];
+        double value = 0;
+        dq_loss loss = {.kind = batch_losses[i]};
+        OK(dq_loss_of_batch(&env, &loss, o->data, o->rows, o->cols, grad, &value));
+        const double *expected = golden_find(&g, names[i])->data;
+        assert_true(fabs(value - expected[0]) <= 1e-12 * expected[0]);
+        snprintf(name, sizeof name, "%s_grad", names[i]);
+        const double *slope = golden_find(&g, name)->data;
+        for (int64_t k = 0; k < count; k++) assert_true(fabs(grad[k] - slope[k]) <= 1e-8 + 1e-6 * fabs(slope[k]));
+    }
+    free(grad);
+    golden_free(&g);
+}
+
+/* ---- finite differences through the rotation ---- */
+
+typedef struct problem {
+    dq_orbit orbit;
+    int64_t rows;
+    float *x, *r;
+    dq_tensor tx, tr;
+} problem;
+
+static void make_problem(problem *p, int64_t n, int32_t heads, int32_t groups, int64_t rows)
+{
+    dq_rng rng;
+    dq_rng_seed_torch(&rng, 11);
+    *p = (problem){.orbit = {n, heads, groups}, .rows = rows};
+    int64_t width = n * heads;
+    p->x = malloc((size_t)(rows * width) * sizeof *p->x);
+    p->r = malloc((size_t)(groups * n * n) * sizeof *p->r);
+    for (int64_t i = 0; i < rows * width; i++) p->x[i] = (float)dq_rng_normal(&rng);
+    for (int64_t i = 0; i < groups * n * n; i++) p->r[i] = (float)(dq_rng_normal(&rng) / sqrt((double)n));
+    OK(dq_tensor_from_host(dev, DQ_F32, rows, width, p->x, &p->tx));
+    OK(dq_tensor_from_host(dev, DQ_F32, groups * n, n, p->r, &p->tr));
+}
+
+static void free_problem(problem *p)
+{
+    dq_tensor_free(&p->tx);
+    dq_tensor_free(&p->tr);
+    free(p->x);
+    free(p->r);
+}
+
+/* The value with one entry of R moved. */
+static double value_at(problem *p, const dq_loss *loss, int64_t at, float r)
+{
+    double value = 0;
+    float old = p->r[at];
+    p->r[at] = r;
+    OK(dq_tensor_upload(&p->tr, p->r));
+    OK(dq_loss_of_rotation(loss, &p->orbit, &p->tx, &p->tr, 1, 0, 0, NULL, DQ_MATH_F32, &value));
+    p->r[at] = old;
+    return value;
+}
+
+/* d loss / d R against central differences for every loss that is smooth enough. */
+static void gradients_match_differences(void **state)
+{
+    static const dq_fit_loss kinds[] = {DQ_FIT_WHIP, DQ_FIT_KURTOSIS, DQ_FIT_VARIANCE};
+    (void)state;
+    problem p;
+    make_problem(&p, 8, 4, 2, 50);
+    dq_tensor grad = {0};
+    float slope[2 * 8 * 8];
+    OK(dq_tensor_alloc(dev, DQ_F32, 16, 8, &grad));
+    for (int k = 0; k < 3; k++)
+        for (int relative = 0; relative < 2; relative++) {
+            dq_loss loss = {.kind = kinds[k], .relative = relative != 0};
+            double value = 0, worst = 0, largest = 0;
+            OK(dq_tensor_upload(&p.tr, p.r));
+            OK(dq_loss_of_rotation(&loss, &p.orbit, &p.tx, &p.tr, 1, 0, 0, &grad, DQ_MATH_F32, &value));
+            OK(dq_tensor_download(&grad, slope));
+            for (int64_t i = 0; i < 128; i += 5) {
+                float step = 2e-3f, up = p.r[i] + step, down = p.r[i] - step;
+                double d = (value_at(&p, &loss, i, up) - value_at(&p, &loss, i, down)) / ((double)up - down);
+                worst = fmax(worst, fabs(d - slope[i]));
+                largest = fmax(largest, fabs(slope[i]));
+            }
+            if (!(worst <= 2e-2 * largest)) fail_msg("%s: %g of %g", dq_loss_name(kinds[k]), worst, largest);
+        }
+    dq_tensor_free(&grad);
+    free_problem(&p);
+}
+
+/* What the host composes agrees with autograd (above) once it went through the rotation: chain rule by hand. */
+static void rotation_of_a_batch_loss(void **state)
+{
+    (void)state;
+    problem p;
+    make_problem(&p, 6, 4, 2, 21);
+    dq_tensor grad = {0};
+    int64_t width = 24;
+    float o[21 * 24], slope[21 * 24], got[72];
+    OK(dq_tensor_alloc(dev, DQ_F32, 12, 6, &grad));
+    for (int64_t t = 0; t < p.rows; t++)
+        for (int64_t c = 0; c < width; c++) {
+            double sum = 0;
+            for (int64_t k = 0; k < 6; k++)
+                sum += (double)p.x[t * width + c / 6 * 6 + k] * p.r[(c / 12 * 6 + k) * 6 + c % 6];
+            o[t * width + c] = (float)sum;
+        }
+    for (int i = 0; i < 3; i++) {
+        dq_loss loss = {.kind = batch_losses[i]};
+        double value = 0, expected = 0, shift = 0.25;
+        OK(dq_loss_of_batch(&env, &loss, o, p.rows, width, slope, &expected));
+        OK(dq_op_fill(2, &grad));
+        OK(dq_loss_of_rotation(&loss, &p.orbit, &p.tx, &p.tr, 3, shift, 0.5, &grad, DQ_MATH_F32, &value));
+        OK(dq_tensor_download(&grad, got));
+        assert_true(fabs(value - expected) <= 1e-5 * expected);
+        for (int64_t at = 0; at < 72; at++) {
+            int64_t g = at / 36, row = at / 6 % 6, col = at % 6;
+            double sum = 0;
+            for (int64_t t = 0; t < p.rows; t++)
+                for (int64_t h = 2 * g; h < 2 * g + 2; h++) {
+                    int64_t c = t * width + h * 6;
+                    sum += p.x[c + row] * ((double)slope[c + col] + shift / (double)p.rows * o[c + col]);
+                }
+            assert_true(fabs(got[at] - (1 + 3 * sum)) < 1e-4);
+        }
+    }
+    dq_tensor_free(&grad);
+    free_problem(&p);
+}
+
+/* The gradient of the quantization error pulls every number to its level: half a step towards the levels is downhill. */
+static void quantization_error_pulls_to_levels(void **state)
+{
+    (void)state;
+    problem p;
+    make_problem(&p, 16, 1, 1, 40);
+    dq_tensor grad = {0};
+    float slope[256];
+    double before = 0, after = 0, norm = 0;
+    dq_loss loss = {.kind = DQ_FIT_QUANT, .quant = {.bits = 4, .clip = 1}};
+    OK(dq_tensor_alloc(dev, DQ_F32, 16, 16, &grad));
+    OK(dq_loss_of_rotation(&loss, &p.orbit, &p.tx, &p.tr, 1, 0, 0, &grad, DQ_MATH_F32, &before));
+    OK(dq_tensor_download(&grad, slope));
+    for (int i = 0; i < 256; i++) norm += (double)slope[i] * slope[i];
+    for (int i = 0; i < 256; i++) p.r[i] -= (float)(1e-3 * slope[i] / sqrt(norm));
+    OK(dq_tensor_upload(&p.tr, p.r));
+    OK(dq_loss_of_rotation(&loss, &p.orbit, &p.tx, &p.tr, 1, 0, 0, NULL, DQ_MATH_F32, &after));
+    assert_true(after < before);
+    assert_true((before - after) > 0.5 * 1e-3 * sqrt(norm));
+    dq_tensor_free(&grad);
+    free_problem(&p);
+}
+
+/* ---- bounds (docs/numerics.md) ---- */
+
+/* Whip per channel of rows of RMS 1 with the identity as rotation. */
+static double whip_of(const float *x, int64_t rows, int64_t n)
+{
+    dq_tensor tx = {0}, tr = {0};
+    dq_orbit orbit = {n, 1, 1};
+    dq_loss loss = {.kind = DQ_FIT_WHIP};
+    double value = 0;
+    float *r = calloc((size_t)(n * n), sizeof *r);
+    for (int64_t i = 0; i < n; i++) r[i * n + i] = 1;
+    OK(dq_tensor_from_host(dev, DQ_F32, rows, n, x, &tx));
+    OK(dq_tensor_from_host(dev, DQ_F32, n, n, r, &tr));
+    OK(dq_loss_of_rotation(&loss, &orbit, &tx, &tr, 1, 0, 0, NULL, DQ_MATH_F32, &value));
+    dq_tensor_free(&tx);
+    dq_tensor_free(&tr);
+    free(r);
+    return value / (double)n;
+}
+
+static void whip_of_known_distributions(void **state)
+{
+    enum { ROWS = 512, N = 256 };
+    static const double expected[] = {0.3679, 0.4752, 0.5232, 0.5858}; /* two points, uniform, Gaussian, Laplace */
+    (void)state;
+    float *x = malloc(ROWS * N * sizeof *x);
+    dq_rng rng;
+    dq_rng_seed_torch(&rng, 5);
+    for (int kind = 0; kind < 4; kind++) {
+        for (int i = 0; i < ROWS * N; i++) {
+            double u = dq_rng_uniform(&rng), sign = dq_rng_u32(&rng) & 1 ? 1 : -1;
+            x[i] = (float)(kind == 0   ? sign
+                           : kind == 1 ? sqrt(3.0) * (2 * u - 1)
+                           : kind == 2 ? dq_rng_normal(&rng)
+                                       : -sign * log(1 - u) / sqrt(2.0));
+        }
+        assert_true(fabs(whip_of(x, ROWS, N) - expected[kind]) < 2e-3);
+    }
+    free(x);
+}
+
+/* n exp(-RMS) <= loss <= n for any row: the bound is met by rows of equal magnitudes, n is approached by one spike. */
+static void whip_stays_in_its_bounds(void **state)
+{
+    enum { N = 64 };
+    (void)state;
+    dq_rng rng;
+    dq_rng_seed_torch(&rng, 6);
+    float x[N];
+    for (int trial = 0; trial < 200; trial++) {
+        double square = 0, scale = exp(2 * dq_rng_normal(&rng)), power = 1 + 6 * dq_rng_uniform(&rng);
+        for (int i = 0; i < N; i++) {
+            double v = dq_rng_normal(&rng);
+            x[i] = (float)(scale * copysign(pow(fabs(v), power), v));
+            square += (double)x[i] * x[i];
+        }
+        double loss = whip_of(x, 1, N);
+        assert_true(loss <= 1 + 1e-6);
+        assert_true(loss >= exp(-sqrt(square / N)) - 1e-6);
+    }
+    for (int i = 0; i < N; i++) x[i] = i ? 0.0f : 8.0f;
+    assert_true(fabs(whip_of(x, 1, N) - (63 + exp(-8)) / 64) < 1e-6);
+}
+
+/* ---- the host's own ---- */
+
+static dq_status square_loss(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss)
+{
+    double sum = 0;
+    (*(int *)user)++;
+    for (int64_t i = 0; i < rows * cols; i++) {
+        sum += (double)o[i] * o[i];
+        if (grad) grad[i] = (float)(2 * o[i] / (double)rows);
+    }
+    *loss = sum / (double)rows;
+    return DQ_OK;
+}
+
+static dq_status failing_loss(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss)
+{
+    (void)user, (void)o, (void)rows, (void)cols, (void)grad, (void)loss;
+    return DQ_E_CANCELLED;
+}
+
+static void loss_of_the_host(void **state)
+{
+    (void)state;
+    int calls = 0;
+    float o[6] = {1, -2, 3, 0, 0.5f, 1}, grad[6];
+    double value = 0;
+    dq_loss loss = {.kind = DQ_FIT_HOST, .fn = square_loss, .user = &calls, .curvature = 2};
+    OK(dq_loss_of_batch(&env, &loss, o, 2, 3, grad, &value));
+    assert_int_equal(calls, 1);
+    assert_true(fabs(value - 15.25 / 2) < 1e-12 && grad[2] == 3.0f);
+    assert_true(dq_loss_curvature(&loss, 3) == 2);
+    loss.fn = failing_loss;
+    assert_int_equal(dq_loss_of_batch(&env, &loss, o, 2, 3, NULL, &value), DQ_E_CANCELLED);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sliced_losses_match_pytorch),
+        cmocka_unit_test(gradients_match_differences),
+        cmocka_unit_test(rotation_of_a_batch_loss),
+        cmocka_unit_test(quantization_error_pulls_to_levels),
+        cmocka_unit_test(whip_of_known_distributions),
+        cmocka_unit_test(whip_stays_in_its_bounds),
+        cmocka_unit_test(loss_of_the_host),
+    };
+    return cmocka_run_group_tests(tests, open_device, close_device);
+}
