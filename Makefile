@@ -146,4 +146,5 @@ help:
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'
 	@echo 'make wheel        the Python package with the library inside, in build/python/dist ; make sdist its sources'
+	@echo 'make wheel-bundled  a wheel that brings the libraries it needs as well (manylinux; Debian or Ubuntu)'
 	@echo 'make check-format / make format / make clean'

@@ -71,6 +71,8 @@ fuzz:
 shared: $(SHARED)
 wheel: $(SHARED)
 	@tests/python/package.sh wheel $(O)
+wheel-bundled: $(SHARED)
+	@tests/python/package.sh bundled $(O)
 sdist:
 	@tests/python/package.sh sdist $(O)
-.PHONY: shared wheel sdist
+.PHONY: shared wheel wheel-bundled sdist

@@ -278,6 +278,20 @@ static int pipeline(cli *c, job *j)
     return status;
 }
 
+/* Says which options have no effect on a model that is only measured. */
+static void note_unused(const cli *c)
+{
+    static const char *const idle[] = {"rotation", "weights", "activations", "kv"};
+    for (int32_t i = 0; i < dq_option_count(); i++) {
+        dq_option_info info = {.struct_size = sizeof info};
+        int32_t set = 0;
+        if (dq_option_get(i, &info) != DQ_OK || dq_config_is_set(c->config, info.name, &set) != DQ_OK || !set) continue;
+        for (size_t a = 0; a < sizeof idle / sizeof *idle; a++)
+            if (strcmp(info.area, idle[a]) == 0)
+                cli_note(c, "--load_qmodel_path only measures: --%s has no effect", info.name);
+    }
+}
+
 static int run(cli *c)
 {
     const char *saved = cli_value(c, "load_qmodel_path");
@@ -286,6 +300,7 @@ static int run(cli *c)
     if (!saved && !c->operand) return cli_usage(c, "quantize needs a MODEL");
     if (saved && cli_text(c, "save_qmodel_path")[0])
         return cli_usage(c, "--load_qmodel_path only measures: it cannot be combined with --save_qmodel_path");
+    if (saved) note_unused(c);
     job j = {.source = saved ? saved : c->operand, .seconds = json_object(), .results = json_array()};
     int status = pipeline(c, &j);
     dq_quantizer_free(j.quantizer);

@@ -29,12 +29,12 @@ static int read_file(cli *c, const char *path, char **text, size_t *bytes)
         if (!grown) free(data);
         data = grown;
     }
-    bool failed = ferror(f);
+    int error = ferror(f) ? errno : 0;
     if (f != stdin) fclose(f);
     if (!data) return cli_fail(c, "out of memory reading %s", path);
-    if (failed) {
+    if (error) {
         free(data);
-        return cli_fail(c, "%s: %s", path, strerror(errno));
+        return cli_fail(c, "%s: %s", path, strerror(error));
     }
     *text = data;
     *bytes = used;

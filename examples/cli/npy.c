@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -19,7 +20,7 @@ static bool write_all(FILE *f, const float *data, int64_t rows, int64_t cols)
     header[127] = '\n';
     size_t count = (size_t)rows * (size_t)cols;
     return fwrite(header, 1, sizeof header, f) == sizeof header && fwrite(data, sizeof *data, count, f) == count &&
-           fflush(f) == 0 && fsync(fileno(f)) == 0;
+           fflush(f) == 0;
 }
 
 int cli_write_npy(const cli *c, const char *path, const float *data, int64_t rows, int64_t cols)
@@ -27,18 +28,21 @@ int cli_write_npy(const cli *c, const char *path, const float *data, int64_t row
     char temporary[4096];
     if ((size_t)snprintf(temporary, sizeof temporary, "%s.tmp.%ld", path, (long)getpid()) >= sizeof temporary)
         return cli_fail(c, "%s: name too long", path);
-    FILE *f = fopen(temporary, "wb");
-    if (!f) return cli_fail(c, "%s: %s", temporary, strerror(errno));
-    bool ok = write_all(f, data, rows, cols);
+    /* A regular file appears whole or not at all; a device or pipe is written to, a rename would replace it. */
+    struct stat st;
+    bool in_place = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    FILE *f = fopen(in_place ? path : temporary, "wb");
+    if (!f) return cli_fail(c, "%s: %s", path, strerror(errno));
+    bool ok = write_all(f, data, rows, cols) && (in_place || fsync(fileno(f)) == 0);
     int error = errno;
     if (fclose(f) != 0 && ok) {
         ok = false;
         error = errno;
     }
-    if (ok && rename(temporary, path) != 0) {
+    if (ok && !in_place && rename(temporary, path) != 0) {
         ok = false;
         error = errno;
     }
-    if (!ok) unlink(temporary);
+    if (!ok && !in_place) unlink(temporary);
     return ok ? EXIT_OK : cli_fail(c, "%s: %s", path, strerror(error));
 }

@@ -53,4 +53,5 @@ void cli_catch_interrupt(dq_cancel *cancel)
     interrupted = cancel;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* a file beyond the shell's limit is an error of the write, not the end */
 }

@@ -164,6 +164,7 @@ dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *confi
     dq_config_free(defaults);
     dq_progress p = dq_progress_make(cancel, progress, user);
     dq_saver *saver = NULL;
+    DQ_TRY(dq_saver_check_dir(model, dir));
     DQ_TRY(dq_saver_open(&dq_context_of_model(model)->env, dir, part_size, &saver));
     dq_status status = dq_saver_finish(saver, model, NULL, card->provenance, &p);
     dq_saver_free(saver);

@@ -211,6 +211,7 @@ dq_status dq_quantizer_start(dq_quantizer *q)
         DQ_TRY(dq_saver_open_sink(env, target, &q->saver));
         sink = dq_saver_sink(q->saver);
     } else if (q->save_dir[0]) {
+        DQ_TRY(dq_saver_check_dir(q->model, q->save_dir));
         DQ_TRY(dq_saver_open(env, q->save_dir, (uint64_t)dq_config_int(q->config, "part_size"), &q->saver));
         sink = dq_saver_sink(q->saver);
     } else if (quantizes_weights(q)) {

@@ -87,6 +87,8 @@ dq_status dq_model_save_dir(dq_model *model, const char *dir, uint64_t part_size
  * text kept in the manifest (seed, calibration, command line), may be NULL. Nothing that opens as a model is there
  * before finish returned DQ_OK; free without finish removes the unfinished shards. */
 typedef struct dq_saver dq_saver;
+/* Refuses the folder that the model is read from: its files would be replaced. */
+dq_status dq_saver_check_dir(const dq_model *model, const char *dir);
 dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out);
 /* To a sink that takes pieces instead of a folder (taken over, also on failure): config.json and the manifest become
  * metadata, the tokenizer's files are left out. */

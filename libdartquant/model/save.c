@@ -2,6 +2,7 @@
  * folder a model. The layout stands in docs/formats.md. SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/status.h"
 #include "io/file.h"
@@ -70,6 +71,15 @@ dq_status dq_saver_open_sink(dq_env *env, dq_sink *target, dq_saver **out)
 done:
     dq_saver_free(s);
     return status;
+}
+
+dq_status dq_saver_check_dir(const dq_model *model, const char *dir)
+{
+    const char *path = dq_model_root(model)->path;
+    struct stat target, source;
+    if (!path || stat(path, &source) != 0 || !S_ISDIR(source.st_mode) || stat(dir, &target) != 0) return DQ_OK;
+    if (source.st_dev != target.st_dev || source.st_ino != target.st_ino) return DQ_OK;
+    return dq_error_in_file(dq_fail(DQ_E_INVALID, "the model is read from this folder; save it in another one"), dir);
 }
 
 dq_status dq_saver_open(dq_env *env, const char *dir, uint64_t part_size, dq_saver **out)

@@ -127,6 +127,12 @@ json logits_one_id 0 'r["nll"] is None and r["shape"] == [1, 512]' logits $model
 json logits_foreign_id 1 'r["error"]["name"] == "DQ_E_MISMATCH"' logits $model --ids 1,512
 says logits_bad_list 2 'no list of token ids' logits $model --ids 1,,2
 says logits_unwritable 1 'No such file|Not a directory' logits $model --ids 1,2 --out "$work/none/l.npy"
+# A pipe or device is written to, not replaced by a file.
+mkfifo "$work/pipe"
+timeout 20 cat "$work/pipe" > "$work/piped.npy" &
+json logits_to_pipe 0 'r["out"]' logits $model --ids 1,20,300,4 --out "$work/pipe"
+wait $!
+if [ -p "$work/pipe" ] && cmp -s "$work/piped.npy" "$work/l.npy"; then ok logits_pipe_stays; else bad logits_pipe_stays "$(ls -l "$work")"; fi
 
 # ---- ppl ----
 p="--text_file $work/eval.txt --seqlen 64 --limit 8"
@@ -158,6 +164,10 @@ json q_model_after_list 0 'r["model"] == "tests/data/tiny"' quantize --ppl_eval 
 json q_switches 0 'r["scheme"]["w"]["symmetric"] is False and r["scheme"]["a"]["symmetric"] is False and r["scheme"]["w"]["clip_search"] is True and r["rotations"]["r1"] in (False, None)' quantize $model --w-asym --a_asym true --w_clip=yes --use_r1 false --w_bits 4 --w-rtn --a-bits 8 $c
 json q_preset_refined 0 'r["scheme"]["w"]["bits"] == 3 and r["scheme"]["a"]["bits"] == 8 and r["scheme"]["k"]["groupsize"] == 16' quantize $model --w_bits 3 --preset w4a8kv8 --w_rtn $c
 json q_save 0 'r["saved"] and r["results"][0]["ppl"] > 1' quantize $model --preset w4a4kv4 $c --save_qmodel_path "$work/saved/w4a4kv4"
+cp -r $model "$work/own"
+says q_save_over_source 1 'read from this folder' quantize "$work/own" --w_bits 4 --w_rtn --save_qmodel_path "$work/own/."
+cmp -s $model/model.safetensors "$work/own/model.safetensors" && [ ! -e "$work/own/dartquant.json" ] && ok q_source_kept || bad q_source_kept ""
+says q_load_unused 0 'w_bits has no effect' quantize --load_qmodel_path "$work/saved/w4a4kv4" --w_bits 3 --ppl_eval $p
 json q_load 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"]' quantize --load_qmodel_path "$work/saved/w4a4kv4" --ppl_eval $p
 json q_ppl_of_saved 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"]' ppl "$work/saved/w4a4kv4" $p
 json q_info_of_saved 0 'r["quantization"] and r["rotations"]' info "$work/saved/w4a4kv4"

@@ -5,7 +5,6 @@ import ctypes
 import json
 import os
 import pathlib
-import shutil
 from typing import Any, Mapping, Optional, Union
 
 import numpy as np
@@ -25,8 +24,6 @@ from .tensors import TensorInfo, tensor_info
 from .tokenizer import Tokenizer, encode_with
 
 _ROTATION_OFF = {"fuse_norm": False, "use_r1": False, "use_r2": "none", "use_r3": False, "use_r4": False}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                    "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json", "tokenizer.gguf")
 
 
 class Model(Handle):
@@ -275,15 +272,5 @@ class Model(Handle):
         with Reporter(progress) as report:
             run_job(self._core, lambda token, on: lib.dq_model_save(
                 self.handle, os.fsencode(path), settings.handle, token, on, None), report, cancel)
-        self._save_tokenizer(pathlib.Path(os.fsdecode(path)))
-
-    def _save_tokenizer(self, folder: pathlib.Path) -> None:
-        if self._tokenizer is not None and hasattr(self._tokenizer, "save_pretrained"):
-            self._tokenizer.save_pretrained(folder)
-            return
-        for name in _TOKENIZER_FILES if self.path is not None and self.path.is_dir() else ():
-            source = self.path / name  # type: ignore[operator]
-            if source.exists() and not (folder / name).exists():
-                shutil.copyfile(source, folder / name)
-
-
+        if hasattr(self._tokenizer, "save_pretrained"):  # one of transformers; the library brings those of model files
+            self._tokenizer.save_pretrained(pathlib.Path(os.fsdecode(path)))
