@@ -137,8 +137,8 @@ dq_status dq_model_identity(dq_model *model, json_t **out)
     uint64_t embedding;
     char codes[17];
     json_t *scheme = NULL;
-    const char *fingerprint = dq_model_fingerprint(model);
-    if (!fingerprint[0]) return dq_error_last();
+    const char *fingerprint;
+    DQ_TRY(dq_model_fingerprint(model, &fingerprint));
     DQ_TRY(hash_embedding(model, &embedding));
     DQ_TRY(dq_model_codes_digest(model, codes));
     DQ_TRY(scheme_text(model, &scheme));

@@ -24,10 +24,10 @@ typedef struct dq_keeper {
     dq_sink *target;
     dq_sink *file; /* NULL = nothing came since the last checkpoint */
     char *dir;
-    json_t *names; /* stems of the finished files */
-    int64_t layer; /* next one at the last checkpoint */
-    int slot;      /* of the next activations */
-    bool broken;   /* codes are missing: no more checkpoints */
+    json_t *names;    /* stems of the finished files */
+    int64_t layer;    /* next one at the last checkpoint */
+    int slot;         /* of the next activations */
+    dq_status broken; /* why codes are missing: no more checkpoints; DQ_OK = none are */
 } dq_keeper;
 
 /* ---- keeping codes ---- */
@@ -37,11 +37,11 @@ static void stem_of(const dq_keeper *k, char *buf, size_t size)
     snprintf(buf, size, DQ_CHECKPOINT_CODES, (int)k->layer);
 }
 
-static void give_up(dq_keeper *k)
+static void give_up(dq_keeper *k, dq_status why)
 {
     if (k->file) k->file->ops->free(k->file);
     k->file = NULL;
-    k->broken = true;
+    k->broken = why;
     dq_log(k->sink.env, DQ_LOG_WARNING, "no more checkpoints in %s: %s", k->dir, dq_error_text());
 }
 
@@ -55,7 +55,7 @@ static dq_status keep(dq_sink *sink, const char *name, dq_dtype dtype, int ndim,
     dq_status status = DQ_OK;
     if (!k->file && !k->broken) status = dq_safetensors_sink(sink->env, k->dir, stem, UINT64_MAX, &k->file);
     if (status == DQ_OK && !k->broken) status = k->file->ops->add(k->file, name, dtype, ndim, shape, data, bytes);
-    if (status != DQ_OK) give_up(k);
+    if (status != DQ_OK) give_up(k, status);
     return k->target->ops->add(k->target, name, dtype, ndim, shape, data, bytes);
 }
 
@@ -127,13 +127,15 @@ static json_t *linears_json(const dq_quantize_report *r)
 static dq_status finish_codes(dq_keeper *k)
 {
     char stem[32];
-    if (k->broken) return dq_fail(DQ_E_IO, "codes could not be kept in %s: no checkpoint is possible", k->dir);
+    if (k->broken)
+        return dq_fail(k->broken, "codes could not be kept in %s (%s, see the log): no checkpoint is possible", k->dir,
+                       dq_status_name(k->broken));
     if (!k->file) return DQ_OK;
     stem_of(k, stem, sizeof stem);
     dq_status status = k->file->ops->finish(k->file);
     if (status == DQ_OK && json_array_append_new(k->names, json_string(stem)) != 0) status = DQ_E_NOMEM;
     if (status != DQ_OK) {
-        give_up(k);
+        give_up(k, status);
         return status;
     }
     k->file->ops->free(k->file);

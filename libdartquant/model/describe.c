@@ -84,6 +84,8 @@ uint64_t dq_model_bytes(dq_model *model)
 
 dq_status dq_model_describe_json(dq_model *model, char **out)
 {
+    const char *fingerprint;
+    DQ_TRY(dq_model_fingerprint(model, &fingerprint));
     json_t *o = dq_arch_to_json(&model->arch);
     json_t *quantization = model->scheme ? dq_scheme_to_json(model->scheme) : json_null();
     json_t *rotations = model->rotations ? dq_rotations_to_json(model->rotations, model->has_r1) : json_null();
@@ -95,7 +97,7 @@ dq_status dq_model_describe_json(dq_model *model, char **out)
     bad |= !o || json_object_set_new(o, "bits_per_weight", json_real(dq_model_bits_per_weight(model)));
     bad |= !o || json_object_set_new(o, "format", json_string(format ? format : ""));
     bad |= !o || json_object_set_new(o, "fused", json_boolean(model->fused));
-    bad |= !o || json_object_set_new(o, "fingerprint", json_string(dq_model_fingerprint(model)));
+    bad |= !o || json_object_set_new(o, "fingerprint", json_string(fingerprint));
     bad |= !o || json_object_set(o, "quantization", quantization);
     bad |= !o || json_object_set(o, "rotations", rotations);
     status =

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/dtype.h"
+#include "base/status.h"
 #include "model/internal.h"
 
 /* Small tensors are hashed whole; of others PIECES pieces of PIECE bytes spread from the first to the last byte. */
@@ -88,14 +89,15 @@ dq_status dq_digest_source(dq_source *source, dq_digest *out)
     return DQ_OK;
 }
 
-const char *dq_model_fingerprint(dq_model *model)
+dq_status dq_model_fingerprint(dq_model *model, const char **out)
 {
     dq_model *root = model;
     while (root->base) root = root->base;
-    if (root->fingerprint[0]) return root->fingerprint;
+    *out = root->fingerprint;
+    if (root->fingerprint[0]) return DQ_OK;
     const dq_arch *a = &root->arch;
     dq_digest digest;
-    if (dq_digest_source(root->source, &digest) != DQ_OK) return "";
+    DQ_TRY(dq_digest_source(root->source, &digest));
     const int64_t sizes[] = {a->hidden,
                              a->intermediate,
                              a->layers,
@@ -112,7 +114,7 @@ const char *dq_model_fingerprint(dq_model *model)
     uint64_t h = hash_bytes(digest.sum, sizes, sizeof sizes);
     h = hash_bytes(h, reals, sizeof reals);
     snprintf(root->fingerprint, sizeof root->fingerprint, "%016llx", (unsigned long long)h);
-    return root->fingerprint;
+    return DQ_OK;
 }
 
 dq_status dq_model_codes_digest(const dq_model *model, char out[17])

@@ -35,7 +35,7 @@ const dq_rotation_set *dq_model_rotations(const dq_model *model); /* NULL = none
 const dq_scheme *dq_model_scheme(const dq_model *model);          /* NULL = not quantized */
 dq_source *dq_model_root_source(const dq_model *model);
 /* Hash of the architecture and of the weights' names, types, sizes and sampled content: "xxxxxxxxxxxxxxxx". */
-const char *dq_model_fingerprint(dq_model *model);
+dq_status dq_model_fingerprint(dq_model *model, const char **out);
 /* The same for codes that were derived and stand in no file of the model; "none" where there are none. */
 dq_status dq_model_codes_digest(const dq_model *model, char out[17]);
 
