@@ -187,6 +187,7 @@ static void fill_table(void)
     table.info = cpu_info;
     dq_cpu_fill_forward(&table);
     dq_cpu_fill_quantize(&table);
+    dq_cpu_fill_fit(&table);
 }
 
 const dq_backend *dq_cpu_backend(void)

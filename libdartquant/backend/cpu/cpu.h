@@ -39,9 +39,10 @@ void *dq_cpu_scratch_take(dq_cpu_dev *dev, size_t bytes);
 void dq_cpu_scratch_give(dq_cpu_dev *dev, void *ptr);
 
 /* Each overwrites the slots it serves (forward.c: products and transformer ops; quantize.c: quantization, Hadamard,
- * factorizations, data movement). */
+ * factorizations, data movement; fit.c: what fits rotations). */
 void dq_cpu_fill_forward(dq_backend *table);
 void dq_cpu_fill_quantize(dq_backend *table);
+void dq_cpu_fill_fit(dq_backend *table);
 
 /* OpenBLAS is process-wide: between enter and leave it runs single-threaded (we partition products ourselves), and the
  * host's setting is put back by the last one to leave. */

@@ -34,6 +34,11 @@ static inline vf vf_nmadd(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); 
 static inline vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 static inline vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline vf vf_sign_of(vf a, vf b)
+{
+    vf sign = _mm256_and_ps(b, _mm256_set1_ps(-0.0f)), nonzero = _mm256_cmp_ps(b, _mm256_setzero_ps(), _CMP_NEQ_UQ);
+    return _mm256_and_ps(nonzero, _mm256_or_ps(vf_abs(a), sign));
+}
 static inline vf vf_rint(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_gather(const float *p, const int32_t *index)
 {

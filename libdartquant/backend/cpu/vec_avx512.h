@@ -27,6 +27,12 @@ static inline vf vf_nmadd(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); 
 static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf vf_abs(vf a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+/* The size of a with the sign of b, and 0 where b is 0. */
+static inline vf vf_sign_of(vf a, vf b)
+{
+    vf sign = _mm512_and_ps(b, _mm512_set1_ps(-0.0f));
+    return _mm512_maskz_or_ps(_mm512_cmp_ps_mask(b, _mm512_setzero_ps(), _CMP_NEQ_UQ), vf_abs(a), sign);
+}
 /* Half to even. */
 static inline vf vf_rint(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_gather(const float *p, const int32_t *index)

@@ -40,6 +40,10 @@ static inline vf vf_nmadd(vf a, vf b, vf c) { return c - a * b; }
 static inline vf vf_min(vf a, vf b) { return vf_select(a < b, a, b); }
 static inline vf vf_max(vf a, vf b) { return vf_select(a > b, a, b); }
 static inline vf vf_abs(vf a) { return (vf)((vf_int)a & 0x7fffffff); }
+static inline vf vf_sign_of(vf a, vf b)
+{
+    return (vf)((b != vf_zero()) & ((vf_int)vf_abs(a) | ((vf_int)b & (int32_t)0x80000000)));
+}
 /* Adding and taking away 2^23 rounds the fraction off; larger values have none. */
 static inline vf vf_rint(vf a)
 {
