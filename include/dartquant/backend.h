@@ -151,12 +151,12 @@ enum {
  * matrix h / (heads / groups) of the stack r. L(o) is the loss of a row: `kind` of every `group` consecutive columns,
  * summed. The pass gives
  *   loss = scale * sum_r w_r L(o_r)
- *   grad[g] = beta * grad[g] + scale * sum_r sum_(heads h of g) x_rh^T (w_r dL/do_rh + w_r shift o_rh)
+ *   grad[g] = beta * grad[g] + sum_r sum_(heads h of g) x_rh^T (scale w_r (dL/do_rh + shift o_rh))
  * with w_r = weight[r] (1 without weights), divided by |x_r|^2 when `relative` is set (0 where x_r = 0). `shift` adds the
  * derivative of shift |o|^2 / 2, a constant under rotation, to the gradient alone: what majorise-minimise steps need. */
 typedef struct dq_rotation_loss_desc {
     int32_t kind; /* DQ_LOSS_* */
-    int32_t math; /* DQ_MATH_*, of both products; BF16 may also round w dL/do and w shift o, or their sum */
+    int32_t math; /* DQ_MATH_*, of both products; BF16 may also round what is multiplied by x_rh^T */
     int64_t n;
     int32_t heads;
     int32_t groups;    /* divides heads */

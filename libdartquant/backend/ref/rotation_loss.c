@@ -126,7 +126,7 @@ static double run_pass(const pass *p, const dq_view *x, const dq_view *weight, c
         double loss = loss_of_row(p) * per;
         if (row_loss) dq_view_f32(row_loss, 0)[r] = (float)loss;
         total += w * loss;
-        if (p->grad) add_gradient(p, w * per);
+        if (p->grad) add_gradient(p, p->d->scale * w * per);
     }
     return total;
 }
@@ -147,7 +147,7 @@ dq_status dq_ref_rotation_loss(void *dev, const dq_rotation_loss_desc *d, const 
     *loss = d->scale * run_pass(&p, x, weight, row_loss);
     for (int64_t i = 0; i < stack; i++) {
         float *out = dq_view_f32(grad, i / d->n) + i % d->n;
-        *out = (float)(d->scale * p.grad[i] + (d->beta == 0 ? 0 : d->beta * *out));
+        *out = (float)(p.grad[i] + (d->beta == 0 ? 0 : d->beta * *out));
     }
     dq_ref_release(dev, p.x);
     return DQ_OK;
