@@ -107,7 +107,7 @@ static dq_status hash_embedding(dq_model *model, uint64_t *out)
 
 static bool decides(const dq_option_info *o)
 {
-    static const char *const areas[] = {"weights", "activations", "kv", "calibration"};
+    static const char *const areas[] = {"weights", "activations", "kv", "calibration", "rotation fitting"};
     static const char *const names[] = {"seed", "math", "seqlen", "limit"};
     for (size_t i = 0; i < sizeof areas / sizeof *areas; i++)
         if (strcmp(o->area, areas[i]) == 0) return true;
@@ -342,13 +342,76 @@ dq_status dq_checkpoint_load_tensors(dq_env *env, const char *dir, const json_t 
     return status;
 }
 
+/* ---- other state ---- */
+
+static dq_status put_state(void *arg, const void *data, uint64_t bytes)
+{
+    transfer *t = arg;
+    t->hash = hash_bytes(t->hash, data, (size_t)bytes);
+    t->bytes += bytes;
+    return dq_writer_write(t->writer, data, bytes);
+}
+
+static dq_status get_state(void *arg, void *data, uint64_t bytes)
+{
+    transfer *t = arg;
+    if (bytes > t->size - t->bytes)
+        return dq_fail(DQ_E_TRUNCATED, "%llu bytes of state are too few", (unsigned long long)t->size);
+    memcpy(data, t->data + t->bytes, bytes);
+    t->hash = hash_bytes(t->hash, data, (size_t)bytes);
+    t->bytes += bytes;
+    return DQ_OK;
+}
+
+dq_status dq_checkpoint_save_state(dq_env *env, const char *dir, const char *stem, int slot,
+                                   dq_status (*save)(void *arg, const dq_put *put), void *arg, json_t **out)
+{
+    char name[32];
+    transfer t = {.hash = HASH_START};
+    snprintf(name, sizeof name, "%s-%d.bin", stem, slot);
+    char *path = dq_path_join(env, dir, name);
+    dq_status status = path ? dq_writer_open(env, path, &t.writer) : DQ_E_NOMEM;
+    if (status == DQ_OK) status = save(arg, &(dq_put){put_state, &t});
+    if (status == DQ_OK) status = dq_writer_commit(t.writer);
+    dq_writer_free(t.writer);
+    dq_free(path);
+    DQ_TRY(status);
+    *out = json_pack("{s:s, s:I, s:o}", "file", name, "bytes", (json_int_t)t.bytes, "hash", hash_text(t.hash));
+    return *out ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory: checkpoint");
+}
+
+dq_status dq_checkpoint_load_state(dq_env *env, const char *dir, const char *stem, const json_t *record,
+                                   dq_status (*load)(void *arg, const dq_get *get), void *arg)
+{
+    const char *name, *hash;
+    char found[17], pattern[32];
+    dq_map map = {0};
+    if (!json_is_object(record)) return dq_fail(DQ_E_FORMAT, "the checkpoint names no %s", stem);
+    DQ_TRY(dq_json_string(record, "file", true, NULL, &name));
+    DQ_TRY(dq_json_string(record, "hash", true, NULL, &hash));
+    snprintf(pattern, sizeof pattern, "%s-[01].bin", stem);
+    if (fnmatch(pattern, name, 0) != 0) return dq_fail(DQ_E_FORMAT, "a file called \"%s\"", name);
+    char *path = dq_path_join(env, dir, name);
+    dq_status status = path ? dq_map_open(env, path, &map) : DQ_E_NOMEM;
+    transfer t = {.data = map.data, .size = map.size, .hash = HASH_START};
+    if (status == DQ_OK) status = load(arg, &(dq_get){get_state, &t});
+    snprintf(found, sizeof found, "%016" PRIx64, t.hash);
+    if (status == DQ_OK && (t.bytes != t.size || strcmp(found, hash) != 0))
+        status = dq_fail(DQ_E_MISMATCH, "the state is not that of the checkpoint");
+    if (path) dq_error_in_file(status, path);
+    dq_map_close(&map);
+    dq_free(path);
+    return status;
+}
+
 /* ---- the folder ---- */
 
 static bool is_ours(const char *name)
 {
-    static const char *const patterns[] = {DQ_CHECKPOINT_STATE, "activations-[01].bin",
-                                           "codes-[0-9][0-9][0-9][0-9][0-9].safetensors"};
+    static const char *const patterns[] = {DQ_CHECKPOINT_STATE, "activations-[01].bin", "calibration-[01].bin",
+                                           "fit-[01].bin", "codes-[0-9][0-9][0-9][0-9][0-9].safetensors"};
     static const char *const unfinished[] = {DQ_CHECKPOINT_STATE ".tmp.*", "activations-[01].bin.tmp.*",
+                                             "calibration-[01].bin.tmp.*", "fit-[01].bin.tmp.*",
                                              "codes-[0-9][0-9][0-9][0-9][0-9].*tmp.*"};
     for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++)
         if (fnmatch(patterns[i], name, 0) == 0 || fnmatch(unfinished[i], name, 0) == 0) return true;

@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "backend/device.h"
+#include "calib/state.h"
 #include "dartquant/config.h"
 #include "model/model.h"
 
@@ -36,6 +37,12 @@ dq_status dq_checkpoint_save_tensors(dq_env *env, const char *dir, int slot, con
 /* Back into tensors of the same shapes. */
 dq_status dq_checkpoint_load_tensors(dq_env *env, const char *dir, const json_t *record, dq_tensor *const *tensors,
                                      int count);
+/* Bytes that `save` writes, to STEM-0.bin or STEM-1.bin; and `load` on the bytes of that file, all of which it must read.
+ * Stems: "calibration", "fit". */
+dq_status dq_checkpoint_save_state(dq_env *env, const char *dir, const char *stem, int slot,
+                                   dq_status (*save)(void *arg, const dq_put *put), void *arg, json_t **out);
+dq_status dq_checkpoint_load_state(dq_env *env, const char *dir, const char *stem, const json_t *record,
+                                   dq_status (*load)(void *arg, const dq_get *get), void *arg);
 /* Removes every file a checkpoint may have; the folder stays when something else is in it. */
 dq_status dq_checkpoint_clear(dq_env *env, const char *dir);
 

@@ -134,7 +134,7 @@ done:
 
 /* ---- lifetime ---- */
 
-static dq_status check_model(dq_model *model)
+dq_status dq_capture_check_model(dq_model *model)
 {
     const dq_scheme *scheme = dq_model_scheme(model);
     if (!dq_model_is_fused(model)) return dq_fail(DQ_E_STATE, "calibration needs a model with fused norms");
@@ -178,7 +178,7 @@ dq_status dq_capture_new(dq_model *model, const int32_t *windows, int64_t nsampl
     const dq_arch *arch = dq_model_arch(model);
     dq_device *dev = dq_model_device(model);
     dq_status status;
-    DQ_TRY(check_model(model));
+    DQ_TRY(dq_capture_check_model(model));
     DQ_TRY(check_windows(arch, windows, nsamples, seqlen));
     dq_capture *c = dq_calloc(dq_device_env(dev), 1, sizeof *c);
     if (!c) return DQ_E_NOMEM;

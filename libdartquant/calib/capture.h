@@ -39,8 +39,10 @@ typedef struct dq_capture {
     double *norms;    /* [tokens]: of the stream's rows, when wanted */
 } dq_capture;
 
+/* DQ_E_STATE unless the model's norms are fused and it is neither rotated nor quantized. */
+dq_status dq_capture_check_model(dq_model *model);
 /* Embeds the windows. `most`: bytes of residual stream that may be resident, the rest goes to a file in `folder`. norms:
- * keep the stream's norms. A model that is not fused, or rotated, or quantized, is DQ_E_STATE. */
+ * keep the stream's norms. */
 dq_status dq_capture_new(dq_model *model, const int32_t *windows, int64_t nsamples, int64_t seqlen, int math,
                          uint64_t most, const char *folder, bool norms, dq_capture **out);
 void dq_capture_free(dq_capture *c); /* NULL is accepted */

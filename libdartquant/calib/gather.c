@@ -88,7 +88,7 @@ static dq_status find_sinks(dq_gather *g, const double *norms)
 /* Tokens to keep at a site. Sinks have a store of their own: positions are drawn among the others. */
 static dq_status draw_site(dq_gather *g, int64_t layer, dq_site site, int64_t want, bool skip_sinks)
 {
-    int64_t others = skip_sinks ? g->tokens - g->sink_count : g->tokens;
+    int64_t others = skip_sinks ? g->tokens - g->sink_count : g->o_tokens ? g->o_tokens : g->tokens;
     DQ_TRY(dq_draw_stratified(g->env, g->seed, (uint64_t)layer * STREAMS + (uint64_t)site, others, want,
                               &g->picks[site], &g->count[site]));
     int64_t passed = 0; /* sinks before the pick */

@@ -12,7 +12,8 @@ typedef struct dq_gather {
     dq_env *env;
     dq_device *dev;
     const dq_arch *arch;
-    int64_t tokens; /* of all windows */
+    int64_t tokens;   /* of all windows */
+    int64_t o_tokens; /* inputs of o there are in a layer; 0 = tokens */
     uint64_t seed;
     double
         sink_ratio;   /* a residual norm above so many times the layer's median makes a sink; 0 = none are told apart */
