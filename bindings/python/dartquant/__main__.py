@@ -15,9 +15,16 @@ def _plot(arguments: argparse.Namespace) -> int:
     reports = []
     for name in arguments.files:
         with open(name, encoding="utf-8") as file:
-            value = json.load(file)
+            try:
+                value = json.load(file)
+            except ValueError as error:
+                raise ValueError("%s is no JSON: %s" % (name, error)) from None
         reports.extend(value if isinstance(value, list) else [value])
-    for panel in plot.draw(reports, arguments.output):
+    try:
+        panels = plot.draw(reports, arguments.output)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not what `dartquant ... --json` prints: %r" % error) from None
+    for panel in panels:
         print("%s: %s" % (arguments.output, panel))
     return 0
 
@@ -26,8 +33,11 @@ def main(words: Optional[Sequence[str]] = None) -> int:
     """Runs a subcommand."""
     words = list(sys.argv[1:] if words is None else words)
     if words[:1] == ["lm_eval"]:
-        from lm_eval.__main__ import cli_evaluate
-
+        try:
+            from lm_eval.__main__ import cli_evaluate
+        except ImportError as error:
+            print("dartquant: lm-evaluation-harness is missing (%s): pip install dartquant[lm_eval]" % error, file=sys.stderr)
+            return 1
         from . import lm_eval  # noqa: F401  registers the model
 
         sys.argv = ["lm_eval"] + words[1:]

@@ -189,3 +189,22 @@ def test_plot_command(small, model, texts, dartquant_program, tmp_path):
     (tmp_path / "c.json").write_text("{}")
     done = subprocess.run(command + [str(tmp_path / "c.json")], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "nothing to draw" in done.stderr and not (tmp_path / "dartquant.png").exists()
+
+
+@pytest.mark.parametrize("text, said", [("[", "is no JSON"), ("[1]", "not what"), ('{"layers": [{"a": 1}]}', "not what"),
+                                        ("{}", "nothing to draw"), (None, "No such file")])
+def test_plot_of_something_else(text, said, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from dartquant.__main__ import main
+
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    assert main(["plot", str(tmp_path / "r.json"), "-o", str(tmp_path / "p.png")]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "p.png").exists()
+
+
+def test_harness_missing(monkeypatch, capsys):
+    from dartquant.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["lm_eval", "--tasks", "x"]) == 1 and "dartquant[lm_eval]" in capsys.readouterr().err
