@@ -161,13 +161,20 @@ class Perplexity(NamedTuple):
     protocol: str
     losses: np.ndarray
     """Loss of each window in nats, float64 [windows]."""
+    top1_accuracy: Optional[float] = None
+    """Share of the targets that have the largest logit."""
+    kl: Optional[float] = None
+    """With a reference: mean Kullback-Leibler divergence from it per token, in nats."""
+    kl_max: Optional[float] = None
+    top1_agreement: Optional[float] = None
+    """With a reference: share of the positions where both have the same most probable token."""
 
     def __float__(self) -> float:
         return self.ppl
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the losses; fit for JSON."""
-        return {k: v for k, v in self._asdict().items() if k != "losses"}
+        """Everything that was measured but the losses; fit for JSON."""
+        return {k: v for k, v in self._asdict().items() if k != "losses" and v is not None}
 
 
 class Reference(Handle):
@@ -185,7 +192,7 @@ class Reference(Handle):
         self._core.call("dq_reference_save", self.handle, os.fsencode(path))
 
     @property
-    def report(self) -> dict:
+    def report(self) -> dict[str, Any]:
         """The results of the run that made it."""
         return text_of(self._core, "dq_reference_report", self.handle)
 
@@ -263,8 +270,8 @@ class PerplexityJob(Handle):
         self._core.call("dq_evaluator_copy_windows", self.handle, pointer(losses), losses.size)
         return Perplexity(self.number("ppl"), self.number("nll"), windows, self._whole("tokens"),
                           self._whole("seqlen"), self.number("seconds"), self.number("tokens_per_second"),
-                          facts.get("dataset", ""), facts.get("protocol", ""), losses)
-
+                          facts.get("dataset", ""), facts.get("protocol", ""), losses,
+                          *(facts.get(key) for key in ("top1_accuracy", "kl", "kl_max", "top1_agreement")))
 
 
 class HostPerplexity(PerplexityJob):

@@ -18,7 +18,7 @@ from .config import Config, merged
 from .context import Context, context_or_default
 from .dataset import Dataset, dataset_of
 from .memory import Exported, Sink, Source
-from .jobs import Perplexity, PerplexityJob, QuantizeJob, checkpoint_exists, checkpoint_remove
+from .jobs import Perplexity, PerplexityJob, QuantizeJob, Reference, checkpoint_exists, checkpoint_remove
 from .rotation import Rotation
 from .tensors import TensorInfo, tensor_info
 from .tokenizer import Tokenizer, encode_with
@@ -222,12 +222,15 @@ class Model(Handle):
 
     def perplexity(self, data: Any = None, *, text: Optional[str] = None, ids: Any = None, file: Optional[Path] = None,
                    dataset: Union[None, str, Dataset] = None, data_dir: Optional[Path] = None,
-                   config: Optional[Config] = None, progress: ProgressArgument = None, cancel: Optional[Cancel] = None,
-                   **options: Any) -> Perplexity:
+                   reference: Union[None, Model, Reference] = None, config: Optional[Config] = None,
+                   progress: ProgressArgument = None, cancel: Optional[Cancel] = None, **options: Any) -> Perplexity:
         """Perplexity in windows without overlap, tail dropped, mean of the windows' means. Options: seqlen, limit, math.
 
         The data: text (a str), ids (a sequence, array, tensor or JSON file), file (a path), or dataset (a Dataset, or
-        "wikitext2", "ptb", "c4" with data_dir). The first argument may be any of them by type."""
+        "wikitext2", "ptb", "c4" with data_dir). The first argument may be any of them by type.
+
+        With `reference`, another model (measured first) or a Reference to one, the result also has kl, kl_max and
+        top1_agreement: how far this model's predictions are from the other's."""
         if data is not None:
             if any(v is not None for v in (text, ids, file, dataset)):
                 raise TypeError("give the data once")
@@ -244,7 +247,14 @@ class Model(Handle):
                                "seqlen": int(settings["seqlen"])})
         if found is None:
             raise TypeError("nothing to measure on: give text, ids, file or dataset")
+        if isinstance(reference, Model):
+            with PerplexityJob(reference, settings, found) as job:
+                job.keep()
+                job.run(progress=progress, cancel=cancel)
+                reference = job.take()
         with PerplexityJob(self, settings, found) as job:
+            if reference is not None:
+                job.compare(reference)
             return job.run(progress=progress, cancel=cancel)
 
     def logits(self, ids: Any, *, config: Optional[Config] = None, **options: Any) -> np.ndarray:

@@ -148,3 +148,14 @@ def test_context():
         assert ctx.memory[1] >= ctx.memory[0] > 0 and ctx.fallbacks == 0 and ctx.counters["ops"] > 0
     assert m.logits([1, 2, 3]).tobytes() == logits.tobytes()  # objects keep the closed context's insides alive
     assert np.allclose(logits, dartquant.Model.open(TINY).logits([1, 2, 3]), atol=1e-3)
+
+
+def test_perplexity_against_a_reference(model, small, texts):
+    plain = small.perplexity(file=texts[1], seqlen=64, limit=4)
+    assert plain.kl is None and "kl" not in plain.as_dict() and 0 < plain.top1_accuracy < 1
+    far = small.perplexity(file=texts[1], seqlen=64, limit=4, reference=model)
+    assert far.ppl == plain.ppl and 0 < far.kl < far.kl_max and 0.5 < far.top1_agreement < 1
+    same = model.perplexity(file=texts[1], seqlen=64, limit=4, reference=model)
+    assert same.kl == 0 and same.top1_agreement == 1
+    with pytest.raises(TypeError, match="reference must be"):
+        small.perplexity(file=texts[1], seqlen=64, reference="model")
