@@ -21,7 +21,7 @@ extern "C" {
 enum {
     DQ_OPTION_INT =
         0, /* decimal integer; with unit "bytes" also 512K, 64M, 10G, 1T or KiB, MiB, GiB, TiB (all 1024-based) */
-    DQ_OPTION_FLOAT = 1,  /* finite decimal number */
+    DQ_OPTION_FLOAT = 1,  /* finite decimal number, or the word in `choices` when there is one, which reads as 0 */
     DQ_OPTION_BOOL = 2,   /* true/false, yes/no, on/off, 1/0 */
     DQ_OPTION_STRING = 3, /* any text, often a path; "" = not given */
     DQ_OPTION_CHOICE = 4  /* one of `choices` */
@@ -36,7 +36,7 @@ typedef struct dq_option_info {
     const char *help;          /* one or two sentences */
     const char *unit;          /* "bytes", "tokens", "columns", ... or "" */
     const char *default_value; /* as text */
-    const char *choices;       /* DQ_OPTION_CHOICE: "a|b|c"; others "" */
+    const char *choices;       /* DQ_OPTION_CHOICE: "a|b|c"; DQ_OPTION_FLOAT: "auto" or ""; others "" */
     double min;                /* smallest and largest number allowed (INT, FLOAT) */
     double max;
 } dq_option_info;

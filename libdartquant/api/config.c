@@ -114,6 +114,10 @@ static dq_status parse_int(const dq_option *o, const char *text, option_value *v
 
 static dq_status parse_float(const dq_option *o, const char *text, option_value *v)
 {
+    if (o->choices[0] && strcasecmp(text, o->choices) == 0) {
+        v->number = 0; /* "auto"; no such option may be 0 otherwise */
+        return DQ_OK;
+    }
     /* The host's locale may write 0,01: options are always in the C locale. */
     locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     if (c_locale == (locale_t)0) return dq_fail(DQ_E_NOMEM, "out of memory: locale");
@@ -121,7 +125,8 @@ static dq_status parse_float(const dq_option *o, const char *text, option_value 
     double number = strtod_l(text, &end, c_locale);
     freelocale(c_locale);
     if (end == text || *end != '\0' || !isfinite(number))
-        return dq_fail(DQ_E_INVALID, "option %s: \"%s\" is not a number", o->name, text);
+        return dq_fail(DQ_E_INVALID, "option %s: \"%s\" is not a number%s%s", o->name, text,
+                       o->choices[0] ? " nor " : "", o->choices);
     if (number < o->min || number > o->max)
         return dq_fail(DQ_E_INVALID, "option %s: %s is outside %g .. %g", o->name, text, o->min, o->max);
     v->number = number;

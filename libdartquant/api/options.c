@@ -14,6 +14,11 @@
     {                                                                                                                  \
         name, area, DQ_OPTION_FLOAT, min, max, initial, "", "", help                                                   \
     }
+/* A number, or the word "auto", which is 0. */
+#define AUTO(name, area, initial, min, max, help)                                                                      \
+    {                                                                                                                  \
+        name, area, DQ_OPTION_FLOAT, min, max, initial, "", "auto", help                                               \
+    }
 #define BOOL(name, area, initial, help)                                                                                \
     {                                                                                                                  \
         name, area, DQ_OPTION_BOOL, 0, 1, initial, "", "", help                                                        \
@@ -62,16 +67,16 @@ const dq_option dq_options[] = {
     INT("a_bits", "activations", "16", 2, 16, "bits", "Bits of the inputs of the decoder's linears; 16 = off."),
     INT("a_groupsize", "activations", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole token."),
     BOOL("a_asym", "activations", "false", "Asymmetric grid."),
-    FLOAT("a_clip_ratio", "activations", "1.0", 0.001, 1, "Factor on the range of each token or group."),
+    AUTO("a_clip_ratio", "activations", "1.0", 0.001, 1, "Factor on the range of each token or group; auto: for every layer and input the one with the smallest error on calibration windows."),
 
     INT("k_bits", "kv", "16", 2, 16, "bits", "Bits of keys, after RoPE and R3; 16 = off."),
     INT("k_groupsize", "kv", "-1", -1, ANY, "columns", "-1 = all heads of a token share a scale; 0 or head_dim = one scale per head."),
     BOOL("k_asym", "kv", "false", "Asymmetric grid."),
-    FLOAT("k_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range."),
+    AUTO("k_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range; auto: searched for every layer."),
     INT("v_bits", "kv", "16", 2, 16, "bits", "Bits of values; 16 = off."),
     INT("v_groupsize", "kv", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole token, 0 = one scale per head."),
     BOOL("v_asym", "kv", "false", "Asymmetric grid."),
-    FLOAT("v_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range."),
+    AUTO("v_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range; auto: searched for every layer."),
 
     INT("nsamples", "calibration", "128", 1, 1048576, "windows", "Calibration windows of seqlen tokens."),
 

@@ -17,7 +17,10 @@
 #define CODES_IN_MEMORY ((uint64_t)1 << 30)
 
 static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16 && !q->keeps_codes; }
-static bool needs_data(const dq_quantizer *q) { return quantizes_weights(q) && q->scheme.w.method == DQ_WEIGHT_GPTQ; }
+static bool needs_data(const dq_quantizer *q)
+{
+    return q->auto_sites || (quantizes_weights(q) && q->scheme.w.method == DQ_WEIGHT_GPTQ);
+}
 bool dq_quantizer_has_weights(const dq_quantizer *q) { return quantizes_weights(q); }
 bool dq_quantizer_is_bound(const dq_quantizer *q) { return !needs_data(q) || q->windows.data; }
 
@@ -27,6 +30,8 @@ static void destroy(void *object)
 {
     dq_quantizer *q = object;
     dq_context *ctx = q->ctx;
+    dq_clip_job_free(q->search);
+    dq_clips_free(q->clips);
     dq_quantize_job_free(q->job);
     dq_keeper_free(q->keeper);
     if (q->spool) q->spool->ops->free(q->spool);
@@ -67,6 +72,7 @@ static dq_status new_job(dq_model *model, const dq_config *config, dq_quantizer 
     q->bits_per_weight = -1;
     DQ_GO(dq_config_copy(config, &q->config));
     DQ_GO(dq_scheme_from_config(config, dq_model_arch(model), &q->scheme));
+    q->auto_sites = dq_scheme_auto_sites(config, &q->scheme);
     q->nsamples = dq_config_int(config, "nsamples");
     q->seqlen = dq_config_int(config, "seqlen");
     q->seed = (uint64_t)dq_config_int(config, "seed");
@@ -199,11 +205,17 @@ static dq_status open_spool(dq_quantizer *q)
     return dq_memory_sink(env, &q->spool);
 }
 
+static dq_status check_bound(const dq_quantizer *q)
+{
+    if (dq_quantizer_is_bound(q)) return DQ_OK;
+    return dq_fail(DQ_E_STATE, "%s calibration data: call dq_quantizer_bind first",
+                   q->auto_sites ? "the search of clip ratios (auto) needs" : "GPTQ needs");
+}
+
 dq_status dq_quantizer_start(dq_quantizer *q)
 {
     dq_env *env = &q->ctx->env;
-    if (!dq_quantizer_is_bound(q))
-        return dq_fail(DQ_E_STATE, "GPTQ needs calibration data: call dq_quantizer_bind first");
+    DQ_TRY(check_bound(q));
     dq_sink *sink = NULL;
     if (q->has_sink) {
         dq_sink *target = NULL;
@@ -295,11 +307,43 @@ static dq_status complete(dq_quantizer *q)
     return DQ_OK;
 }
 
+bool dq_quantizer_searches(const dq_quantizer *q) { return q->auto_sites && !q->clips; }
+
+dq_status dq_quantizer_begin_search(dq_quantizer *q)
+{
+    DQ_TRY(check_bound(q));
+    return dq_clip_job_new(q->model, &q->scheme, q->auto_sites, q->windows.data, q->nsamples, q->seqlen,
+                           (int)dq_config_int(q->config, "math"), &q->search);
+}
+
+void dq_quantizer_set_clips(dq_quantizer *q, dq_clips *clips)
+{
+    q->clips = clips;
+    q->scheme.clips = clips;
+}
+
+/* A layer's clip ratios; after the last layer the job proper begins. */
+static dq_status search_step(dq_quantizer *q)
+{
+    bool last = false;
+    DQ_TRY(dq_clip_job_step(q->search, &q->progress, &last));
+    if (!last) return DQ_OK;
+    q->search_seconds = dq_clip_job_seconds(q->search);
+    dq_quantizer_set_clips(q, dq_clip_job_take(q->search));
+    dq_clip_job_free(q->search);
+    q->search = NULL;
+    return dq_quantizer_start(q);
+}
+
 static dq_status step(dq_quantizer *q, bool *finished)
 {
     if (q->state == READY) {
-        DQ_TRY(dq_quantizer_start(q));
+        DQ_TRY(dq_quantizer_searches(q) ? dq_quantizer_begin_search(q) : dq_quantizer_start(q));
         q->state = RUNNING;
+    }
+    if (q->search) {
+        *finished = false;
+        return search_step(q);
     }
     bool last = true;
     if (q->job) DQ_TRY(dq_quantize_job_step(q->job, &q->progress, &last));
@@ -434,14 +478,16 @@ static dq_status refresh(dq_quantizer *q)
         sum += r->linears[i].error;
         if (r->linears[i].error > worst) worst = r->linears[i].error;
     }
-    double total = r->seconds_load + r->seconds_forward + r->seconds_hessian + r->seconds_solve + r->seconds_write;
-    json_t *facts = json_pack(
-        "{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f}}", "scheme",
-        dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
-        (json_int_t)(r->count / DQ_LINEARS), "layers_total", (json_int_t)dq_model_arch(q->model)->layers, "max_error",
-        worst, "mean_error", r->count ? sum / (double)r->count : 0.0, "total_seconds", total, "bits_per_weight",
-        bits_json(q), "layers", layers_json(r), "seconds", "load", r->seconds_load, "forward", r->seconds_forward,
-        "hessian", r->seconds_hessian, "solve", r->seconds_solve, "write", r->seconds_write);
+    double total = q->search_seconds + r->seconds_load + r->seconds_forward + r->seconds_hessian + r->seconds_solve +
+                   r->seconds_write;
+    json_t *facts =
+        json_pack("{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f, s:f}}", "scheme",
+                  dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
+                  (json_int_t)(r->count / DQ_LINEARS), "layers_total", (json_int_t)dq_model_arch(q->model)->layers,
+                  "max_error", worst, "mean_error", r->count ? sum / (double)r->count : 0.0, "total_seconds", total,
+                  "bits_per_weight", bits_json(q), "layers", layers_json(r), "seconds", "search", q->search_seconds,
+                  "load", r->seconds_load, "forward", r->seconds_forward, "hessian", r->seconds_hessian, "solve",
+                  r->seconds_solve, "write", r->seconds_write);
     if (!facts) return dq_fail(DQ_E_NOMEM, "out of memory: report");
     json_decref(q->facts);
     q->facts = facts;

@@ -14,6 +14,7 @@
 #include "io/file.h"
 #include "io/formats.h"
 #include "io/json.h"
+#include "model/clips_json.h"
 
 static const char JOB[] = "quantize";
 
@@ -156,10 +157,11 @@ static dq_status save_state(dq_quantizer *q, int64_t layer)
     if (!dq_tensor_is_empty(&stream))
         status = dq_checkpoint_save_tensors(&q->ctx->env, k->dir, k->slot, tensors, 1, &activations);
     if (status == DQ_OK) {
-        json_t *state =
-            json_pack("{s:I, s:O, s:o, s:o, s:[f, f, f, f, f]}", "layer", (json_int_t)layer, "codes", k->names,
-                      "activations", activations, "linears", linears_json(r), "seconds", r->seconds_load,
-                      r->seconds_forward, r->seconds_hessian, r->seconds_solve, r->seconds_write);
+        json_t *state = json_pack("{s:o, s:f, s:I, s:O, s:o, s:o, s:[f, f, f, f, f]}", "clip_ratios",
+                                  q->clips ? dq_clips_to_json(q->clips) : json_null(), "search_seconds",
+                                  q->search_seconds, "layer", (json_int_t)layer, "codes", k->names, "activations",
+                                  activations, "linears", linears_json(r), "seconds", r->seconds_load,
+                                  r->seconds_forward, r->seconds_hessian, r->seconds_solve, r->seconds_write);
         status = dq_checkpoint_write(q->model, k->dir, JOB, fingerprint, state);
     }
     json_decref(fingerprint);
@@ -202,7 +204,7 @@ dq_status dq_quantizer_checkpoint(dq_quantizer *q, const char *dir)
         return dq_fail(DQ_E_STATE,
                        "the first checkpoint comes before the first step, so that codes are kept from there");
     DQ_TRY(finish_codes(q->keeper));
-    return save_state(q, dq_quantize_job_report(q->job)->count / DQ_LINEARS);
+    return save_state(q, q->job ? dq_quantize_job_report(q->job)->count / DQ_LINEARS : 0);
 }
 
 /* ---- restoring ---- */
@@ -324,6 +326,14 @@ static void sweep(const char *dir)
 
 static dq_status restore(dq_quantizer *q, const saved *s)
 {
+    const json_t *clips = json_object_get(s->state, "clip_ratios");
+    dq_clips *found = NULL;
+    if (dq_quantizer_searches(q)) {
+        if (!json_is_object(clips)) return dq_quantizer_begin_search(q); /* which is short and starts afresh */
+        DQ_TRY(dq_clips_from_json(&q->ctx->env, clips, dq_model_arch(q->model)->layers, q->keeper->dir, &found));
+        dq_quantizer_set_clips(q, found);
+        q->search_seconds = json_real_value(json_object_get(s->state, "search_seconds"));
+    }
     DQ_TRY(dq_quantizer_start(q));
     DQ_TRY(restore_stream(q, s));
     DQ_TRY(replay_all(q, s));
@@ -350,6 +360,8 @@ dq_status dq_quantizer_restore(dq_quantizer *q, const char *dir)
             q->state = RUNNING;
         } else {
             dq_quantizer_stop(q);
+            dq_clip_job_free(q->search);
+            q->search = NULL;
             dq_keeper_free(q->keeper);
             q->keeper = NULL;
         }

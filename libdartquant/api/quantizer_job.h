@@ -5,6 +5,7 @@
 #include "api/handles.h"
 #include "api/host_tensors.h"
 #include "dartquant/quantizer.h"
+#include "quant/clip.h"
 #include "quant/quantize.h"
 
 typedef enum dq_job_state { READY, RUNNING, DONE, TAKEN, FAILED } dq_job_state;
@@ -14,6 +15,10 @@ struct dq_quantizer {
     dq_model *model;
     dq_config *config;
     dq_scheme scheme;
+    unsigned auto_sites; /* whose clip ratios are searched first */
+    dq_clip_job *search; /* under way */
+    dq_clips *clips;     /* found; the scheme's */
+    double search_seconds;
     bool keeps_codes; /* the model's weights are quantized already: only activations change */
     int64_t nsamples, seqlen;
     uint64_t seed;
@@ -37,6 +42,11 @@ struct dq_quantizer {
 
 bool dq_quantizer_has_weights(const dq_quantizer *q); /* it quantizes weights, layer by layer */
 bool dq_quantizer_is_bound(const dq_quantizer *q);    /* the data it needs is there */
+/* Whether clip ratios are still to be found; begins that. */
+bool dq_quantizer_searches(const dq_quantizer *q);
+dq_status dq_quantizer_begin_search(dq_quantizer *q);
+/* The ratios found (taken over) become the scheme's. */
+void dq_quantizer_set_clips(dq_quantizer *q, dq_clips *clips);
 /* Opens output and job; the first step follows. */
 dq_status dq_quantizer_start(dq_quantizer *q);
 /* Takes back what dq_quantizer_start opened. */

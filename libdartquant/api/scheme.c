@@ -6,6 +6,7 @@
 #include "api/config.h"
 #include "base/dtype.h"
 #include "base/status.h"
+#include "model/clips_json.h"
 
 static dq_act_spec act_spec(const dq_config *config, char prefix)
 {
@@ -14,11 +15,12 @@ static dq_act_spec act_spec(const dq_config *config, char prefix)
     snprintf(group, sizeof group, "%c_groupsize", prefix);
     snprintf(asym, sizeof asym, "%c_asym", prefix);
     snprintf(clip, sizeof clip, "%c_clip_ratio", prefix);
+    double ratio = dq_config_float(config, clip);
     return (dq_act_spec){
         .bits = (int)dq_config_int(config, bits),
         .group = dq_config_int(config, group),
         .symmetric = !dq_config_int(config, asym),
-        .clip = dq_config_float(config, clip),
+        .clip = ratio > 0 ? ratio : 1.0, /* auto: until it is found */
     };
 }
 
@@ -85,6 +87,16 @@ dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq
     return DQ_OK;
 }
 
+unsigned dq_scheme_auto_sites(const dq_config *config, const dq_scheme *s)
+{
+    unsigned sites = 0;
+    bool a = s->a.bits < 16 && dq_config_float(config, "a_clip_ratio") == 0;
+    if (a) sites |= 1u << DQ_CLIP_QKV | 1u << DQ_CLIP_O | 1u << DQ_CLIP_GATE_UP | 1u << DQ_CLIP_DOWN;
+    if (s->k.bits < 16 && dq_config_float(config, "k_clip_ratio") == 0) sites |= 1u << DQ_CLIP_KEYS;
+    if (s->v.bits < 16 && dq_config_float(config, "v_clip_ratio") == 0) sites |= 1u << DQ_CLIP_VALUES;
+    return sites;
+}
+
 static json_t *act_json(const dq_act_spec *a)
 {
     return json_pack("{s:i, s:I, s:b, s:f}", "bits", a->bits, "groupsize", (json_int_t)a->group, "symmetric",
@@ -93,7 +105,7 @@ static json_t *act_json(const dq_act_spec *a)
 
 json_t *dq_scheme_json(const dq_scheme *s)
 {
-    return json_pack(
+    json_t *o = json_pack(
         "{s:{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f, s:s}, s:o, s:o, s:o}", "w", "bits", s->w.bits, "method",
         s->w.bits == 16                ? "none"
         : s->w.method == DQ_WEIGHT_RTN ? "rtn"
@@ -101,4 +113,6 @@ json_t *dq_scheme_json(const dq_scheme *s)
         "groupsize", (json_int_t)s->w.group, "symmetric", s->w.symmetric, "clip_search", s->w.clip_search, "act_order",
         s->w.act_order, "static_groups", s->w.static_groups, "percdamp", s->w.percdamp, "vocab_dtype",
         dq_dtype_name(s->w.vocab_dtype), "a", act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
+    if (o && s->clips) json_object_set_new(o, "clip_ratios", dq_clips_to_json(s->clips));
+    return o;
 }

@@ -31,11 +31,21 @@ typedef struct dq_weight_spec {
     dq_dtype vocab_dtype; /* with bits < 16: embedding and head are rounded to F16 or BF16; F32 = not rounded */
 } dq_weight_spec;
 
+/* Where a block quantizes values: the four inputs of its linears, keys, values. */
+enum { DQ_CLIP_QKV, DQ_CLIP_O, DQ_CLIP_GATE_UP, DQ_CLIP_DOWN, DQ_CLIP_KEYS, DQ_CLIP_VALUES, DQ_CLIP_SITES };
+
+/* Ratios that differ from layer to layer; 0 = the one in the scheme's spec. */
+typedef struct dq_clips {
+    int64_t layers;
+    double ratio[][DQ_CLIP_SITES];
+} dq_clips;
+
 typedef struct dq_scheme {
     dq_weight_spec w;
-    dq_act_spec a; /* inputs of every linear of the decoder blocks */
-    dq_act_spec k; /* keys after RoPE and R3; group -1 = all kv heads of a token, head_dim = per head */
-    dq_act_spec v; /* v_proj outputs */
+    dq_act_spec a;         /* inputs of every linear of the decoder blocks */
+    dq_act_spec k;         /* keys after RoPE and R3; group -1 = all kv heads of a token, head_dim = per head */
+    dq_act_spec v;         /* v_proj outputs */
+    const dq_clips *clips; /* NULL = none; owned by whoever owns the scheme */
 } dq_scheme;
 
 /* How the o_proj input is rotated. */

@@ -18,12 +18,21 @@ static dq_status norm(const dq_block_spec *s, const dq_tensor *weight, const dq_
     return dq_op_rmsnorm(h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, &ws->x);
 }
 
+/* Fake quantization with the layer's own clip ratio, where it has one. */
+static dq_status quantize(const dq_act_spec *spec, const dq_block *b, int site, const char *what, const dq_tensor *x,
+                          dq_tensor *y, const dq_tensor **out)
+{
+    dq_act_spec own = *spec;
+    if (b->clip[site] > 0) own.clip = b->clip[site];
+    return dq_fake_quant_apply(&own, what, x, y, out);
+}
+
 /* The fake-quantized copy of a linear's input, in ws.xq cut to its width. */
-static dq_status quantize_input(const dq_block_spec *s, const char *what, const dq_tensor *x, dq_workspace *ws,
-                                dq_tensor *slice, const dq_tensor **out)
+static dq_status quantize_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
+                                const dq_tensor *x, dq_workspace *ws, dq_tensor *slice, const dq_tensor **out)
 {
     if (s->scheme.a.bits < 16) *slice = dq_tensor_slice(&ws->xq, 0, x->view.rows, 0, x->view.cols);
-    return dq_fake_quant_apply(&s->scheme.a, what, x, slice, out);
+    return quantize(&s->scheme.a, b, site, what, x, slice, out);
 }
 
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
@@ -42,14 +51,14 @@ dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace 
 {
     dq_tensor slice = {0};
     const dq_tensor *x, *k, *v;
-    DQ_TRY(quantize_input(s, "q, k, v input", &ws->x, ws, &slice, &x));
+    DQ_TRY(quantize_input(s, b, DQ_CLIP_QKV, "q, k, v input", &ws->x, ws, &slice, &x));
     DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_Q], x, false, s->math, &ws->q));
     DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_K], x, false, s->math, &ws->k));
     DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
-    DQ_TRY(dq_fake_quant_apply(&s->scheme.v, "values", &ws->v, &ws->v, &v));
+    DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
     DQ_TRY(place(s, &ws->q));
     DQ_TRY(place(s, &ws->k));
-    DQ_TRY(dq_fake_quant_apply(&s->scheme.k, "keys", &ws->k, &ws->k, &k));
+    DQ_TRY(quantize(&s->scheme.k, b, DQ_CLIP_KEYS, "keys", &ws->k, &ws->k, &k));
     dq_attention_desc d = {.seqlen = s->seqlen,
                            .heads = s->heads,
                            .kv_heads = s->kv_heads,
@@ -67,7 +76,7 @@ dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_
     dq_tensor slice = {0};
     const dq_tensor *x;
     DQ_TRY(check_rows(h, ws));
-    DQ_TRY(quantize_input(s, "o_proj input", a, ws, &slice, &x));
+    DQ_TRY(quantize_input(s, b, DQ_CLIP_O, "o_proj input", a, ws, &slice, &x));
     return dq_linear_forward(&b->linear[DQ_BLOCK_O], x, true, s->math, h);
 }
 
@@ -80,7 +89,7 @@ dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *
 {
     dq_tensor slice = {0};
     const dq_tensor *x;
-    DQ_TRY(quantize_input(s, "gate, up input", &ws->x, ws, &slice, &x));
+    DQ_TRY(quantize_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &ws->x, ws, &slice, &x));
     DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
     DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
     DQ_TRY(dq_op_activation(s->activation, &ws->gate, &ws->up, &ws->gate));
@@ -92,7 +101,7 @@ dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspa
     const dq_tensor *x;
     DQ_TRY(check_rows(h, ws));
     /* `up` is free once the activation is computed. */
-    DQ_TRY(dq_fake_quant_apply(&s->scheme.a, "down_proj input", &ws->gate, &ws->up, &x));
+    DQ_TRY(quantize(&s->scheme.a, b, DQ_CLIP_DOWN, "down_proj input", &ws->gate, &ws->up, &x));
     return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
 }
 

@@ -19,6 +19,7 @@ typedef struct dq_linear {
 typedef struct dq_block {
     dq_tensor attn_norm, mlp_norm; /* F32 [1, hidden]; empty = weightless (fused) */
     dq_linear linear[DQ_BLOCK_LINEARS];
+    double clip[DQ_CLIP_SITES]; /* this layer's clip ratios; 0 = the scheme's */
 } dq_block;
 
 void dq_block_free(dq_block *block);

@@ -63,8 +63,7 @@ dq_status dq_model_derive_quantized(dq_model *base, dq_source *store, const dq_s
         goto done;
     }
     DQ_GO(dq_model_derive(base, DQ_MODEL_QUANTIZED, &m));
-    m->own_scheme = *scheme;
-    m->scheme = &m->own_scheme;
+    DQ_GO(dq_model_own_scheme(m, scheme));
     m->store = store;
     store = NULL; /* the model frees it from here on */
     if (!m->store && base->scheme)

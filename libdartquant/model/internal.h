@@ -4,6 +4,7 @@
 
 #include <stdatomic.h>
 
+#include "base/clips.h"
 #include "base/rotation_set.h"
 #include "model/model.h"
 
@@ -38,11 +39,14 @@ struct dq_model {
     dq_rotation_set *own_rotations;
     dq_tensor r1; /* F64 [hidden, hidden], empty = identity */
     dq_scheme own_scheme;
-    dq_source *store; /* codes; a loaded model keeps them in `source` */
+    dq_clips *own_clips; /* of own_scheme */
+    dq_source *store;    /* codes; a loaded model keeps them in `source` */
 };
 
 /* A fresh model that inherits everything from `base` and holds a reference to it. */
 dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out);
+/* A copy of `scheme`, clip ratios included, becomes the model's. */
+dq_status dq_model_own_scheme(dq_model *model, const dq_scheme *scheme);
 const dq_model *dq_model_root(const dq_model *model);
 /* Where the codes of the linears are, or NULL. */
 dq_source *dq_model_codes_source(const dq_model *model);

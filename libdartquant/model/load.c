@@ -6,14 +6,16 @@
 #include "base/status.h"
 #include "io/file.h"
 #include "io/formats.h"
+#include "model/clips_json.h"
 #include "model/manifest.h"
 
-enum { MANIFEST_LIMIT = 1 << 24, MANIFEST_VERSION = 1 };
+enum { MANIFEST_LIMIT = 1 << 24, MANIFEST_VERSION = 2 };
 
 typedef struct manifest {
     dq_arch arch;
     bool fused, centered, has_r1, quantized;
     dq_scheme scheme;
+    dq_clips *clips;            /* of the scheme */
     dq_rotation_set *rotations; /* tables still missing */
     int64_t tensors, bytes;
     char content[17];
@@ -42,9 +44,9 @@ static dq_status read_manifest(dq_env *env, const json_t *o, const char *path, m
     if (strcmp(format, "dartquant model") != 0)
         return dq_fail(DQ_E_FORMAT, "\"format\" is \"%s\", not \"dartquant model\"", format);
     DQ_TRY(dq_json_int(o, "version", 1, INT32_MAX, true, path, &version));
-    if (version != MANIFEST_VERSION)
-        return dq_fail(DQ_E_UNSUPPORTED, "manifest version %lld, this library reads version %d", (long long)version,
-                       MANIFEST_VERSION);
+    if (version > MANIFEST_VERSION)
+        return dq_fail(DQ_E_UNSUPPORTED, "manifest version %lld, this library reads versions 1 to %d",
+                       (long long)version, MANIFEST_VERSION);
     DQ_TRY(dq_arch_from_json(json_object_get(o, "model"), path, &m->arch));
     DQ_TRY(dq_json_bool(o, "fused", true, path, &m->fused));
     DQ_TRY(dq_json_bool(o, "centered_embedding", true, path, &m->centered));
@@ -52,6 +54,9 @@ static dq_status read_manifest(dq_env *env, const json_t *o, const char *path, m
     const json_t *quantization = json_object_get(o, "quantization");
     m->quantized = is_present(quantization);
     if (m->quantized) DQ_TRY(dq_scheme_from_json(quantization, path, &m->scheme));
+    const json_t *clips = json_object_get(quantization, "clip_ratios");
+    if (is_present(clips)) DQ_TRY(dq_clips_from_json(env, clips, m->arch.layers, path, &m->clips));
+    m->scheme.clips = m->clips;
     const json_t *rotations = json_object_get(o, "rotations");
     if (!is_present(rotations)) return DQ_OK;
     if (!m->fused) return dq_fail(DQ_E_FORMAT, "rotations without fused norms");
@@ -147,6 +152,7 @@ static dq_status load_text(dq_device *dev, const json_t *json, dq_source *source
     else
         dq_source_free(source);
     dq_rotation_set_free(m.rotations);
+    dq_clips_free(m.clips);
     return status;
 }
 
@@ -178,6 +184,7 @@ dq_status dq_model_load_saved(dq_device *dev, const char *dir, dq_model **out)
     if (!path) return DQ_E_NOMEM;
     dq_status status = load(dev, dir, path, &m, out);
     dq_rotation_set_free(m.rotations);
+    dq_clips_free(m.clips);
     dq_free(path);
     return status;
 }

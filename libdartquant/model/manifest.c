@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "model/manifest.h"
 
+#include "model/clips_json.h"
+
 #include <string.h>
 
 #include "base/dtype.h"
@@ -117,8 +119,10 @@ json_t *dq_scheme_to_json(const dq_scheme *s)
                                 "symmetric", (int)w->symmetric, "clip_search", (int)w->clip_search, "act_order",
                                 (int)w->act_order, "static_groups", (int)w->static_groups, "percdamp", w->percdamp,
                                 "vocab_dtype", dq_dtype_name(w->vocab_dtype));
-    return json_pack("{s:o, s:o, s:o, s:o}", "weights", weights, "activations", act_to_json(&s->a), "keys",
-                     act_to_json(&s->k), "values", act_to_json(&s->v));
+    json_t *o = json_pack("{s:o, s:o, s:o, s:o}", "weights", weights, "activations", act_to_json(&s->a), "keys",
+                          act_to_json(&s->k), "values", act_to_json(&s->v));
+    if (o && s->clips) json_object_set_new(o, "clip_ratios", dq_clips_to_json(s->clips));
+    return o;
 }
 
 static dq_status act_from_json(const json_t *parent, const char *key, const char *path, dq_act_spec *out)
@@ -143,7 +147,7 @@ dq_status dq_scheme_from_json(const json_t *o, const char *path, dq_scheme *out)
     static const char *const methods[] = {"rtn", "gptq"};
     static const char *const vocab_names[] = {"F32", "F16", "BF16"};
     static const dq_dtype vocab_dtypes[] = {DQ_F32, DQ_F16, DQ_BF16};
-    dq_scheme s;
+    dq_scheme s = {.clips = NULL};
     int64_t bits;
     int method = 0, vocab = 0;
     DQ_TRY(need_object(o, "quantization", path));

@@ -12,6 +12,7 @@ dq_status dq_arch_from_json(const json_t *object, const char *path, dq_arch *out
 /* From the content of a Hugging Face config.json. */
 dq_status dq_arch_from_hf_json(const json_t *config, dq_arch *out);
 json_t *dq_scheme_to_json(const dq_scheme *scheme);
+/* Without clip ratios: they are read by themselves. */
 dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);
 /* Orders of the transforms only; the matrices are folded and the tables of the online ones are tensors. */
 json_t *dq_rotations_to_json(const dq_rotation_set *set, bool has_r1);

@@ -8,6 +8,7 @@ static void free_model(dq_model *m)
 {
     dq_tensor_free(&m->r1);
     dq_rotation_set_free(m->own_rotations);
+    dq_clips_free(m->own_clips);
     dq_source_free(m->store);
     dq_source_free(m->source);
     dq_free(m->weights);
@@ -27,6 +28,18 @@ dq_model *dq_model_retain(dq_model *model)
 void dq_model_release(dq_model *model)
 {
     if (model && atomic_fetch_sub(&model->references, 1) == 1) free_model(model);
+}
+
+dq_status dq_model_own_scheme(dq_model *m, const dq_scheme *scheme)
+{
+    if (scheme->clips && scheme->clips->layers != m->arch.layers)
+        return dq_fail(DQ_E_INVALID, "clip ratios of %lld layers for a model of %lld", (long long)scheme->clips->layers,
+                       (long long)m->arch.layers);
+    DQ_TRY(dq_clips_copy(m->env, scheme->clips, &m->own_clips));
+    m->own_scheme = *scheme;
+    m->own_scheme.clips = m->own_clips;
+    m->scheme = &m->own_scheme;
+    return DQ_OK;
 }
 
 dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out)
@@ -89,8 +102,7 @@ dq_status dq_model_new_root(dq_device *dev, const dq_arch *arch, dq_source *sour
     m->source = source;
     m->gguf_names = gguf_names;
     if (scheme) {
-        m->own_scheme = *scheme;
-        m->scheme = &m->own_scheme;
+        DQ_GO(dq_model_own_scheme(m, scheme));
     }
     DQ_GO(dq_arch_check(arch, NULL));
     DQ_GO(dq_root_bind(m));

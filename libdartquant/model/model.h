@@ -3,6 +3,7 @@
 #ifndef DQ_MODEL_MODEL_H
 #define DQ_MODEL_MODEL_H
 
+#include "base/clips.h"
 #include "base/progress.h"
 #include "graph/block.h"
 #include "model/arch.h"

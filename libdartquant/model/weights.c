@@ -231,6 +231,7 @@ dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out)
     DQ_GO(dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm));
     DQ_GO(dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm));
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
+    if (model->scheme && model->scheme->clips) memcpy(b.clip, model->scheme->clips->ratio[layer], sizeof b.clip);
     *out = b;
     return DQ_OK;
 done:
