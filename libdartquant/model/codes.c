@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "formats/packed_source.h"
 #include "model/internal.h"
 
 /* name.layout: I64 [LAYOUT_FIELDS] */
@@ -32,6 +33,7 @@ void dq_codes_free(dq_codes *codes)
 bool dq_codes_exist(const dq_source *store, const char *name)
 {
     char buf[DQ_TENSOR_NAME];
+    if (dq_packed_source_find(store, name)) return true;
     return dq_source_find(store, part_name(name, "layout", buf, sizeof buf)) >= 0;
 }
 
@@ -39,6 +41,8 @@ uint64_t dq_codes_bytes(const dq_source *store, const char *name)
 {
     char buf[DQ_TENSOR_NAME];
     uint64_t bytes = 0;
+    const dq_packed *foreign = dq_packed_source_find(store, name);
+    if (foreign) return foreign->bytes;
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
         int64_t t = dq_source_find(store, part_name(name, suffixes[i], buf, sizeof buf));
         if (t >= 0) bytes += store->tensors[t].bytes;
@@ -299,10 +303,71 @@ static dq_status read_group_index(dq_device *dev, dq_source *store, const char *
     return status;
 }
 
+/* ---- host codes ---- */
+
+dq_status dq_codes_from_host(dq_device *dev, const dq_host_codes *h, dq_codes *out)
+{
+    dq_codes c = {.bits = h->bits, .out = h->out, .in = h->in, .groups = h->groups, .group = h->group};
+    dq_status status;
+    int64_t n = h->out * h->groups;
+    c.symmetric = h->symmetric;
+    float *zeros = dq_alloc(dq_device_env(dev), (size_t)n * sizeof *zeros);
+    if (!zeros) return DQ_E_NOMEM;
+    for (int64_t i = 0; i < n; i++) zeros[i] = h->zero[i];
+    DQ_GO(dq_tensor_from_host(dev, DQ_U8, h->out, h->in, h->codes, &c.codes));
+    DQ_GO(dq_tensor_from_host(dev, DQ_F32, h->out, h->groups, h->scale, &c.scale));
+    DQ_GO(dq_tensor_from_host(dev, DQ_F32, h->out, h->groups, zeros, &c.zero));
+    if (h->group_index) DQ_GO(dq_tensor_from_host(dev, DQ_I32, 1, h->in, h->group_index, &c.group_index));
+    *out = c;
+    c = (dq_codes){0};
+done:
+    dq_codes_free(&c);
+    dq_free(zeros);
+    return status;
+}
+
+dq_status dq_codes_to_host(dq_env *env, const dq_codes *c, dq_host_codes *out)
+{
+    dq_host_codes h = {.bits = c->bits, .out = c->out, .in = c->in, .group = c->group};
+    float *zeros = NULL;
+    dq_status status;
+    DQ_GO(dq_host_codes_alloc(env, &h));
+    zeros = dq_alloc(env, (size_t)(h.out * h.groups) * sizeof *zeros);
+    if (zeros && !dq_tensor_is_empty(&c->group_index))
+        h.group_index = dq_alloc(env, (size_t)h.in * sizeof *h.group_index);
+    if (!zeros || (!h.group_index && !dq_tensor_is_empty(&c->group_index))) {
+        status = DQ_E_NOMEM;
+        goto done;
+    }
+    DQ_GO(dq_tensor_download(&c->codes, h.codes));
+    DQ_GO(dq_tensor_download(&c->scale, h.scale));
+    DQ_GO(dq_tensor_download(&c->zero, zeros));
+    if (h.group_index) DQ_GO(dq_tensor_download(&c->group_index, h.group_index));
+    for (int64_t i = 0; i < h.out * h.groups; i++) h.zero[i] = (uint8_t)zeros[i];
+    dq_host_codes_find_symmetry(&h);
+    dq_host_codes_normalize(&h);
+    *out = h;
+    memset(&h, 0, sizeof h);
+done:
+    dq_host_codes_free(&h);
+    dq_free(zeros);
+    return status;
+}
+
+static dq_status read_foreign(dq_device *dev, dq_source *store, const char *name, dq_codes *out)
+{
+    dq_host_codes h;
+    DQ_TRY(dq_packed_source_read(store, name, &h));
+    dq_status status = dq_codes_from_host(dev, &h, out);
+    dq_host_codes_free(&h);
+    return status;
+}
+
 dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out)
 {
     dq_codes c;
     dq_status status;
+    if (dq_packed_source_find(store, name)) return read_foreign(dev, store, name, out);
     memset(&c, 0, sizeof c);
     DQ_GO(read_layout(dq_device_env(dev), store, name, &c));
     DQ_GO(read_codes(dev, store, name, &c));

@@ -125,13 +125,6 @@ static dq_status read_config(const json_t *c, const char *path, dq_arch *a)
     if (!a->family)
         return dq_error_in_file(
             dq_fail(DQ_E_UNSUPPORTED, "model_type \"%s\" is not supported (known: %s)", type, dq_family_list()), path);
-    const json_t *quantized = json_object_get(c, "quantization_config");
-    if (quantized && !json_is_null(quantized)) {
-        const char *method = "?";
-        if (json_is_object(quantized)) DQ_TRY(dq_json_string(quantized, "quant_method", false, path, &method));
-        return dq_error_in_file(
-            dq_fail(DQ_E_UNSUPPORTED, "the checkpoint is already quantized (quant_method \"%s\")", method), path);
-    }
     DQ_TRY(read_sizes(c, path, a));
     DQ_TRY(read_window(c, path, type, a));
     DQ_TRY(read_activation(c, path, a));
@@ -156,11 +149,11 @@ dq_status dq_arch_from_hf_config(dq_env *env, const char *config_path, dq_arch *
     return status;
 }
 
-dq_status dq_arch_from_hf_json(const json_t *config, dq_arch *out)
+dq_status dq_arch_from_hf_json(const json_t *config, const char *path, dq_arch *out)
 {
     dq_arch arch;
     memset(&arch, 0, sizeof arch);
-    DQ_TRY(read_config(config, NULL, &arch));
+    DQ_TRY(read_config(config, path, &arch));
     *out = arch;
     return DQ_OK;
 }

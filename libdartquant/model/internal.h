@@ -6,6 +6,7 @@
 
 #include "base/clips.h"
 #include "base/rotation_set.h"
+#include "formats/host_codes.h"
 #include "model/model.h"
 
 typedef enum dq_model_kind { DQ_MODEL_ROOT, DQ_MODEL_FUSED, DQ_MODEL_ROTATED, DQ_MODEL_QUANTIZED } dq_model_kind;

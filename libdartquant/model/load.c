@@ -59,8 +59,10 @@ static dq_status read_manifest(dq_env *env, const json_t *o, const char *path, m
     m->scheme.clips = m->clips;
     const json_t *rotations = json_object_get(o, "rotations");
     if (!is_present(rotations)) return DQ_OK;
-    if (!m->fused) return dq_fail(DQ_E_FORMAT, "rotations without fused norms");
-    return dq_rotations_from_json(env, rotations, path, &m->arch, &m->has_r1, &m->rotations);
+    DQ_TRY(dq_rotations_from_json(env, rotations, path, &m->arch, &m->has_r1, &m->rotations));
+    /* R3 and R4 turn what norms do not touch */
+    if (m->fused || (!m->has_r1 && m->rotations->r2_mode == DQ_R2_NONE)) return DQ_OK;
+    return dq_fail(DQ_E_FORMAT, "rotations without fused norms");
 }
 
 /* The tables of +-1 that the online transforms need. */
@@ -159,7 +161,6 @@ static dq_status load_text(dq_device *dev, const json_t *json, dq_source *source
 dq_status dq_model_from_text(dq_device *dev, const char *config, dq_source *source, dq_model **out)
 {
     json_t *json = NULL;
-    dq_arch arch;
     const char *format = "";
     dq_status status = dq_json_parse(config, strlen(config), NULL, &json);
     if (status == DQ_OK && json_is_object(json)) status = dq_json_string(json, "format", false, NULL, &format);
@@ -167,11 +168,10 @@ dq_status dq_model_from_text(dq_device *dev, const char *config, dq_source *sour
         status = load_text(dev, json, source, out);
         source = NULL;
     } else if (status == DQ_OK) {
-        status = dq_arch_from_hf_json(json, &arch);
+        status = dq_model_from_hf(dev, json, NULL, NULL, source, out);
+        source = NULL;
     }
     json_decref(json);
-    if (!source) return status;
-    if (status == DQ_OK) return dq_model_from_source(dev, &arch, source, false, out);
     dq_source_free(source);
     return status;
 }

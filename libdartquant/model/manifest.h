@@ -9,8 +9,12 @@
 /* Writers give a new reference, NULL when out of memory. Readers check every value; `path` names the file in errors. */
 json_t *dq_arch_to_json(const dq_arch *arch);
 dq_status dq_arch_from_json(const json_t *object, const char *path, dq_arch *out);
-/* From the content of a Hugging Face config.json. */
-dq_status dq_arch_from_hf_json(const json_t *config, dq_arch *out);
+/* From the content of a Hugging Face config.json; its quantization_config is not looked at. */
+dq_status dq_arch_from_hf_json(const json_t *config, const char *path, dq_arch *out);
+/* A root from the tensors of a Hugging Face folder, quantized by other tools or not. `config`: config.json; `dir`: where
+ * other JSON files may be, NULL = nowhere. Takes over `source`, also on failure. */
+dq_status dq_model_from_hf(dq_device *dev, const json_t *config, const char *dir, const char *config_path,
+                           dq_source *source, dq_model **out);
 json_t *dq_scheme_to_json(const dq_scheme *scheme);
 /* Without clip ratios: they are read by themselves. */
 dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);

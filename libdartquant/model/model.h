@@ -5,6 +5,7 @@
 
 #include "base/clips.h"
 #include "base/progress.h"
+#include "formats/host_codes.h"
 #include "graph/block.h"
 #include "model/arch.h"
 
@@ -70,6 +71,9 @@ dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_c
 bool dq_codes_exist(const dq_source *store, const char *name);
 /* Bytes of everything that `name` has in the store. */
 uint64_t dq_codes_bytes(const dq_source *store, const char *name);
+/* Between the device and the form that file layouts are packed from. */
+dq_status dq_codes_to_host(dq_env *env, const dq_codes *codes, dq_host_codes *out);
+dq_status dq_codes_from_host(dq_device *dev, const dq_host_codes *codes, dq_codes *out);
 /* The codes of a model's linear; DQ_E_STATE when it has none. */
 dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
 

@@ -4,7 +4,9 @@
 #include "base/status.h"
 #include "io/file.h"
 #include "io/formats.h"
-#include "model/internal.h"
+#include "model/manifest.h"
+
+enum { CONFIG_LIMIT = 1 << 24 };
 
 static dq_status open_gguf(dq_device *dev, const char *path, dq_model **out)
 {
@@ -19,22 +21,30 @@ static dq_status open_gguf(dq_device *dev, const char *path, dq_model **out)
     return dq_model_from_source(dev, &arch, source, true, out);
 }
 
-static dq_status open_hf(dq_device *dev, const char *dir, dq_model **out)
+static dq_status open_hf_config(dq_device *dev, const char *dir, const char *path, dq_model **out)
 {
     dq_env *env = dq_device_env(dev);
     dq_source *source;
     dq_arch arch;
-    char *config = dq_path_join(env, dir, "config.json");
-    if (!config) return DQ_E_NOMEM;
-    dq_status status = dq_path_exists(config)
-                           ? dq_arch_from_hf_config(env, config, &arch)
-                           : dq_error_in_file(dq_fail(DQ_E_NOTFOUND, "the folder holds no model: neither " DQ_MANIFEST
-                                                                     " nor config.json is there"),
-                                              dir);
-    dq_free(config);
-    DQ_TRY(status);
-    DQ_TRY(dq_source_open(env, dir, &source));
-    return dq_model_from_source(dev, &arch, source, false, out);
+    json_t *config = NULL;
+    if (!dq_path_exists(path))
+        return dq_error_in_file(
+            dq_fail(DQ_E_NOTFOUND, "the folder holds no model: neither " DQ_MANIFEST " nor config.json is there"), dir);
+    DQ_TRY(dq_json_load(env, path, CONFIG_LIMIT, &config));
+    dq_status status = dq_arch_from_hf_json(config, path, &arch); /* before the shards, whose list may be long */
+    if (status == DQ_OK) status = dq_source_open(env, dir, &source);
+    if (status == DQ_OK) status = dq_model_from_hf(dev, config, dir, path, source, out);
+    json_decref(config);
+    return status;
+}
+
+static dq_status open_hf(dq_device *dev, const char *dir, dq_model **out)
+{
+    char *path = dq_path_join(dq_device_env(dev), dir, "config.json");
+    if (!path) return DQ_E_NOMEM;
+    dq_status status = open_hf_config(dev, dir, path, out);
+    dq_free(path);
+    return status;
 }
 
 static dq_status open_dir(dq_device *dev, const char *path, dq_model **out)

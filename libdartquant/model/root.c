@@ -5,6 +5,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "formats/packed_source.h"
 #include "model/internal.h"
 
 enum { STAGING_ELEMENTS = 1 << 20, TASK_ELEMENTS = 1 << 15 };
@@ -51,12 +52,24 @@ static dq_status bind_tensor(const dq_model *root, const char *name, int64_t row
     return DQ_OK;
 }
 
+/* Codes of another tool's checkpoint: their sizes are known without reading them. */
+static dq_status check_codes(const dq_model *root, const char *name, int64_t rows, int64_t cols)
+{
+    const dq_packed *p = dq_packed_source_find(root->source, name);
+    if (!p || (p->out == rows && p->in == cols)) return DQ_OK;
+    return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "codes of %lld x %lld, the model needs %lld x %lld",
+                                      (long long)p->out, (long long)p->in, (long long)rows, (long long)cols),
+                              name);
+}
+
 static dq_status bind_role(dq_model *root, int64_t layer, dq_role role)
 {
     char name[DQ_TENSOR_NAME];
     int64_t rows, cols;
     dq_arch_shape(&root->arch, role, &rows, &cols);
     if (role <= DQ_DOWN_PROJ && dq_model_has_codes(root, layer, role)) {
+        dq_arch_module_name(&root->arch, role, layer, name, sizeof name);
+        DQ_TRY(check_codes(root, name, rows, cols));
         root->weights[slot(root, layer, role)] = -1;
     } else {
         stored_name(root, role, layer, ".weight", name, sizeof name);

@@ -205,7 +205,7 @@ static dq_status put_linear(dq_saver *s, dq_model *m, const dq_scheme *scheme, i
         DQ_GO(dq_codes_write(&s->sink, name, &codes));
         there = true;
     }
-    if (!there && scheme && scheme->w.bits < 16) {
+    if (!there && scheme && scheme->w.bits < 16 && !(scheme == m->scheme && m->kind == DQ_MODEL_ROOT)) {
         status = dq_error_in_tensor(
             dq_fail(DQ_E_STATE, "the scheme promises codes of %d bits, none were written", scheme->w.bits), name);
         goto done;

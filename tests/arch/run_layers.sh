@@ -13,12 +13,14 @@ declare -A may=(
     [graph]="$public base/ backend/device.h"
     [io]="$public base/"
     [text]="$public base/ io/"
-    [model]="$public base/ backend/device.h graph/ io/"
+    [formats]="$public base/ io/json.h"
+    [model]="$public base/ backend/device.h graph/ io/ formats/"
     [rotation]="$public base/ backend/device.h io/ model/arch.h"
     [quant]="$public base/ backend/device.h graph/ model/"
     [calib]="$public base/ backend/device.h graph/ io/ model/ rotation/"
+    [export]="$public base/ backend/device.h graph/ io/ formats/ model/"
     [eval]="$public base/ backend/device.h graph/ model/"
-    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/"
+    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/ export/"
 )
 
 room_of() {

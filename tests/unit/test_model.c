@@ -145,7 +145,6 @@ static void bad_configurations(void **state)
         {"{" SIZES "\"num_attention_heads\":8,\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}", "yarn"},
         {"{" SIZES "\"num_attention_heads\":8,\"rope_scaling\":{\"type\":\"linear\"}}", "factor"},
         {"{" SIZES "\"num_attention_heads\":8,\"rms_norm_eps\":\"x\"}", "rms_norm_eps"},
-        {"{" SIZES "\"num_attention_heads\":8,\"quantization_config\":{\"quant_method\":\"gptq\"}}", "gptq"},
     };
     fixture f;
     char dir[64], path[128];
