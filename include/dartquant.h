@@ -29,6 +29,7 @@
 #include "dartquant/model.h"
 #include "dartquant/rotation.h"
 #include "dartquant/quantizer.h"
+#include "dartquant/calibrator.h"
 #include "dartquant/evaluator.h"
 #include "dartquant/reference.h"
 #include "dartquant/checkpoint.h"

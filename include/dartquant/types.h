@@ -75,6 +75,7 @@ typedef struct dq_tensors dq_tensors;     /* named tensors of a file or folder *
 typedef struct dq_model dq_model;         /* immutable model, possibly derived from another */
 typedef struct dq_rotation dq_rotation;   /* a set of rotations R1..R4 */
 typedef struct dq_quantizer dq_quantizer; /* weight quantization job */
+typedef struct dq_calibrator dq_calibrator; /* job that learns rotations */
 typedef struct dq_evaluator dq_evaluator; /* perplexity job */
 typedef struct dq_reference dq_reference; /* what to compare models with */
 typedef struct dq_tokenizer dq_tokenizer; /* text to token ids and back */

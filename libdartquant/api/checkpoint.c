@@ -191,10 +191,9 @@ dq_status dq_fingerprint_compare(const char *what, const json_t *there, const js
 
 /* ---- the state ---- */
 
-dq_status dq_checkpoint_write(dq_model *model, const char *dir, const char *job, const json_t *fingerprint,
+dq_status dq_checkpoint_write(dq_context *ctx, const char *dir, const char *job, const json_t *fingerprint,
                               json_t *state)
 {
-    dq_context *ctx = dq_context_of_model(model);
     char *text = NULL, *path = dq_path_join(&ctx->env, dir, DQ_CHECKPOINT_STATE);
     json_t *head = json_pack("{s:s, s:i, s:s, s:s, s:O}", "format", "dartquant checkpoint", "version", VERSION, "job",
                              job, "device", ctx->device_name, "fingerprint", fingerprint);
@@ -234,9 +233,8 @@ static dq_status check_state(dq_context *ctx, const json_t *o, const char *path,
     return DQ_OK;
 }
 
-dq_status dq_checkpoint_read(dq_model *model, const char *dir, const char *job, const json_t *fingerprint, json_t **out)
+dq_status dq_checkpoint_read(dq_context *ctx, const char *dir, const char *job, const json_t *fingerprint, json_t **out)
 {
-    dq_context *ctx = dq_context_of_model(model);
     char *path = dq_path_join(&ctx->env, dir, DQ_CHECKPOINT_STATE);
     json_t *o = NULL;
     if (!path) return DQ_E_NOMEM;

@@ -24,11 +24,11 @@ dq_status dq_fingerprint_compare(const char *what, const json_t *there, const js
 dq_status dq_job_fingerprint(dq_model *model, const dq_config *config, const int32_t *ids, int64_t count, json_t **out);
 
 /* Writes the state (taken over): format, job, fingerprint and device are added. */
-dq_status dq_checkpoint_write(dq_model *model, const char *dir, const char *job, const json_t *fingerprint,
+dq_status dq_checkpoint_write(dq_context *ctx, const char *dir, const char *job, const json_t *fingerprint,
                               json_t *state);
 /* Reads it and refuses another job's, naming every difference. Another device is only worth a warning: going on after
  * a lost device is a use of checkpoints. */
-dq_status dq_checkpoint_read(dq_model *model, const char *dir, const char *job, const json_t *fingerprint,
+dq_status dq_checkpoint_read(dq_context *ctx, const char *dir, const char *job, const json_t *fingerprint,
                              json_t **out);
 
 /* The tensors one after the other as raw rows in slot 0 or 1; `out`: a record {file, bytes, hash} for the state. */

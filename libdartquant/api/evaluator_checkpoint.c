@@ -31,7 +31,7 @@ dq_status dq_evaluator_checkpoint(dq_evaluator *e, const char *dir)
     dq_status status = dq_checkpoint_save_tensors(&e->ctx->env, dir, e->slot, list, count, &activations);
     if (status == DQ_OK)
         status =
-            dq_checkpoint_write(e->model, dir, JOB, fingerprint,
+            dq_checkpoint_write(e->ctx, dir, JOB, fingerprint,
                                 json_pack("{s:I, s:f, s:o}", "position", (json_int_t)dq_perplexity_job_position(e->job),
                                           "seconds", dq_perplexity_job_seconds(e->job), "activations", activations));
     json_decref(fingerprint);
@@ -64,7 +64,7 @@ dq_status dq_evaluator_restore(dq_evaluator *e, const char *dir)
     DQ_TRY(dq_evaluator_check_ready(e, __func__));
     if (e->job) return dq_fail(DQ_E_STATE, "an evaluation is under way");
     DQ_TRY(fingerprint_of(e, &fingerprint));
-    dq_status status = dq_checkpoint_read(e->model, dir, JOB, fingerprint, &saved);
+    dq_status status = dq_checkpoint_read(e->ctx, dir, JOB, fingerprint, &saved);
     if (status == DQ_OK) status = restore(e, dir, saved);
     if (status != DQ_OK) dq_evaluator_forget_run(e);
     json_decref(fingerprint);

@@ -162,7 +162,7 @@ static dq_status save_state(dq_quantizer *q, int64_t layer)
                                   q->search_seconds, "layer", (json_int_t)layer, "codes", k->names, "activations",
                                   activations, "linears", linears_json(r), "seconds", r->seconds_load,
                                   r->seconds_forward, r->seconds_hessian, r->seconds_solve, r->seconds_write);
-        status = dq_checkpoint_write(q->model, k->dir, JOB, fingerprint, state);
+        status = dq_checkpoint_write(q->ctx, k->dir, JOB, fingerprint, state);
     }
     json_decref(fingerprint);
     DQ_TRY(status);
@@ -238,7 +238,7 @@ static dq_status read_state(dq_quantizer *q, const char *dir, saved *s)
     dq_quantize_report *r = &s->report;
     int64_t layers = dq_model_arch(q->model)->layers;
     DQ_TRY(fingerprint_of(q, &fingerprint));
-    dq_status status = dq_checkpoint_read(q->model, dir, JOB, fingerprint, &s->state);
+    dq_status status = dq_checkpoint_read(q->ctx, dir, JOB, fingerprint, &s->state);
     json_decref(fingerprint);
     DQ_TRY(status);
     DQ_TRY(dq_json_int(s->state, "layer", 0, layers - 1, true, dir, &s->layer));

@@ -4,13 +4,12 @@
 #include "api/check.h"
 #include "api/config.h"
 #include "api/handles.h"
+#include "api/host_rows.h"
 #include "api/scheme.h"
 #include "api/weight_ops.h"
 #include "base/half.h"
 #include "dartquant/tensor_ops.h"
 #include "quant/quantize.h"
-
-enum { CHUNK_ROWS = 2048 }; /* inputs that go to the device at a time */
 
 struct dq_hessian {
     dq_context *ctx;
@@ -58,56 +57,19 @@ void dq_hessian_free(dq_hessian *h)
 
 int64_t dq_hessian_rows(const dq_hessian *h) { return h ? h->rows : 0; }
 
-static bool is_finite(dq_dtype dtype, const void *row, int64_t i)
+static dq_status add_chunk(void *arg, const dq_tensor *x)
 {
-    if (dtype == DQ_F32) return isfinite(((const float *)row)[i]);
-    uint16_t exponent = dtype == DQ_F16 ? 0x7c00 : 0x7f80;
-    return (((const uint16_t *)row)[i] & exponent) != exponent;
-}
-
-static dq_status check_inputs(const dq_hessian *h, const void *x, int64_t rows, int64_t row_stride, dq_dtype dtype)
-{
-    if (dtype != DQ_F32 && dtype != DQ_F16 && dtype != DQ_BF16)
-        return dq_fail(DQ_E_UNSUPPORTED, "inputs of type %s: F32, F16 and BF16 are possible", dq_dtype_name(dtype));
-    size_t bytes;
-    if (rows < 1 || row_stride < h->n || !dq_mul_ok((size_t)rows, (size_t)row_stride * 4, &bytes))
-        return dq_fail(DQ_E_INVALID, "%lld inputs, %lld elements apart, for a Hessian of order %lld", (long long)rows,
-                       (long long)row_stride, (long long)h->n);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < h->n; i++)
-            if (!is_finite(dtype, (const char *)x + (size_t)(r * row_stride) * dq_dtype_size(dtype), i))
-                return dq_fail(DQ_E_NONFINITE, "input (%lld, %lld) is NaN or Inf", (long long)r, (long long)i);
-    return DQ_OK;
-}
-
-/* Rows of x, packed when there are gaps between them. */
-static dq_status add_chunk(dq_hessian *h, const char *x, int64_t rows, size_t pitch, dq_dtype dtype, char *packed)
-{
-    size_t width = (size_t)h->n * dq_dtype_size(dtype);
-    if (packed)
-        for (int64_t r = 0; r < rows; r++) memcpy(packed + (size_t)r * width, x + (size_t)r * pitch, width);
-    dq_tensor t = {0};
-    DQ_TRY(dq_tensor_from_host(h->ctx->dev, dtype, rows, h->n, packed ? packed : x, &t));
-    dq_status status = dq_op_syrk(2.0, &t, 1.0, &h->h);
-    dq_tensor_free(&t);
-    return status;
+    dq_hessian *h = arg;
+    return dq_op_syrk(2.0, x, 1.0, &h->h);
 }
 
 dq_status dq_hessian_add(dq_hessian *h, const void *x, int64_t rows, int64_t row_stride, dq_dtype dtype)
 {
     DQ_ENTER_CONTEXT(h->ctx, h && x);
     if (h->broken) return dq_fail(DQ_E_STATE, "the accumulator failed before and holds only a part of its inputs");
-    DQ_TRY(check_inputs(h, x, rows, row_stride, dtype));
-    size_t size = dq_dtype_size(dtype), pitch = (size_t)row_stride * size;
-    int64_t most = rows < CHUNK_ROWS ? rows : CHUNK_ROWS;
-    char *packed = NULL;
-    if (row_stride != h->n && !(packed = dq_alloc(&h->ctx->env, (size_t)(most * h->n) * size))) return DQ_E_NOMEM;
-    dq_status status = DQ_OK;
-    for (int64_t r = 0; r < rows && status == DQ_OK; r += most) {
-        int64_t n = rows - r < most ? rows - r : most;
-        status = add_chunk(h, (const char *)x + (size_t)r * pitch, n, pitch, dtype, packed);
-    }
-    dq_free(packed);
+    dq_host_rows r = {x, rows, h->n, row_stride, dtype};
+    DQ_TRY(dq_host_rows_check(&r, "input"));
+    dq_status status = dq_host_rows_each(h->ctx, &r, add_chunk, h);
     h->broken = status != DQ_OK;
     if (status == DQ_OK) h->rows += rows;
     return status;

@@ -88,6 +88,14 @@ static void plan_steps(dq_fit *f)
     if (f->tile > most) f->tile = most;
 }
 
+dq_status dq_fit_check_rotation(dq_device *dev, const dq_orbit *orbit, int32_t g, const double *r)
+{
+    double error = 0;
+    DQ_TRY(dq_rotation_matrix_error(dev, r + g * orbit->n * orbit->n, orbit->n, &error));
+    if (error <= DQ_ROTATION_TOLERANCE) return DQ_OK;
+    return dq_fail(DQ_E_NUMERIC, "initial matrix %d is not orthogonal: max |R^T R - I| = %g", g, error);
+}
+
 /* F32 [groups * n, n] from the caller's matrices or the seed. */
 static dq_status first_rotation(dq_fit *f, const double *initial, float *out)
 {
@@ -102,14 +110,7 @@ static dq_status first_rotation(dq_fit *f, const double *initial, float *out)
     }
     for (int32_t g = 0; g < f->spec.orbit.groups; g++) {
         const double *from = initial ? initial + g * square : drawn;
-        double error = 0;
-        if (initial) {
-            DQ_GO(dq_rotation_matrix_error(f->dev, from, n, &error));
-            if (!(error <= DQ_ROTATION_TOLERANCE)) {
-                status = dq_fail(DQ_E_NUMERIC, "initial matrix %d is not orthogonal: max |R^T R - I| = %g", g, error);
-                goto done;
-            }
-        }
+        if (initial) DQ_GO(dq_fit_check_rotation(f->dev, &f->spec.orbit, g, initial));
         for (int64_t i = 0; i < square; i++) out[g * square + i] = (float)from[i];
     }
 done:

@@ -63,6 +63,9 @@ typedef struct dq_fit_report {
 
 typedef struct dq_fit dq_fit;
 
+/* DQ_E_NUMERIC, with the measured error, unless matrix g of r F64 [groups * n, n] is orthogonal to 1e-3. */
+dq_status dq_fit_check_rotation(dq_device *dev, const dq_orbit *orbit, int32_t g, const double *r);
+
 /* `rows` (sealed; borrowed as long as the fit lives). initial: F64 [groups * n, n] host memory, orthogonal to 1e-3, or
  * NULL: a Hadamard matrix with random signs from the seed, the same for all groups. Errors: DQ_E_INVALID (spec and rows
  * that do not go together, all rows zero), DQ_E_NUMERIC (initial not orthogonal, with the measured error). */

@@ -194,15 +194,32 @@ static dq_status part_rows(dq_rows *rows, dq_row_kind kind)
     return dq_tensor_alloc(rows->dev, DQ_I32, 1, s->kept, &s->index);
 }
 
+void dq_rows_unseal(dq_rows *rows)
+{
+    for (int k = 0; k < DQ_ROW_KINDS; k++) {
+        row_store *s = &rows->kinds[k];
+        dq_tensor_free(&s->index);
+        dq_free(s->order);
+        s->order = NULL;
+        s->train = 0;
+        s->epoch = -1;
+    }
+    rows->sealed = false;
+}
+
 dq_status dq_rows_seal(dq_rows *rows)
 {
     int64_t total = 0;
     if (rows->sealed) return DQ_OK;
     for (int k = 0; k < DQ_ROW_KINDS; k++) total += rows->kinds[k].kept;
     if (total == 0) return dq_fail(DQ_E_INVALID, "there are no rows to fit a rotation to");
-    for (int k = 0; k < DQ_ROW_KINDS; k++) DQ_TRY(part_rows(rows, (dq_row_kind)k));
-    rows->sealed = true;
-    return DQ_OK;
+    dq_status status = DQ_OK;
+    for (int k = 0; k < DQ_ROW_KINDS && status == DQ_OK; k++) status = part_rows(rows, (dq_row_kind)k);
+    if (status != DQ_OK)
+        dq_rows_unseal(rows);
+    else
+        rows->sealed = true;
+    return status;
 }
 
 /* The index on the device follows the epoch: its training part in an order that depends on seed, kind and epoch alone. */

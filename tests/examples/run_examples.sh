@@ -60,6 +60,9 @@ run host_weights 'tensors came back' host_weights
 run host_gptq '^RTN' host_gptq
 awk '/GPTQ/ {g = $4} /RTN/ {r = $4} END {exit !(g > 0 && g < r)}' "$work/log"
 result host_gptq_beats_rtn $? "$work/log"
+run host_calibration 'R2: 4-bit error' host_calibration
+awk '/^R[12]:/ {n++; if (!($4 > $8)) bad = 1} END {exit bad || n != 2}' "$work/log"
+result host_calibration_beats_random $? "$work/log"
 run host_forward 'after 0 comes 1: 0\.[0-9]+ nats \(best\)' host_forward
 run custom_backend 'with my rmsnorm' custom_backend $model
 run cpp_raii 'perplexity [0-9.]+ -> [0-9.]+' cpp_raii $model "$work/text.txt"

@@ -86,6 +86,7 @@ SINK_METADATA = C.CFUNCTYPE(I32, VOID, STR, STR)
 SINK_FINISH = C.CFUNCTYPE(I32, VOID)
 SINK_BEGIN = C.CFUNCTYPE(I32, VOID, STR, I32, I32, PTR(I64), U64)
 SINK_APPEND = C.CFUNCTYPE(I32, VOID, VOID, U64)
+LOSS_EVALUATE = C.CFUNCTYPE(I32, VOID, PTR(F32), I64, I64, PTR(F32), PTR(F64))
 
 
 class TensorSource(C.Structure):
@@ -102,6 +103,13 @@ class TensorSink(C.Structure):
                 ("finish", SINK_FINISH), ("begin", SINK_BEGIN), ("append", SINK_APPEND)]
 
 
+class RotationLoss(C.Structure):
+    """dq_rotation_loss"""
+
+    _fields_ = [("struct_size", U32), ("abi", U32), ("user", VOID), ("name", STR), ("evaluate", LOSS_EVALUATE),
+                ("curvature", F64)]
+
+
 # C name -> class, and the size that generation 1 of the binary interface froze (64-bit).
 STRUCTS = {
     "dq_option_info": (OptionInfo, 72),
@@ -114,5 +122,6 @@ STRUCTS = {
     "dq_device_counters": (DeviceCounters, 56),
     "dq_tensor_source": (TensorSource, 64),
     "dq_tensor_sink": (TensorSink, 56),
+    "dq_rotation_loss": (RotationLoss, 40),
 }
 CALLBACKS = {"dq_progress_fn": PROGRESS_FN, "dq_log_fn": LOG_FN}

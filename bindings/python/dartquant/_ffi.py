@@ -11,7 +11,8 @@ import pathlib
 from typing import Any, Iterator
 
 from ._ctypes import (F32, F64, HANDLE, I32, I64, PROGRESS_FN, PTR, SIZE, STR, STRUCTS, U8, U32, U64, VOID,
-                      DeviceCounters, OptionInfo, PresetInfo, Services, TensorDesc, TensorSink, TensorSource)
+                      DeviceCounters, OptionInfo, PresetInfo, RotationLoss, Services, TensorDesc, TensorSink,
+                      TensorSource)
 from ._version import __version__
 
 ABI_VERSION = 1  # DQ_ABI_VERSION of the headers this table was written for
@@ -21,6 +22,19 @@ VERSION_NUMBER = sum(int(p) * w for p, w in zip(__version__.split("."), (10000, 
 TABLE: dict[str, tuple[Any, list[Any]]] = {
     # benchmark.h
     "dq_benchmark_ops": (I32, [HANDLE, F64, HANDLE, PROGRESS_FN, VOID, PTR(STR)]),
+    # calibrator.h
+    "dq_calibrator_new_rows": (I32, [HANDLE, HANDLE, I64, I32, I32, PTR(HANDLE)]),
+    "dq_calibrator_add_rows": (I32, [HANDLE, I32, VOID, I64, I64, I32]),
+    "dq_calibrator_set_initial": (I32, [HANDLE, PTR(F64), SIZE]),
+    "dq_calibrator_free": (None, [HANDLE]),
+    "dq_calibrator_set_loss": (I32, [HANDLE, PTR(RotationLoss)]),
+    "dq_calibrator_step": (I32, [HANDLE, HANDLE, PROGRESS_FN, VOID, PTR(I32)]),
+    "dq_calibrator_run": (I32, [HANDLE, HANDLE, PROGRESS_FN, VOID]),
+    "dq_calibrator_checkpoint": (I32, [HANDLE, STR]),
+    "dq_calibrator_restore": (I32, [HANDLE, STR]),
+    "dq_calibrator_copy_rotation": (I32, [HANDLE, PTR(F64), SIZE]),
+    "dq_calibrator_report": (I32, [HANDLE, PTR(STR)]),
+    "dq_calibrator_get_float": (I32, [HANDLE, STR, PTR(F64)]),
     # checkpoint.h
     "dq_quantizer_checkpoint": (I32, [HANDLE, STR]),
     "dq_quantizer_restore": (I32, [HANDLE, STR]),

@@ -1,0 +1,104 @@
+/* libdartquant: learning rotations from activations. Since 1.1.
+ * A rotation is fitted so that rotated activations lie evenly in the range a quantizer cuts: the Whip loss and QR-Orth of
+ * DartQuant, arXiv 2511.04063, and alternatives behind the same job. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DARTQUANT_CALIBRATOR_H
+#define DARTQUANT_CALIBRATOR_H
+
+#include "dartquant/progress.h"
+#include "dartquant/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* With rows alone, for engines with a forward pass of their own: new_rows, add_rows batch by batch, run (or step until
+ * done), copy_rotation. One job fits one R1 (heads = groups = 1), or the R2 of one layer.
+ *
+ * Options (NULL config = defaults): the area "rotation fitting", seed, math, memory_budget; a_bits, a_asym, a_clip_ratio
+ * and w_bits name the target for quantization errors in the report (16 counts as 4 bits, asymmetric, clipped at 0.9).
+ * Results do not depend on the number of threads. After a failure or a cancel the job can only be asked for its report or
+ * freed. All functions also fail with DQ_E_INVALID (NULL, sizes) and DQ_E_NOMEM. */
+
+/* Kinds of rows (`kind` below). */
+enum {
+    DQ_CALIBRATION_ACTIVATIONS = 0, /* inputs of the linears that the rotation turns */
+    DQ_CALIBRATION_SINKS = 1,       /* those of massive activations (attention sinks); weighted by sink_weight */
+    DQ_CALIBRATION_WEIGHTS = 2 /* rows of those linears' weights, best scaled to RMS 1; weighted by weight_weight */
+};
+
+/* A loss of the host's own. */
+#define DQ_ROTATION_LOSS_ABI 1u
+typedef struct dq_rotation_loss {
+    uint32_t struct_size; /* sizeof(dq_rotation_loss) */
+    uint32_t abi;         /* DQ_ROTATION_LOSS_ABI */
+    void *user;
+    const char *name; /* for reports; copied, at most 63 bytes */
+    /* o fp32 [rows, cols] without gaps: rotated rows. *loss = mean loss over these rows; grad fp32 [rows, cols] =
+     * d loss / d o, or NULL when only the value is wanted. Comes on the thread that runs the job and must not call the
+     * library. DQ_OK, or a negative status that then ends the job. */
+    dq_status (*evaluate)(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss);
+    /* Upper bound of the second derivative of one row's loss along any element, for method = polar-mm; 0 = unknown, then that
+     * method is refused. */
+    double curvature;
+} dq_rotation_loss;
+
+/* Prepares a job for rows of heads * n numbers of which head h turns by matrix h / (heads / groups): R1 is n = hidden size,
+ * heads = groups = 1; R2 is n = head_dim, heads = query heads, groups = key/value heads, rows being inputs of o_proj.
+ * Errors: DQ_E_INVALID (n < 2, groups do not divide heads, options). */
+DQ_API dq_status dq_calibrator_new_rows(dq_context *ctx, const dq_config *config, int64_t n, int32_t heads,
+                                        int32_t groups, dq_calibrator **out);
+/* Adds a batch: x [rows, heads * n] of dtype F32, F16 or BF16, row_stride elements from one row to the next; copied. As many
+ * rows stay as the option `budget` allows, drawn uniformly with `seed` from all that come.
+ * Errors: DQ_E_STATE (started, or a job for a model), DQ_E_UNSUPPORTED (dtype), DQ_E_NONFINITE (names row and column;
+ * nothing of the batch is added), DQ_E_BACKEND. */
+DQ_API dq_status dq_calibrator_add_rows(dq_calibrator *calibrator, int32_t kind, const void *x, int64_t rows,
+                                        int64_t row_stride, dq_dtype dtype);
+/* Starts from r fp64 [groups, n, n] instead of a Hadamard matrix with random signs. Job for rows, before the first step.
+ * Errors: DQ_E_STATE, DQ_E_NONFINITE, DQ_E_NUMERIC (not orthogonal; names the measured error). */
+DQ_API dq_status dq_calibrator_set_initial(dq_calibrator *calibrator, const double *r, size_t count);
+
+/* NULL is accepted. */
+DQ_API void dq_calibrator_free(dq_calibrator *calibrator);
+/* Uses the host's loss instead of option `loss`; before the first step. The table is copied, `user` must live as long as
+ * the job. Errors: DQ_E_STATE (started). */
+DQ_API dq_status dq_calibrator_set_loss(dq_calibrator *calibrator, const dq_rotation_loss *table);
+/* One optimiser step. *done = 1 after the last, else 0.
+ * `cancel`, `progress` may be NULL; events name the stage ("fit R1", "fit R2") and carry the loss.
+ * A loss that grows out of bounds ends that rotation's fit with the best one so far: no error, see the report.
+ * Errors: DQ_E_STATE (nothing bound, no rows, done or failed), DQ_E_CANCELLED, DQ_E_NONFINITE, DQ_E_NUMERIC, DQ_E_IO,
+ * DQ_E_BACKEND. */
+DQ_API dq_status dq_calibrator_step(dq_calibrator *calibrator, const dq_cancel *cancel, dq_progress_fn progress,
+                                    void *user, int32_t *done);
+/* All remaining steps. Errors as dq_calibrator_step. */
+DQ_API dq_status dq_calibrator_run(dq_calibrator *calibrator, const dq_cancel *cancel, dq_progress_fn progress,
+                                   void *user);
+
+/* Saves the state between two steps to folder `dir`; see checkpoint.h for what a checkpoint is. Job for rows: the rows are
+ * not saved, feed the same ones before restoring. Errors: DQ_E_STATE (not started, done or failed), DQ_E_IO. */
+DQ_API dq_status dq_calibrator_checkpoint(dq_calibrator *calibrator, const char *dir);
+/* Brings a job that has not started, with the same data, to the state in `dir`; it goes on to the same bits.
+ * Errors: DQ_E_NOTFOUND, DQ_E_MISMATCH (another job's; names what differs), DQ_E_STATE, DQ_E_FORMAT, DQ_E_IO. */
+DQ_API dq_status dq_calibrator_restore(dq_calibrator *calibrator, const char *dir);
+
+/* Copies the matrices of a job for rows to out fp64 [groups, n, n], capacity in numbers: orthogonal to 1e-12. Also between two steps: the
+ * best so far. Errors: DQ_E_INVALID (capacity), DQ_E_STATE (not started, a job with a model). */
+DQ_API dq_status dq_calibrator_copy_rotation(dq_calibrator *calibrator, double *out, size_t capacity);
+
+/* JSON text: loss, method, optim, compat_upstream, the numbers of dq_calibrator_get_float, and rotations: [{name, n, heads,
+ * groups, loss_before, loss_after, orthogonality_error (of the result, once done), steps, steps_total, best_step,
+ * stopped_early, diverged: {step, loss} or null, seconds, kinds: [{kind, rows_seen, rows_train, rows_held_out, loss_before,
+ * loss_after, error_before, error_after}], history: [{loss, held_out or null, lr, finish}]}]. Losses are means over rows,
+ * errors mean relative squared quantization errors of a row; before and after on held-out rows where there are any. In
+ * history `finish` marks steps on the quantization error: their losses are squared errors. *out is owned by the job, valid
+ * until the next call with it. */
+DQ_API dq_status dq_calibrator_report(dq_calibrator *calibrator, const char **out);
+/* One number: "steps_done", "steps_total", "loss_before", "loss_after", "error_before", "error_after",
+ * "orthogonality_error", "total_seconds". Means over rotations (errors: of their activation rows), the largest for
+ * orthogonality_error.
+ * Errors: DQ_E_NOTFOUND, DQ_E_STATE (not known yet). */
+DQ_API dq_status dq_calibrator_get_float(dq_calibrator *calibrator, const char *key, double *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,23 @@
+/* From options to the fit of a rotation, and from its report to JSON. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_API_FIT_CONFIG_H
+#define DQ_API_FIT_CONFIG_H
+
+#include <jansson.h>
+
+#include "calib/fit.h"
+#include "dartquant/calibrator.h"
+#include "dartquant/config.h"
+
+/* The options of area "rotation fitting" for one problem; orbit.heads > 1 is an R2. */
+dq_status dq_fit_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_fit_spec *out);
+/* Where its rows are kept. */
+dq_status dq_rows_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_dtype dtype, dq_rows_spec *out);
+
+/* Takes the host's loss instead; `table` must live as long as the loss. */
+dq_status dq_host_loss_check(const dq_rotation_loss *table, dq_rotation_loss *out);
+dq_loss dq_host_loss(const dq_rotation_loss *table);
+
+/* One entry of "rotations" in the report. */
+json_t *dq_fit_report_json(const char *name, const dq_orbit *orbit, const dq_fit_report *report);
+
+#endif
