@@ -57,7 +57,7 @@ DQ_API dq_status dq_model_save(dq_model *model, const char *dir, const dq_config
                                dq_progress_fn progress, void *user);
 
 /* Logits of one causal sequence without KV cache: out fp32 [count, vocab_size] row-major in host memory with room for
- * `capacity` floats. `config` (NULL = defaults): math. Errors: DQ_E_INVALID (capacity too small), DQ_E_MISMATCH (an
+ * `capacity` floats; a failure half way through the vocabulary leaves some of them there. `config` (NULL = defaults): math. Errors: DQ_E_INVALID (capacity too small), DQ_E_MISMATCH (an
  * id outside the vocabulary), DQ_E_NONFINITE, those of reading the weights, DQ_E_BACKEND, DQ_E_NOMEM. */
 DQ_API dq_status dq_model_logits(dq_model *model, const int32_t *ids, int64_t count, const dq_config *config,
                                  float *out, size_t capacity);

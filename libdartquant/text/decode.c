@@ -40,28 +40,16 @@ static dq_status read_step(const dq_json_at *at, const json_t *json, const char 
     return DQ_OK;
 }
 
-dq_status dq_decoders_read(const dq_json_at *at, const json_t *json, dq_chain *chain)
+static dq_status add_step(const dq_json_at *at, const json_t *json, const char *type, dq_chain *chain)
 {
-    if (!json || json_is_null(json)) return DQ_OK;
-    const char *type = NULL;
-    if (at->depth > DQ_MAX_NESTING) return dq_at_fail(at, DQ_E_FORMAT, "nested too deep");
-    DQ_TRY(dq_at_string(at, json, "type", true, &type, NULL));
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = NULL;
-        DQ_TRY(dq_at_array(at, json, "decoders", &list));
-        dq_json_at below = dq_at_key(at, "decoders");
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            dq_json_at one = dq_at_index(&below, i);
-            DQ_TRY(dq_decoders_read(&one, json_array_get(list, i), chain));
-        }
-        return DQ_OK;
-    }
     dq_step step = {0};
     dq_status status = read_step(at, json, type, &step);
-    if (status == DQ_OK) return dq_chain_add(chain, step);
-    dq_pattern_free(step.pattern);
-    dq_free(step.text);
-    return status;
+    return dq_chain_take(chain, step, status);
+}
+
+dq_status dq_decoders_read(const dq_json_at *at, const json_t *json, dq_chain *chain)
+{
+    return dq_chain_read(at, json, "decoders", add_step, chain);
 }
 
 dq_status dq_decoders_add_bytelevel(dq_chain *chain)
@@ -72,9 +60,7 @@ dq_status dq_decoders_add_bytelevel(dq_chain *chain)
 static dq_status add_with_text(dq_chain *chain, dq_step step, const char *text, size_t bytes)
 {
     dq_status status = dq_step_set_text(chain->env, &step, text, bytes);
-    if (status == DQ_OK) return dq_chain_add(chain, step);
-    dq_pattern_free(step.pattern);
-    return status;
+    return dq_chain_take(chain, step, status);
 }
 
 dq_status dq_decoders_add_sentencepiece(dq_chain *chain, bool strip)

@@ -106,6 +106,32 @@ dq_status dq_chain_add(dq_chain *chain, dq_step step)
     return DQ_OK;
 }
 
+dq_status dq_chain_take(dq_chain *chain, dq_step step, dq_status status)
+{
+    if (status == DQ_OK) return dq_chain_add(chain, step);
+    dq_pattern_free(step.pattern);
+    dq_free(step.text);
+    return status;
+}
+
+dq_status dq_chain_read(const dq_json_at *at, const json_t *json, const char *list_key, dq_step_reader read,
+                        dq_chain *chain)
+{
+    if (!json || json_is_null(json)) return DQ_OK;
+    const char *type = NULL;
+    if (at->depth > DQ_MAX_NESTING) return dq_at_fail(at, DQ_E_FORMAT, "nested too deep");
+    DQ_TRY(dq_at_string(at, json, "type", true, &type, NULL));
+    if (strcmp(type, "Sequence") != 0) return read(at, json, type, chain);
+    const json_t *list = NULL;
+    DQ_TRY(dq_at_array(at, json, list_key, &list));
+    dq_json_at below = dq_at_key(at, list_key);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        dq_json_at one = dq_at_index(&below, i);
+        DQ_TRY(dq_chain_read(&one, json_array_get(list, i), list_key, read, chain));
+    }
+    return DQ_OK;
+}
+
 void dq_chain_clear(dq_chain *chain)
 {
     for (size_t i = 0; i < chain->count; i++) {

@@ -30,32 +30,19 @@ static dq_status read_step(const dq_json_at *at, const json_t *json, int kind, d
     return DQ_OK;
 }
 
+static dq_status add_step(const dq_json_at *at, const json_t *json, const char *type, dq_chain *chain)
+{
+    int kind = 0;
+    while (kind < KINDS && strcmp(type, names[kind]) != 0) kind++;
+    if (kind == KINDS) return dq_at_fail(at, DQ_E_UNSUPPORTED, "normalizer '%.60s' is not supported", type);
+    dq_step step = {0};
+    dq_status status = read_step(at, json, kind, &step);
+    return dq_chain_take(chain, step, status);
+}
+
 dq_status dq_normalizers_read(const dq_json_at *at, const json_t *json, dq_chain *chain)
 {
-    if (!json || json_is_null(json)) return DQ_OK;
-    const char *type = NULL;
-    if (at->depth > DQ_MAX_NESTING) return dq_at_fail(at, DQ_E_FORMAT, "nested too deep");
-    DQ_TRY(dq_at_string(at, json, "type", true, &type, NULL));
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = NULL;
-        DQ_TRY(dq_at_array(at, json, "normalizers", &list));
-        dq_json_at below = dq_at_key(at, "normalizers");
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            dq_json_at one = dq_at_index(&below, i);
-            DQ_TRY(dq_normalizers_read(&one, json_array_get(list, i), chain));
-        }
-        return DQ_OK;
-    }
-    for (int kind = 0; kind < KINDS; kind++) {
-        if (strcmp(type, names[kind]) != 0) continue;
-        dq_step step = {0};
-        dq_status status = read_step(at, json, kind, &step);
-        if (status == DQ_OK) return dq_chain_add(chain, step);
-        dq_pattern_free(step.pattern);
-        dq_free(step.text);
-        return status;
-    }
-    return dq_at_fail(at, DQ_E_UNSUPPORTED, "normalizer '%.60s' is not supported", type);
+    return dq_chain_read(at, json, "normalizers", add_step, chain);
 }
 
 dq_status dq_normalizers_metaspace(dq_chain *chain, bool prefix)
@@ -69,9 +56,7 @@ dq_status dq_normalizers_metaspace(dq_chain *chain, bool prefix)
     dq_step step = {.kind = REPLACE};
     dq_status status = dq_step_set_text(chain->env, &step, mark, 3);
     if (status == DQ_OK) status = dq_pattern_literal(chain->env, " ", 1, &step.pattern);
-    if (status == DQ_OK) return dq_chain_add(chain, step);
-    dq_free(step.text);
-    return status;
+    return dq_chain_take(chain, step, status);
 }
 
 static bool is_ascii(const dq_bytes *text)

@@ -52,6 +52,13 @@ typedef struct dq_chain {
 
 /* Takes over what `step` owns, also when it fails. */
 dq_status dq_chain_add(dq_chain *chain, dq_step step);
+/* The same for a step whose making gave `status`: it is added when that was DQ_OK, freed otherwise. */
+dq_status dq_chain_take(dq_chain *chain, dq_step step, dq_status status);
+/* Reads the object `json`, or nothing when it is null or absent: `read` adds what its "type" names; a "Sequence" has a
+ * list of such objects under `list_key`. */
+typedef dq_status (*dq_step_reader)(const dq_json_at *at, const json_t *json, const char *type, dq_chain *chain);
+dq_status dq_chain_read(const dq_json_at *at, const json_t *json, const char *list_key, dq_step_reader read,
+                        dq_chain *chain);
 void dq_chain_clear(dq_chain *chain);
 dq_status dq_step_set_text(dq_env *env, dq_step *step, const char *text, size_t bytes);
 

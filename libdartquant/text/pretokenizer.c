@@ -119,19 +119,7 @@ static dq_status read_step(const dq_json_at *at, const json_t *json, const char 
 
 dq_status dq_pretokenizers_read(const dq_json_at *at, const json_t *json, dq_chain *chain)
 {
-    if (!json || json_is_null(json)) return DQ_OK;
-    const char *type = NULL;
-    if (at->depth > DQ_MAX_NESTING) return dq_at_fail(at, DQ_E_FORMAT, "nested too deep");
-    DQ_TRY(dq_at_string(at, json, "type", true, &type, NULL));
-    if (strcmp(type, "Sequence") != 0) return read_step(at, json, type, chain);
-    const json_t *list = NULL;
-    DQ_TRY(dq_at_array(at, json, "pretokenizers", &list));
-    dq_json_at below = dq_at_key(at, "pretokenizers");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        dq_json_at one = dq_at_index(&below, i);
-        DQ_TRY(dq_pretokenizers_read(&one, json_array_get(list, i), chain));
-    }
-    return DQ_OK;
+    return dq_chain_read(at, json, "pretokenizers", read_step, chain);
 }
 
 /* The pieces of one span while its matches and gaps arrive from left to right. */
