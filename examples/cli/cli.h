@@ -43,7 +43,8 @@ struct cli {
     dq_context *ctx;
 };
 
-extern const cli_command command_info, command_tokenize, command_logits, command_ppl, command_quantize, command_bench;
+extern const cli_command command_info, command_tokenize, command_logits, command_ppl, command_quantize, command_bench,
+    command_compare;
 
 /* ---- args.c ---- */
 /* 0, or an exit status after having said why; *finished is set when --help was served. */
@@ -111,6 +112,10 @@ int64_t cli_model_int(dq_model *model, const char *key);
 /* ---- npy.c ---- */
 /* Writes a C-ordered fp32 matrix in NumPy's format; whole or not at all. */
 int cli_write_npy(const cli *c, const char *path, const float *data, int64_t rows, int64_t cols);
+
+/* ---- plot.c ---- */
+/* Draws the rows of a comparison as SVG; whole or not at all. */
+int cli_plot_comparison(const cli *c, const char *path, const json_t *rows);
 
 /* ---- synthetic.c ---- */
 /* Makes a Hugging Face folder with random weights of a small LLaMA; the caller removes it with the second. */
