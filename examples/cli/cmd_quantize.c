@@ -73,7 +73,8 @@ static int load_calibration(cli *c, job *j)
 {
     const char *file = cli_value(c, "cal_file"), *name = cli_value(c, "cal_dataset"), *dir = cli_value(c, "data_dir");
     if (!file && !dir)
-        return cli_usage(c, "GPTQ needs calibration text: --cal_file F, or --data_dir D (or choose --w_rtn)");
+        return cli_usage(c, "GPTQ and clip ratios that are searched (auto) need calibration text: --cal_file F, or "
+                            "--data_dir D (or choose --w_rtn)");
     dq_tokenizer *tokenizer = NULL;
     int status = cli_open_tokenizer(c, j->source, &tokenizer);
     if (status != EXIT_OK) return status;
@@ -186,10 +187,28 @@ static int quantize(cli *c, job *j)
 
 /* ---- report ---- */
 
+/* The mean over the layers of what was searched. */
+static void print_clips(const json_t *report)
+{
+    const char *name, *before = "clip ratios: ";
+    json_t *list, *ratio;
+    size_t i;
+    json_t *clips = json_object_get(json_object_get(report, "scheme"), "clip_ratios");
+    json_object_foreach(clips, name, list)
+    {
+        double sum = 0;
+        json_array_foreach(list, i, ratio) sum += json_number_value(ratio);
+        printf("%s%s %.3f", before, name, sum / (double)json_array_size(list));
+        before = ", ";
+    }
+    if (json_object_size(clips) > 0) printf(" (means over the layers)\n");
+}
+
 static void print_summary(cli *c, const job *j, const json_t *report)
 {
     const char *dir = cli_text(c, "save_qmodel_path");
     cli_print_results(j->results);
+    print_clips(report);
     const json_t *bits = json_object_get(report, "bits_per_weight");
     if (json_is_number(bits)) printf("bits per weight %.3f, ", json_number_value(bits));
     printf("%.1f s, peak memory %.0f MB\n", json_number_value(json_object_get(report, "total_seconds")),

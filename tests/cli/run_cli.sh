@@ -219,6 +219,36 @@ interrupt interrupted_ppl 1 ppl $model --text_file "$work/long.txt" --seqlen 256
 interrupt interrupted_quantize 1 quantize $model --w_bits 4 --cal_file "$work/long.txt" --seqlen 256 --nsamples 128 --backend ref --save_qmodel_path "$work/interrupted"
 if [ -z "$(ls -A "$work/interrupted" 2>/dev/null)" ]; then ok interrupted_leaves_nothing; else bad interrupted_leaves_nothing "$(ls -A "$work/interrupted")"; fi
 
+# ---- searched clip ratios, and comparisons ----
+auto="--a_bits 4 --a_asym --a_clip_ratio auto --k_bits 4 --k_asym --k_clip_ratio AUTO --v_bits 4 --v_asym"
+json clip_auto 0 'set(r["scheme"]["clip_ratios"]) == {"q_k_v", "o", "gate_up", "down", "keys"} and all(len(x) == 4 and all(0.5 <= y <= 1 for y in x) for x in r["scheme"]["clip_ratios"].values()) and r["seconds"]["quantize_stages"]["search"] > 0' quantize $model --w_bits 4 --w_rtn $auto $c --save_qmodel_path "$work/auto"
+json clip_auto_reopened 0 'r["results"][0]["ppl"] == load("clip_auto")["results"][0]["ppl"]' ppl "$work/auto" $p
+json clip_auto_info 0 'r["quantization"]["clip_ratios"] == load("clip_auto")["scheme"]["clip_ratios"]' info "$work/auto"
+run clip_auto_text 0 quantize $model --w_bits 4 --w_rtn $auto $c && grep -qE '^clip ratios: q_k_v 0\.[0-9]+, .*keys' "$work/clip_auto_text.out" && ok clip_auto_text || bad clip_auto_text "$(cat "$work/clip_auto_text.out")"
+says clip_auto_needs_text 2 'calibration text' quantize $model --a_bits 4 --a_clip_ratio auto
+says clip_word 2 'neither? a number nor auto|not a number nor auto' quantize $model --a_bits 4 --a_clip_ratio best
+schemes="none:w4a4kv4:rtn,hadamard:w4a4kv4:rtn,hadamard:w4a4:seed=1:a_clip_ratio=auto,$work/auto"
+cmp="--cal-file $work/cal.txt --nsamples 8 $p --cache $work/reference.safetensors"
+json compare 0 '[x["scheme"] for x in r["rows"]][:2] == ["full precision", "none:w4a4kv4:rtn"] and len(r["rows"]) == 5 and r["rows"][0]["kl"] == 0 and all(x["kl"] > 0 and 0 < x["top1_agreement"] < 1 and x["kl"] < x["kl_max"] for x in r["rows"][1:]) and not r["rows"][0]["cached"] and "clip_ratios" in r["rows"][3]["quantization"]' compare $model $cmp --schemes "$schemes" --plot "$work/compare.svg"
+json compare_saved_is_the_same 0 'r["rows"][4]["ppl"] == load("clip_auto")["results"][0]["ppl"]' compare $model $cmp --schemes "$schemes"
+json compare_from_cache 0 'r["rows"][0]["cached"] and [x["kl"] for x in r["rows"]] == [x["kl"] for x in load("compare")["rows"]] and r["rows"][0]["ppl"] == load("compare")["rows"][0]["ppl"]' compare $model $cmp --schemes "$schemes" --threads 1
+json compare_matches_ppl 0 'r["results"][0]["ppl"] == load("compare")["rows"][0]["ppl"] and r["results"][0]["top1_accuracy"] > 0' ppl $model $p
+if python3 - "$work/compare.svg" <<'P'
+import sys, xml.dom.minidom
+d = xml.dom.minidom.parse(sys.argv[1])
+words = [t.firstChild.data for t in d.getElementsByTagName("text")]
+assert len(d.getElementsByTagName("rect")) == 1 + 2 * 5 and "none:w4a4kv4:rtn" in words, words
+P
+then ok compare_plot; else bad compare_plot "$(head -c 300 "$work/compare.svg")"; fi
+run compare_table 0 compare $model $cmp --schemes "hadamard:a4" && grep -qE '^full precision +[0-9.]+ +0\.00000 +100\.00%' "$work/compare_table.out" && ok compare_table || bad compare_table "$(cat "$work/compare_table.out")"
+json compare_other_text 1 'r["error"]["name"] == "DQ_E_MISMATCH" and "other tokens" in r["error"]["message"]' compare $model --cache "$work/reference.safetensors" --schemes hadamard:a4 --text_file "$work/cal.txt" --seqlen 64 --limit 8
+json compare_cache_of_another_model 1 'r["error"]["name"] == "DQ_E_MISMATCH"' compare "$work/auto" --cache "$work/reference.safetensors" --schemes none:a4 --tokenizer $model $p
+says compare_bad_bits 2 'does not name bits' compare $model $cmp --schemes hadamard:four
+says compare_no_bits 2 'names no bits' compare $model $cmp --schemes hadamard
+says compare_bad_rotation 2 'neither a kind of rotation' compare $model $cmp --schemes none:a4,whirl:a4
+says compare_bad_option 2 'no option "sead"; did you mean "seed"' compare $model $cmp --schemes hadamard:a4:sead=1
+says compare_needs_calibration 2 'calibration text' compare $model $p --schemes hadamard:w4
+
 # ---- bench, and the example program ----
 json bench 0 'len(r["ops"]) >= 10 and r["sgemm_gflops"] > 0 and r["forward"]["tokens_per_second"] > 0' bench $model --seqlen 64 --seconds 0.001
 if text=$("$out/bin/quantize_model" $model "$work/cal.txt" "$work/eval.txt" "$work/example" seqlen=64 nsamples=8 limit=8 2>&1) &&
