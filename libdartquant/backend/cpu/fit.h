@@ -50,6 +50,10 @@ extern const dq_fit_tiles dq_fit_tiles_amx;
 
 /* fit.c, rotation_loss.c, orthogonal.c, polar.c */
 void dq_cpu_fill_fit(dq_backend *table);
+dq_status dq_cpu_qr_batch(void *device, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r);
+dq_status dq_cpu_qr_grad(void *device, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
+                         const dq_view *da);
+dq_status dq_cpu_polar(void *device, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
 dq_status dq_cpu_rotation_loss(void *device, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
                                const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss);
 

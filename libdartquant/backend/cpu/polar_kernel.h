@@ -1,0 +1,125 @@
+/* Part of polar.c, in one precision: REAL, DTYPE, EPSILON, P(name) (a BLAS routine), FN(name) and LAST, the deviation from
+ * which one more step is enough, are defined. SPDX-License-Identifier: Apache-2.0 */
+
+typedef struct FN(solver) {
+    dq_cpu_dev *dev;
+    int64_t n;
+    REAL *x;           /* x, X^T X, its polynomial, the next x: four matrices one after the other */
+    bool alone, rough; /* on one thread; with products of bf16 until near the end */
+    dq_status status;
+} FN(solver);
+
+static REAL *FN(matrix)(const FN(solver) * s, int i) { return s->x + i * s->n * s->n; }
+
+/* c = alpha op(a) b + beta c */
+static void FN(multiply)(FN(solver) * s, bool trans_a, double alpha, int a, int b, double beta, int c)
+{
+    int n = (int)s->n;
+    REAL *pa = FN(matrix)(s, a), *pb = FN(matrix)(s, b), *pc = FN(matrix)(s, c);
+    if (s->alone) {
+        P(gemm)
+        (CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, CblasNoTrans, n, n, n, (REAL)alpha, pa, n, pb, n,
+         (REAL)beta, pc, n);
+        return;
+    }
+    dq_view va = {pa, 0, n, n, n, DTYPE, 0}, vb = va, vc = va;
+    vb.mem = pb;
+    vc.mem = pc;
+    if (s->status == DQ_OK)
+        s->status = dq_cpu_gemm(s->dev, trans_a, 0, alpha, &va, &vb, beta, &vc, s->rough ? DQ_MATH_BF16 : DQ_MATH_F32);
+}
+
+/* X^T X goes to matrix 1; the largest distance of an entry from I, infinity for NaN. */
+static double FN(deviation)(FN(solver) * s)
+{
+    const REAL *g = FN(matrix)(s, 1);
+    double worst = 0;
+    FN(multiply)(s, true, 1, 0, 0, 0, 1);
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = 0; j < s->n; j++) {
+            double d = fabs((double)g[i * s->n + j] - (i == j));
+            if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
+        }
+    return worst;
+}
+
+/* x (p0 I + p1 G + p2 G^2), G in matrix 1. */
+static void FN(step)(FN(solver) * s, const double p[3])
+{
+    int64_t square = s->n * s->n;
+    REAL *g = FN(matrix)(s, 1), *y = FN(matrix)(s, 2), *next = FN(matrix)(s, 3);
+    for (int64_t i = 0; i < square; i++) y[i] = g[i];
+    FN(multiply)(s, false, p[2], 1, 1, p[1], 2);
+    for (int64_t i = 0; i < s->n; i++) y[i * s->n + i] += (REAL)p[0];
+    FN(multiply)(s, false, 1, 0, 2, 0, 3);
+    for (int64_t i = 0; i < square; i++) s->x[i] = next[i];
+}
+
+/* Divides x by a bound of its largest singular value; false when there is none. */
+static bool FN(normalize)(FN(solver) * s)
+{
+    const REAL *g = FN(matrix)(s, 1);
+    double frobenius = 0, row_sum = 0;
+    FN(deviation)(s);
+    for (int64_t i = 0; i < s->n; i++) {
+        double sum = 0;
+        for (int64_t j = 0; j < s->n; j++) sum += fabs((double)g[i * s->n + j]);
+        row_sum = fmax(row_sum, sum);
+        frobenius += (double)g[i * s->n + i];
+    }
+    double bound = sqrt(fmin(frobenius, row_sum)) * (1 + 1e-3);
+    if (!(bound > 0) || isinf(bound) || isinf((double)(REAL)(1 / bound))) return false;
+    for (int64_t i = 0; i < s->n * s->n; i++) s->x[i] = (REAL)((double)s->x[i] / bound);
+    return true;
+}
+
+/* The polar factor replaces x. Singular values below `l` grow by p[0] in a step; when those that are not rounding noise
+ * would have arrived and the matrix still is not orthogonal, it is singular. */
+static bool FN(polar)(FN(solver) * s)
+{
+    double l = 1e-3, u = 1, growth = 1;
+    bool rough = s->rough;
+    s->rough = false;
+    if (!FN(normalize)(s)) return false;
+    s->rough = rough;
+    for (int i = 0; i < 100 && s->status == DQ_OK; i++) {
+        double p[3], off = FN(deviation)(s);
+        if (isinf(off)) return false;
+        if (s->rough && off < 0.1) { /* once more, exactly */
+            s->rough = false;
+            continue;
+        }
+        if (l >= 1 && off > 0.5) l = 1e-2, u = 1;
+        if (off < LAST) l = u = 1;
+        best_quintic(&l, &u, p);
+        FN(step)(s, p);
+        growth *= p[0];
+        if (off < LAST) return true;
+        if (growth > 0.25 / EPSILON && off > 0.9) return false;
+    }
+    return false;
+}
+
+/* Matrix g of the stacks; the library's threads share each product. */
+static dq_status FN(large)(FN(solver) * s, const dq_view *a, const dq_view *u, int64_t g, double *error)
+{
+    int64_t n = s->n;
+    for (int64_t i = 0; i < n; i++) {
+        const REAL *row = dq_view_at(a, g * n + i, 0, sizeof(REAL));
+        for (int64_t c = 0; c < n; c++) s->x[i * n + c] = row[c];
+    }
+    bool good = FN(polar)(s);
+    *error = good ? FN(deviation)(s) : INFINITY;
+    for (int64_t i = 0; i < n && good && s->status == DQ_OK; i++) {
+        REAL *row = dq_view_at(u, g * n + i, 0, sizeof(REAL));
+        for (int64_t c = 0; c < n; c++) row[c] = s->x[i * n + c];
+    }
+    return s->status;
+}
+
+#undef REAL
+#undef P
+#undef FN
+#undef DTYPE
+#undef EPSILON
+#undef LAST
