@@ -8,7 +8,8 @@
 
 #include "backend/cpu/fit.h"
 
-enum { ALONE = 256, ROWS = 32, TERMS = 4 };
+enum { ALONE = 256, TERMS = 4, MOST_ROUGH = 9 };
+#define ROOM 1.05
 
 /* ---- the polynomial ---- */
 
@@ -65,6 +66,17 @@ static void best_quintic(double *l, double *u, double p[3])
         error = x[3];
     }
     *l = lo * (p[0] + lo * lo * (p[1] + lo * lo * p[2]));
+    *u = 2 - *l;
+}
+
+/* Room for singular values that rounding moves beyond u, from where the polynomial climbs steeply: p(x / ROOM). What lay
+ * at the lower end is a little smaller then. */
+static void widen(double *l, double *u, double p[3])
+{
+    p[0] /= ROOM;
+    p[1] /= ROOM * ROOM * ROOM;
+    p[2] /= ROOM * ROOM * ROOM * ROOM * ROOM;
+    *l = fmin(*l, 1) / ROOM;
     *u = 2 - *l;
 }
 

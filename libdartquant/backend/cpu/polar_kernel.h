@@ -1,11 +1,13 @@
-/* Part of polar.c, in one precision: REAL, DTYPE, EPSILON, P(name) (a BLAS routine), FN(name) and LAST, the deviation from
- * which one more step is enough, are defined. SPDX-License-Identifier: Apache-2.0 */
+/* Part of polar.c, in one precision: REAL, DTYPE, EPSILON, P(name) (a BLAS routine), FN(name) and LAST, the spread from which
+ * one more step is enough, are defined. SPDX-License-Identifier: Apache-2.0 */
 
 typedef struct FN(solver) {
     dq_cpu_dev *dev;
     int64_t n;
     REAL *x;           /* x, X^T X, its polynomial, the next x: four matrices one after the other */
     bool alone, rough; /* on one thread; with products of bf16 until near the end */
+    double
+        spread; /* Frobenius norm of X^T X - I: at least as large as the distance of any singular value's square from 1 */
     dq_status status;
 } FN(solver);
 
@@ -33,13 +35,15 @@ static void FN(multiply)(FN(solver) * s, bool trans_a, double alpha, int a, int 
 static double FN(deviation)(FN(solver) * s)
 {
     const REAL *g = FN(matrix)(s, 1);
-    double worst = 0;
+    double worst = 0, sum = 0;
     FN(multiply)(s, true, 1, 0, 0, 0, 1);
     for (int64_t i = 0; i < s->n; i++)
         for (int64_t j = 0; j < s->n; j++) {
             double d = fabs((double)g[i * s->n + j] - (i == j));
             if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
+            sum += d * d;
         }
+    s->spread = sqrt(sum);
     return worst;
 }
 
@@ -85,17 +89,20 @@ static bool FN(polar)(FN(solver) * s)
     for (int i = 0; i < 100 && s->status == DQ_OK; i++) {
         double p[3], off = FN(deviation)(s);
         if (isinf(off)) return false;
-        if (s->rough && off < 0.1) { /* once more, exactly */
+        if (s->rough && (off < 0.1 || i >= MOST_ROUGH)) { /* the same once more, exactly */
             s->rough = false;
+            growth = 1;
             continue;
         }
-        if (l >= 1 && off > 0.5) l = 1e-2, u = 1;
-        if (off < LAST) l = u = 1;
+        if (l >= 1 && s->spread > 0.5) l = 1e-2, u = 1;
+        bool last = s->spread < LAST;
+        if (last) l = u = 1;
         best_quintic(&l, &u, p);
+        if (s->rough) widen(&l, &u, p);
         FN(step)(s, p);
         growth *= p[0];
-        if (off < LAST) return true;
-        if (growth > 0.25 / EPSILON && off > 0.9) return false;
+        if (last) return true;
+        if (growth > 0.25 / EPSILON && s->spread > 0.9) return false;
     }
     return false;
 }

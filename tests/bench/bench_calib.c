@@ -1,0 +1,239 @@
+/* Speed of what fitting rotations costs: one optimiser step (loss and gradient of all rows, derivative through QR, update,
+ * QR) and its parts, one JSON object a line. peer_calib.py prints PyTorch's times for the same "case" and "shape".
+ * "gflops" counts the two products alone.
+ * Usage: bench_calib [--simd LEVEL] [--threads N] [--reps N] [CASE-PREFIX ...]
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "backend/device.h"
+#include "base/env.h"
+#include "base/rng.h"
+#include "base/status.h"
+
+static dq_env env;
+static dq_device *dev;
+static int reps = 5, threads = 0;
+static const char *simd = "auto";
+static char **wanted;
+static int wanted_count;
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void must(dq_status status)
+{
+    if (status == DQ_OK) return;
+    fprintf(stderr, "%s\n", dq_error_text());
+    exit(1);
+}
+
+static bool want(const char *name)
+{
+    for (int i = 0; i < wanted_count; i++)
+        if (strncmp(name, wanted[i], strlen(wanted[i])) == 0) return true;
+    return wanted_count == 0;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void report(const char *name, const char *shape, void (*run)(void *arg), void *arg, double flops)
+{
+    double t[64];
+    if (!want(name)) return;
+    run(arg);
+    for (int i = 0; i < reps; i++) {
+        double start = now();
+        run(arg);
+        t[i] = now() - start;
+    }
+    qsort(t, (size_t)reps, sizeof *t, by_size);
+    printf("{\"case\":\"%s\",\"shape\":\"%s\",\"seconds\":%.6f,\"seconds_min\":%.6f", name, shape, t[reps / 2], t[0]);
+    if (flops > 0) printf(",\"gflops\":%.1f", flops / t[reps / 2] / 1e9);
+    printf("}\n");
+    fflush(stdout);
+}
+
+static dq_tensor make(dq_dtype dtype, int64_t rows, int64_t cols)
+{
+    dq_tensor t;
+    must(dq_tensor_alloc(dev, dtype, rows, cols, &t));
+    must(dq_op_fill(0, &t));
+    return t;
+}
+
+/* Uniform in (-1, 1) times scale. */
+static dq_tensor noise(dq_dtype dtype, int64_t rows, int64_t cols, float scale)
+{
+    dq_tensor t = make(DQ_F32, rows, cols);
+    float *x = malloc((size_t)(rows * cols) * sizeof *x);
+    dq_rng rng;
+    dq_rng_seed_torch(&rng, 1);
+    for (int64_t i = 0; i < rows * cols; i++) x[i] = scale * (float)(dq_rng_u32(&rng) * 0x1p-31 - 1);
+    must(dq_tensor_upload(&t, x));
+    free(x);
+    if (dtype == DQ_F32) return t;
+    dq_tensor narrow = make(dtype, rows, cols);
+    must(dq_op_convert(&t, &narrow));
+    dq_tensor_free(&t);
+    return narrow;
+}
+
+/* ---- steps of QR-Orth ---- */
+
+typedef struct step_case {
+    dq_rotation_loss_desc d;
+    dq_tensor x, z, q, r, grad, dz;
+} step_case;
+
+static void run_pass(void *arg)
+{
+    step_case *c = arg;
+    double loss;
+    must(dq_op_rotation_loss(&c->d, &c->x, NULL, &c->q, &c->grad, NULL, &loss));
+}
+
+static void run_value(void *arg)
+{
+    step_case *c = arg;
+    double loss;
+    must(dq_op_rotation_loss(&c->d, &c->x, NULL, &c->q, NULL, NULL, &loss));
+}
+
+static void run_qr(void *arg)
+{
+    step_case *c = arg;
+    must(dq_op_qr_batch(c->d.groups, &c->z, &c->q, &c->r));
+}
+
+static void run_grad(void *arg)
+{
+    step_case *c = arg;
+    must(dq_op_qr_grad(c->d.groups, &c->q, &c->r, &c->grad, &c->dz));
+}
+
+static void run_step(void *arg)
+{
+    step_case *c = arg;
+    run_qr(c);
+    run_pass(c);
+    run_grad(c);
+    must(dq_op_axpy(-1e-3, &c->dz, &c->z));
+}
+
+static void bench_steps(const char *prefix, int64_t rows, int64_t n, int heads, int groups, dq_dtype dtype, int math)
+{
+    char name[64], shape[64];
+    const char *kind = math == DQ_MATH_BF16 ? "bf16" : dtype == DQ_BF16 ? "f32 of bf16 rows" : "f32";
+    step_case c = {.d = {.kind = DQ_LOSS_WHIP,
+                         .math = math,
+                         .n = n,
+                         .heads = heads,
+                         .groups = groups,
+                         .group = n,
+                         .scale = 1.0 / (double)rows}};
+    double flops = 4.0 * (double)rows * heads * (double)n * (double)n;
+    snprintf(name, sizeof name, "%s", prefix);
+    if (!want(name)) return;
+    c.x = noise(dtype, rows, heads * n, 1.7f);
+    c.z = noise(DQ_F32, groups * n, n, (float)sqrt(3.0 / (double)n));
+    c.q = make(DQ_F32, groups * n, n), c.r = make(DQ_F32, groups * n, n);
+    c.grad = make(DQ_F32, groups * n, n), c.dz = make(DQ_F32, groups * n, n);
+    run_qr(&c);
+    run_pass(&c);
+    snprintf(shape, sizeof shape, "%lldx%dx%lld, %d", (long long)rows, heads, (long long)n, groups);
+    snprintf(name, sizeof name, "%s step %s", prefix, kind);
+    report(name, shape, run_step, &c, flops);
+    snprintf(name, sizeof name, "%s pass %s", prefix, kind);
+    report(name, shape, run_pass, &c, flops);
+    snprintf(name, sizeof name, "%s loss %s", prefix, kind);
+    report(name, shape, run_value, &c, flops / 2);
+    dq_tensor *all[] = {&c.x, &c.z, &c.q, &c.r, &c.grad, &c.dz};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) dq_tensor_free(all[i]);
+}
+
+/* ---- factors ---- */
+
+typedef struct polar_case {
+    int64_t groups;
+    int math;
+    dq_tensor a, u;
+} polar_case;
+
+static void run_polar(void *arg)
+{
+    polar_case *c = arg;
+    double error;
+    must(dq_op_polar(c->groups, c->math, &c->a, &c->u, &error));
+}
+
+static void bench_factors(int64_t groups, int64_t n)
+{
+    char shape[64];
+    if (!want("qr") && !want("qr_grad") && !want("polar")) return;
+    step_case c = {.d = {.groups = (int32_t)groups}};
+    c.z = noise(DQ_F32, groups * n, n, (float)sqrt(3.0 / (double)n));
+    c.grad = noise(DQ_F32, groups * n, n, 1);
+    c.q = make(DQ_F32, groups * n, n), c.r = make(DQ_F32, groups * n, n), c.dz = make(DQ_F32, groups * n, n);
+    snprintf(shape, sizeof shape, "%lldx%lldx%lld", (long long)groups, (long long)n, (long long)n);
+    report("qr", shape, run_qr, &c, 8.0 / 3 * (double)(groups * n) * (double)n * (double)n);
+    run_qr(&c);
+    report("qr_grad", shape, run_grad, &c, 4.0 * (double)(groups * n) * (double)n * (double)n);
+    polar_case p = {groups, DQ_MATH_F32, c.z, c.q};
+    report("polar f32", shape, run_polar, &p, 0);
+    p.math = DQ_MATH_BF16;
+    report("polar bf16", shape, run_polar, &p, 0);
+    dq_tensor *all[] = {&c.z, &c.q, &c.r, &c.grad, &c.dz};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) dq_tensor_free(all[i]);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int64_t rows, n;
+        int heads, groups;
+    } steps[] = {{"r1 576", 65536, 576, 1, 1},
+                 {"r1 2048", 16384, 2048, 1, 1},
+                 {"r2 64", 16384, 64, 9, 3},
+                 {"r2 128", 16384, 128, 8, 8}};
+    int i = 1;
+    for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
+        if (strcmp(argv[i], "--simd") == 0) simd = argv[i + 1];
+        if (strcmp(argv[i], "--threads") == 0) threads = atoi(argv[i + 1]);
+        if (strcmp(argv[i], "--reps") == 0) reps = atoi(argv[i + 1]);
+    }
+    if (reps < 1 || reps > 64) reps = 5;
+    wanted = argv + i;
+    wanted_count = argc - i;
+    char option[64];
+    dq_device_info info = {.struct_size = sizeof info};
+    snprintf(option, sizeof option, "simd=%.40s", simd);
+    must(dq_env_init(&env, NULL, threads));
+    must(dq_device_open(&env, "cpu", option, DQ_POLICY_FORBID, &dev));
+    must(dq_device_get_info(dev, &info));
+    printf("{\"device\":\"%s\",\"threads\":%d}\n", info.name, dq_threads(&env));
+    for (size_t s = 0; s < sizeof steps / sizeof steps[0]; s++) {
+        bench_steps(steps[s].name, steps[s].rows, steps[s].n, steps[s].heads, steps[s].groups, DQ_F32, DQ_MATH_F32);
+        bench_steps(steps[s].name, steps[s].rows, steps[s].n, steps[s].heads, steps[s].groups, DQ_BF16, DQ_MATH_F32);
+        bench_steps(steps[s].name, steps[s].rows, steps[s].n, steps[s].heads, steps[s].groups, DQ_BF16, DQ_MATH_BF16);
+    }
+    bench_factors(1, 576);
+    bench_factors(90, 64);
+    bench_factors(8, 128);
+    bench_factors(1, 2048);
+    dq_device_close(dev);
+    dq_env_clear(&env);
+    return 0;
+}
