@@ -49,6 +49,18 @@ DQ_API dq_status dq_model_fuse_norms(dq_model *model, const dq_config *config, d
  * DQ_E_MISMATCH (made for other sizes), DQ_E_NOMEM. */
 DQ_API dq_status dq_model_rotate(dq_model *model, const dq_rotation *rotation, dq_model **out);
 
+/* Integer codes of one linear of a quantized model, as dq_quantize_weight gives them. `linear`: "q_proj", "k_proj", "v_proj",
+ * "o_proj", "gate_proj", "up_proj" or "down_proj" of decoder layer 0 .. num_hidden_layers - 1.
+ * _codes_shape: *rows = output features, *cols = input features, *groups = groups in a row, *bits; each may be NULL.
+ * _copy_codes: the weight, as fused and rotated, is scale * (code - zero): codes u8 [rows, cols], one code per byte; scale,
+ * zero fp32 [rows, groups] (zeros are integral); g_idx int32 [cols] = group of each column. The arrays are the caller's and
+ * untouched on failure. Errors: DQ_E_NOTFOUND (no such linear), DQ_E_STATE (not quantized; the message names the tensor), those of reading the
+ * codes, DQ_E_NOMEM. */
+DQ_API dq_status dq_model_codes_shape(dq_model *model, int64_t layer, const char *linear, int64_t *rows, int64_t *cols,
+                                      int64_t *groups, int32_t *bits);
+DQ_API dq_status dq_model_copy_codes(dq_model *model, int64_t layer, const char *linear, uint8_t *codes, float *scale,
+                                     float *zero, int32_t *g_idx);
+
 /* Writes the model to folder `dir` (created if absent) so that dq_model_open gives the same numbers to the last bit.
  * Files appear under their final names only when complete; the manifest comes last. Tokenizer files of the source are
  * not copied. `config` (NULL = defaults): part_size. `cancel`, `progress` may be NULL.

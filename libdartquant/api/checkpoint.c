@@ -406,13 +406,16 @@ dq_status dq_checkpoint_load_state(dq_env *env, const char *dir, const char *ste
 
 static bool is_ours(const char *name)
 {
-    static const char *const patterns[] = {DQ_CHECKPOINT_STATE, "activations-[01].bin", "calibration-[01].bin",
-                                           "fit-[01].bin", "codes-[0-9][0-9][0-9][0-9][0-9].safetensors"};
-    static const char *const unfinished[] = {DQ_CHECKPOINT_STATE ".tmp.*", "activations-[01].bin.tmp.*",
-                                             "calibration-[01].bin.tmp.*", "fit-[01].bin.tmp.*",
-                                             "codes-[0-9][0-9][0-9][0-9][0-9].*tmp.*"};
+#define CODES "codes-[0-9][0-9][0-9][0-9][0-9]"
+    static const char *const patterns[] = {DQ_CHECKPOINT_STATE,    DQ_CHECKPOINT_STATE ".tmp.*",
+                                           "activations-[01].bin", "activations-[01].bin.tmp.*",
+                                           "calibration-[01].bin", "calibration-[01].bin.tmp.*",
+                                           "fit-[01].bin",         "fit-[01].bin.tmp.*",
+                                           CODES ".safetensors",   CODES ".tmp.*",
+                                           CODES ".*.tmp.*",       CODES ".part*"};
+#undef CODES
     for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++)
-        if (fnmatch(patterns[i], name, 0) == 0 || fnmatch(unfinished[i], name, 0) == 0) return true;
+        if (fnmatch(patterns[i], name, 0) == 0) return true;
     return false;
 }
 

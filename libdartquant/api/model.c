@@ -3,6 +3,7 @@
 #include "api/config.h"
 #include "api/handles.h"
 #include "api/tensors.h"
+#include "api/weight_ops.h"
 #include "dartquant/model.h"
 #include "io/json.h"
 
@@ -148,6 +149,52 @@ dq_status dq_model_rotate(dq_model *model, const dq_rotation *rotation, dq_model
     dq_model *rotated = NULL;
     DQ_TRY(dq_model_derive_rotated(model, rotation->set, &rotated));
     return dq_model_publish(rotated, NULL, out);
+}
+
+/* ---- codes ---- */
+
+static dq_status role_of(const dq_model *model, int64_t layer, const char *linear, dq_role *out)
+{
+    int64_t layers = dq_model_arch(model)->layers;
+    if (layer < 0 || layer >= layers)
+        return dq_fail(DQ_E_NOTFOUND, "layer %lld of a model with %lld", (long long)layer, (long long)layers);
+    for (int role = 0; role < DQ_LINEARS; role++) {
+        if (strcmp(dq_role_name((dq_role)role), linear) != 0) continue;
+        *out = (dq_role)role;
+        return DQ_OK;
+    }
+    return dq_fail(DQ_E_NOTFOUND,
+                   "no linear is called \"%.64s\": there are q_proj, k_proj, v_proj, o_proj, gate_proj, "
+                   "up_proj and down_proj",
+                   linear);
+}
+
+dq_status dq_model_codes_shape(dq_model *model, int64_t layer, const char *linear, int64_t *rows, int64_t *cols,
+                               int64_t *groups, int32_t *bits)
+{
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && linear);
+    dq_role role = DQ_Q_PROJ;
+    dq_codes codes;
+    DQ_TRY(role_of(model, layer, linear, &role));
+    DQ_TRY(dq_model_codes_layout(model, layer, role, &codes));
+    if (rows) *rows = codes.out;
+    if (cols) *cols = codes.in;
+    if (groups) *groups = codes.groups;
+    if (bits) *bits = codes.bits;
+    return DQ_OK;
+}
+
+dq_status dq_model_copy_codes(dq_model *model, int64_t layer, const char *linear, uint8_t *codes, float *scale,
+                              float *zero, int32_t *g_idx)
+{
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && linear && codes && scale && zero && g_idx);
+    dq_role role = DQ_Q_PROJ;
+    dq_codes found;
+    DQ_TRY(role_of(model, layer, linear, &role));
+    DQ_TRY(dq_model_read_codes(model, layer, role, &found));
+    dq_status status = dq_copy_codes(&dq_context_of_model(model)->env, &found, codes, scale, zero, g_idx);
+    dq_codes_free(&found);
+    return status;
 }
 
 /* ---- output ---- */

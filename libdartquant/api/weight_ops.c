@@ -161,6 +161,21 @@ static void free_results(results *r)
     dq_free(r->g_idx);
 }
 
+dq_status dq_copy_codes(dq_env *env, const dq_codes *c, uint8_t *codes, float *scale, float *zero, int32_t *g_idx)
+{
+    results r = {0};
+    size_t grid = (size_t)(c->out * c->groups);
+    dq_status status = fetch(env, c, &r);
+    if (status == DQ_OK) {
+        memcpy(codes, r.codes, (size_t)(c->out * c->in));
+        memcpy(scale, r.scale, grid * sizeof *scale);
+        memcpy(zero, r.zero, grid * sizeof *zero);
+        memcpy(g_idx, r.g_idx, (size_t)c->in * sizeof *g_idx);
+    }
+    free_results(&r);
+    return status;
+}
+
 dq_status dq_quantize_weight(dq_context *ctx, const dq_config *config, const float *w, int64_t out, int64_t in,
                              const dq_hessian *hessian, uint8_t *codes, float *scale, float *zero, int32_t *g_idx,
                              double *error, double *damping)
@@ -170,7 +185,6 @@ dq_status dq_quantize_weight(dq_context *ctx, const dq_config *config, const flo
     dq_status status;
     dq_tensor t = {0};
     dq_codes c = {0};
-    results r = {0};
     double loss = 0, damp = 0;
     DQ_TRY(dq_weight_spec_from_config(config, &spec));
     DQ_TRY(check_weight(out, in));
@@ -183,15 +197,10 @@ dq_status dq_quantize_weight(dq_context *ctx, const dq_config *config, const flo
                        (long long)hessian->n);
     DQ_GO(dq_tensor_from_host(ctx->dev, DQ_F32, out, in, w, &t));
     DQ_GO(dq_quantize_linear(&spec, &t, gptq ? &hessian->h : NULL, &c, &loss, &damp));
-    DQ_GO(fetch(&ctx->env, &c, &r));
-    memcpy(codes, r.codes, (size_t)(out * in));
-    memcpy(scale, r.scale, (size_t)(out * c.groups) * sizeof *scale);
-    memcpy(zero, r.zero, (size_t)(out * c.groups) * sizeof *zero);
-    memcpy(g_idx, r.g_idx, (size_t)in * sizeof *g_idx);
+    DQ_GO(dq_copy_codes(&ctx->env, &c, codes, scale, zero, g_idx));
     if (error) *error = loss;
     if (damping) *damping = damp;
 done:
-    free_results(&r);
     dq_codes_free(&c);
     dq_tensor_free(&t);
     return status;

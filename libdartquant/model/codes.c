@@ -363,6 +363,18 @@ static dq_status read_foreign(dq_device *dev, dq_source *store, const char *name
     return status;
 }
 
+dq_status dq_codes_read_layout(dq_env *env, dq_source *store, const char *name, dq_codes *out)
+{
+    memset(out, 0, sizeof *out);
+    if (!dq_packed_source_find(store, name)) return read_layout(env, store, name, out);
+    dq_host_codes h;
+    DQ_TRY(dq_packed_source_read(store, name, &h));
+    *out = (dq_codes){.bits = h.bits, .out = h.out, .in = h.in, .groups = h.groups, .group = h.group};
+    out->symmetric = h.symmetric;
+    dq_host_codes_free(&h);
+    return DQ_OK;
+}
+
 dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out)
 {
     dq_codes c;

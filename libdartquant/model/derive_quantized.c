@@ -2,17 +2,33 @@
 #include "base/status.h"
 #include "model/internal.h"
 
+/* The linear's name, DQ_TENSOR_NAME bytes, and where its codes are. */
+static dq_status find_codes(dq_model *model, int64_t layer, dq_role role, char *name, dq_source **store)
+{
+    if (role < 0 || role > DQ_DOWN_PROJ || layer < 0 || layer >= model->arch.layers)
+        return dq_fail(DQ_E_INVALID, "no linear %s in layer %lld", dq_role_name(role), (long long)layer);
+    dq_arch_module_name(&model->arch, role, layer, name, DQ_TENSOR_NAME);
+    *store = dq_model_codes_source(model);
+    if (!*store || !dq_codes_exist(*store, name))
+        return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the linear is not quantized"), name);
+    return DQ_OK;
+}
+
+dq_status dq_model_codes_layout(dq_model *model, int64_t layer, dq_role role, dq_codes *out)
+{
+    char name[DQ_TENSOR_NAME];
+    dq_source *store = NULL;
+    DQ_TRY(find_codes(model, layer, role, name, &store));
+    return dq_codes_read_layout(model->env, store, name, out);
+}
+
 dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out)
 {
     char name[DQ_TENSOR_NAME];
     int64_t rows, cols;
-    if (role < 0 || role > DQ_DOWN_PROJ || layer < 0 || layer >= model->arch.layers)
-        return dq_fail(DQ_E_INVALID, "no linear %s in layer %lld", dq_role_name(role), (long long)layer);
-    dq_arch_module_name(&model->arch, role, layer, name, sizeof name);
-    dq_source *store = dq_model_codes_source(model);
-    if (!store || !dq_codes_exist(store, name))
-        return dq_error_in_tensor(dq_fail(DQ_E_STATE, "the linear is not quantized"), name);
+    dq_source *store = NULL;
     dq_codes codes;
+    DQ_TRY(find_codes(model, layer, role, name, &store));
     DQ_TRY(dq_codes_read(model->dev, store, name, &codes));
     dq_arch_shape(&model->arch, role, &rows, &cols);
     if (codes.out != rows || codes.in != cols) {

@@ -68,6 +68,8 @@ void dq_codes_free(dq_codes *codes);
 /* `name`: dq_arch_module_name of the linear (a trailing ".weight" is dropped). Rows are packed densely: docs/formats.md. */
 dq_status dq_codes_write(dq_sink *sink, const char *name, const dq_codes *codes);
 dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out);
+/* Sizes only; the tensors of *out stay empty. */
+dq_status dq_codes_read_layout(dq_env *env, dq_source *store, const char *name, dq_codes *out);
 bool dq_codes_exist(const dq_source *store, const char *name);
 /* Bytes of everything that `name` has in the store. */
 uint64_t dq_codes_bytes(const dq_source *store, const char *name);
@@ -76,6 +78,8 @@ dq_status dq_codes_to_host(dq_env *env, const dq_codes *codes, dq_host_codes *ou
 dq_status dq_codes_from_host(dq_device *dev, const dq_host_codes *codes, dq_codes *out);
 /* The codes of a model's linear; DQ_E_STATE when it has none. */
 dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
+/* Their sizes, without reading them. */
+dq_status dq_model_codes_layout(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
 
 /* JSON text (fresh memory): architecture, sizes, dtype, quantization, rotations. */
 dq_status dq_model_describe_json(dq_model *model, char **out);

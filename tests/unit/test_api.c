@@ -505,6 +505,77 @@ static void saved_equals_kept(void **state)
     dq_context_free(ctx);
 }
 
+/* Copied codes times scales are the weights of the saved model, to the bit, for every kind of grid. */
+static void codes_of_a_model(void **state)
+{
+    (void)state;
+    static const char *const schemes[] = {"w_bits=4 w_rtn=true", "w_bits=3 w_groupsize=16 w_rtn=true w_asym=true",
+                                          "w_bits=5 w_groupsize=16 nsamples=2 seqlen=32 act_order=true"};
+    for (int i = 0; i < 3; i++) {
+        dq_context *ctx = new_context();
+        dq_model *model = open_model(ctx), *quantized = NULL;
+        dq_config *config = config_of(schemes[i]);
+        dq_dataset *set = ids_of(ctx, 200);
+        dq_quantizer *q = NULL;
+        int64_t rows = 0, cols = 0, groups = 0, group = 0;
+        int32_t bits = 0, largest = 0;
+        OK(dq_quantizer_new(model, config, &q));
+        OK(dq_quantizer_bind(q, set));
+        OK(dq_quantizer_run(q, NULL, NULL, NULL));
+        OK(dq_quantizer_take_model(q, &quantized));
+        OK(dq_model_codes_shape(quantized, 1, "down_proj", &rows, &cols, &groups, &bits));
+        OK(dq_model_codes_shape(quantized, 1, "down_proj", NULL, NULL, NULL, NULL));
+        OK(dq_config_get_int(config, "w_groupsize", &group));
+        assert_true(rows == 64 && cols == 192 && groups == (group < 0 ? 1 : 192 / group) &&
+                    bits == 4 - (i == 1) + (i == 2));
+        uint8_t *codes = malloc((size_t)(rows * cols));
+        float *scale = malloc((size_t)(rows * groups) * 4), *zero = malloc((size_t)(rows * groups) * 4);
+        float *w = malloc((size_t)(rows * cols) * 4), *mine = malloc((size_t)(rows * cols) * 4);
+        int32_t *g_idx = malloc((size_t)cols * 4);
+        OK(dq_model_copy_codes(quantized, 1, "down_proj", codes, scale, zero, g_idx));
+        for (int64_t k = 0; k < rows * cols; k++)
+            if (codes[k] > largest) largest = codes[k];
+        assert_true(largest < 1 << bits && largest >= 1 << (bits - 1));
+        if (i < 2) { /* the same bits as rounding the weight itself */
+            dq_tensors *tensors = NULL;
+            int64_t index = 0;
+            uint8_t *own = malloc((size_t)(rows * cols));
+            OK(dq_tensors_open(ctx, MODEL, &tensors));
+            OK(dq_tensors_find(tensors, "model.layers.1.mlp.down_proj.weight", &index));
+            OK(dq_tensors_read_f32(tensors, index, 0, rows, w, (size_t)(rows * cols)));
+            OK(dq_dequantize_weight(ctx, codes, scale, zero, g_idx, rows, cols, group, mine));
+            OK(dq_quantize_weight(ctx, config, w, rows, cols, NULL, own, scale, zero, g_idx, NULL, NULL));
+            assert_memory_equal(own, codes, (size_t)(rows * cols));
+            OK(dq_dequantize_weight(ctx, own, scale, zero, g_idx, rows, cols, group, w));
+            assert_memory_equal(w, mine, (size_t)(rows * cols) * 4);
+            free(own);
+            dq_tensors_free(tensors);
+        } else { /* columns were taken out of order, groups with them */
+            int moved = 0;
+            for (int64_t c = 0; c < cols; c++) moved += g_idx[c] != c / group;
+            assert_true(moved > 0);
+        }
+        memset(codes, 0x5a, 8);
+        assert_int_equal(dq_model_copy_codes(model, 1, "down_proj", codes, scale, zero, g_idx), DQ_E_STATE);
+        assert_string_equal(dq_error_tensor(), "model.layers.1.mlp.down_proj");
+        assert_int_equal(dq_model_copy_codes(quantized, 4, "down_proj", codes, scale, zero, g_idx), DQ_E_NOTFOUND);
+        assert_int_equal(dq_model_copy_codes(quantized, -1, "down_proj", codes, scale, zero, g_idx), DQ_E_NOTFOUND);
+        assert_int_equal(dq_model_codes_shape(quantized, 0, "lm_head", &rows, &cols, &groups, &bits), DQ_E_NOTFOUND);
+        assert_non_null(strstr(dq_error_text(), "lm_head"));
+        INVALID(dq_model_copy_codes(quantized, 0, NULL, codes, scale, zero, g_idx));
+        INVALID(dq_model_copy_codes(quantized, 0, "q_proj", NULL, scale, zero, g_idx));
+        INVALID(dq_model_codes_shape(NULL, 0, "q_proj", NULL, NULL, NULL, NULL));
+        assert_int_equal(codes[0], 0x5a);
+        free(codes), free(scale), free(zero), free(w), free(mine), free(g_idx);
+        dq_quantizer_free(q);
+        dq_dataset_free(set);
+        dq_model_free(quantized);
+        dq_model_free(model);
+        dq_config_free(config);
+        dq_context_free(ctx);
+    }
+}
+
 static void text_round_trip(void **state)
 {
     (void)state;
@@ -542,6 +613,7 @@ int main(void)
         cmocka_unit_test_teardown(bad_requests, no_leaks),
         cmocka_unit_test_teardown(cancelled, no_leaks),
         cmocka_unit_test_teardown(saved_equals_kept, no_leaks),
+        cmocka_unit_test_teardown(codes_of_a_model, no_leaks),
         cmocka_unit_test_teardown(text_round_trip, no_leaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -296,6 +296,63 @@ static void other_jobs_are_refused(void **state)
     close_bench(&b);
 }
 
+/* Whatever a killed process can leave in a checkpoint goes with it; a file of somebody else stays. */
+static void removed_with_all_leftovers(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"checkpoint.json",         "checkpoint.json.tmp.77",
+                                        "activations-0.bin",       "activations-1.bin.tmp.77",
+                                        "codes-00000.safetensors", "codes-00002.safetensors.tmp.77",
+                                        "codes-00002.tmp.77",      "codes-00003.part00001.tmp.77",
+                                        "codes-00003.part00001",   "codes-00001.tmp.77.1"};
+    char path[500];
+    dq_context *ctx = host_context(1);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "leftover/%s", names[i]);
+        scratch_write(path, "x", 1);
+    }
+    scratch_write("leftover/model.safetensors", "x", 1);
+    OK(dq_checkpoint_remove(ctx, folder("leftover")));
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder("leftover"), names[i]);
+        if (access(path, F_OK) == 0) fail_msg("%s stays", names[i]);
+    }
+    snprintf(path, sizeof path, "%s/model.safetensors", folder("leftover"));
+    assert_int_equal(unlink(path), 0);
+    OK(dq_checkpoint_remove(ctx, folder("leftover")));
+    assert_int_equal(access(folder("leftover"), F_OK), -1);
+    OK(dq_checkpoint_remove(ctx, folder("leftover")));
+    dq_context_free(ctx);
+}
+
+/* Where a folder is wanted and a file stands: an error that names the file, for everything that writes. */
+static void below_a_plain_file(void **state)
+{
+    (void)state;
+    char file[400], below[450];
+    bench b = open_bench(GPTQ, 1);
+    dq_quantizer *q = new_job(&b);
+    dq_evaluator *e = NULL;
+    int32_t done = 0;
+    snprintf(file, sizeof file, "%s", scratch_write("plain", "x", 1));
+    snprintf(below, sizeof below, "%s/below", file);
+    OK(dq_evaluator_new(b.model, b.config, &e));
+    OK(dq_evaluator_bind(e, b.set));
+    OK(dq_evaluator_step(e, NULL, NULL, NULL, &done));
+    for (int i = 0; i < 6; i++) {
+        const char *at = i % 2 ? below : file;
+        dq_status status = i < 2   ? dq_model_save(b.model, at, NULL, NULL, NULL, NULL)
+                           : i < 4 ? dq_quantizer_checkpoint(q, at)
+                                   : dq_evaluator_checkpoint(e, at);
+        assert_int_equal(status, DQ_E_IO);
+        if (!strstr(dq_error_text(), file) || !strstr(dq_error_text(), "folder"))
+            fail_msg("case %d: %s", i, dq_error_text());
+    }
+    dq_evaluator_free(e);
+    dq_quantizer_free(q);
+    close_bench(&b);
+}
+
 static void checkpoint_misuse(void **state)
 {
     (void)state;
@@ -472,6 +529,8 @@ int main(void)
         cmocka_unit_test_teardown(sparse_checkpoints, no_leaks),
         cmocka_unit_test_teardown(survives_sigkill, no_leaks),
         cmocka_unit_test_teardown(other_jobs_are_refused, no_leaks),
+        cmocka_unit_test_teardown(removed_with_all_leftovers, no_leaks),
+        cmocka_unit_test_teardown(below_a_plain_file, no_leaks),
         cmocka_unit_test_teardown(checkpoint_misuse, no_leaks),
         cmocka_unit_test_teardown(evaluator_steps, no_leaks),
         cmocka_unit_test_teardown(cancelled_evaluation_starts_afresh, no_leaks),

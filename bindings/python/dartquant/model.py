@@ -19,6 +19,7 @@ from .context import Context, context_or_default
 from .dataset import Dataset, dataset_of
 from .memory import Exported, Sink, Source
 from .jobs import Perplexity, PerplexityJob, QuantizeJob, Reference, checkpoint_exists, checkpoint_remove
+from .ops import QuantizedWeight
 from .rotation import Rotation
 from .tensors import TensorInfo, tensor_info
 from .tokenizer import Tokenizer, encode_with
@@ -264,6 +265,20 @@ class Model(Handle):
         self._core.call("dq_model_logits", self.handle, pointer(array), array.size, settings.handle, pointer(out),
                         out.size)
         return out
+
+    def codes(self, layer: int, linear: str) -> QuantizedWeight:
+        """Integer codes of one linear ("q_proj", ..., "down_proj") of a quantized model, with scales, zeros and the group of
+        each column: the weight, as fused and rotated, is `.dequantize()`. `error` and `damping` stand in `.report`."""
+        rows, cols, groups = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int64()
+        name = linear.encode()
+        self._core.call("dq_model_codes_shape", self.handle, layer, name, ctypes.byref(rows), ctypes.byref(cols),
+                        ctypes.byref(groups), None)
+        codes = np.empty((rows.value, cols.value), np.uint8)
+        scale, zero = (np.empty((rows.value, groups.value), np.float32) for _ in range(2))
+        g_idx = np.empty(cols.value, np.int32)
+        self._core.call("dq_model_copy_codes", self.handle, layer, name, pointer(codes), pointer(scale), pointer(zero),
+                        pointer(g_idx))
+        return QuantizedWeight(codes, scale, zero, g_idx, float("nan"), float("nan"))
 
     # ---- saving ----
 

@@ -159,3 +159,18 @@ def test_perplexity_against_a_reference(model, small, texts):
     assert same.kl == 0 and same.top1_agreement == 1
     with pytest.raises(TypeError, match="reference must be"):
         small.perplexity(file=texts[1], seqlen=64, reference="model")
+
+
+def test_codes_of_a_linear(model):
+    done = model.quantize(w_bits=4, w_groupsize=16, w_rtn=True, no_rotation=True)
+    found = done.codes(1, "down_proj")
+    assert found.codes.shape == (64, 192) and found.scale.shape == (64, 12) and found.codes.max() < 16
+    weight = model.weight("model.layers.1.mlp.down_proj.weight") if hasattr(model, "weight") else None
+    again = dartquant.quantize_weight(found.dequantize(), w_bits=4, w_groupsize=16, w_rtn=True)
+    assert np.abs(found.dequantize() - again.dequantize()).max() <= found.scale.max()
+    if weight is not None:
+        assert np.abs(found.dequantize() - weight).max() <= 0.51 * found.scale.max()
+    with pytest.raises(dartquant.StateError):
+        model.codes(1, "down_proj")
+    with pytest.raises(dartquant.NotFoundError):
+        done.codes(1, "lm_head")
