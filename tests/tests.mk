@@ -39,7 +39,7 @@ conformance: $(filter $(O)/tests/conformance/%,$(TESTS))
 # The binary interface against the one of the first release (docs/abi.md); abi-baseline writes that file anew.
 abi-check: $(SHARED)
 	@tests/setup.sh test
-	@for t in symbols headers abidiff; do bash tests/abi/run_$$t.sh $(O) || exit 1; done
+	@for t in symbols entries headers abidiff; do bash tests/abi/run_$$t.sh $(O) || exit 1; done
 abi-baseline: $(SHARED)
 	@tests/setup.sh test
 	@bash tests/abi/run_abidiff.sh $(O) --baseline

@@ -1,4 +1,5 @@
 /* libdartquant: the context holds the services (memory, log, threads) and the devices that all other objects use.
+ * Since 1.0.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_CONTEXT_H
 #define DARTQUANT_CONTEXT_H

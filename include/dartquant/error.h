@@ -1,4 +1,4 @@
-/* libdartquant: details of the last failure on the calling thread.
+/* libdartquant: details of the last failure on the calling thread. Since 1.0.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_ERROR_H
 #define DARTQUANT_ERROR_H

@@ -1,4 +1,4 @@
-/* libdartquant: progress of long jobs and ways to stop them.
+/* libdartquant: progress of long jobs and ways to stop them. Since 1.0.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_PROGRESS_H
 #define DARTQUANT_PROGRESS_H

@@ -1,4 +1,4 @@
-/* libdartquant: what is kept of an evaluated model, so that other models can be compared with it. Since 1.1.
+/* libdartquant: what is kept of an evaluated model, so that other models can be compared with it. Since 1.0.
  * The comparison is exact: the divergence over the whole vocabulary, from the logits of both models, which are made tile by
  * tile from the last hidden states. So a reference holds tokens x hidden floats instead of tokens x vocabulary, and the
  * model for its head.

@@ -1,4 +1,4 @@
-/* libdartquant: status codes, element types and opaque handles shared by every public header.
+/* libdartquant: status codes, element types and opaque handles shared by every public header. Since 1.0.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_TYPES_H
 #define DARTQUANT_TYPES_H

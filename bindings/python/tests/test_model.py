@@ -166,7 +166,7 @@ def test_codes_of_a_linear(model):
     found = done.codes(1, "down_proj")
     assert found.codes.shape == (64, 192) and found.scale.shape == (64, 12) and found.codes.max() < 16
     weight = model.weight("model.layers.1.mlp.down_proj.weight") if hasattr(model, "weight") else None
-    again = dartquant.quantize_weight(found.dequantize(), w_bits=4, w_groupsize=16, w_rtn=True)
+    again = dartquant.ops.quantize_weight(found.dequantize(), w_bits=4, w_groupsize=16, w_rtn=True)
     assert np.abs(found.dequantize() - again.dequantize()).max() <= found.scale.max()
     if weight is not None:
         assert np.abs(found.dequantize() - weight).max() <= 0.51 * found.scale.max()
