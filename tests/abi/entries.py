@@ -14,7 +14,7 @@ import sys
 # Objects that belong to no context.
 FREE_STANDING = {"dq_config", "dq_cancel"}
 # Entries outside api/, which take no context.
-ELSEWHERE = {"dq_cancel_new"}
+ELSEWHERE = {"dq_cancel_new", "dq_error_last"}
 
 
 def nodes(text):

@@ -32,7 +32,7 @@ check headers_have_symbols "$([ "$(wc -l < "$work/headers")" -gt 60 ] || echo 't
 check headers_equal_map "$(diff "$work/headers" "$work/map")"
 check map_equals_library "$(diff "$work/map" "$work/library")"
 check no_wildcard_export "$(sed -n '/global:/,/local:/p' libdartquant/dartquant.map | grep '\*;')"
-check versioned "$(nm -D --defined-only "$so" | awk '$2 == "T"' | grep -v '@@DARTQUANT_1\.0$')"
+check versioned "$(nm -D --defined-only "$so" | awk '$2 == "T"' | grep -vE '@@DARTQUANT_1\.[0-9]+$')"
 check soname "$(readelf -d "$so" | grep -q 'SONAME.*\[libdartquant\.so\.1\]' || readelf -d "$so" | grep SONAME)"
 
 case $out in
