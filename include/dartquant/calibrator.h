@@ -1,4 +1,4 @@
-/* libdartquant: learning rotations from activations. Since 1.1.
+/* libdartquant: learning rotations from activations. Since 1.0.
  * A rotation is fitted so that rotated activations lie evenly in the range a quantizer cuts: the Whip loss and QR-Orth of
  * DartQuant, arXiv 2511.04063, and alternatives behind the same job. SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_CALIBRATOR_H
