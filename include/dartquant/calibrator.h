@@ -88,7 +88,7 @@ DQ_API dq_status dq_calibrator_copy_rotation(dq_calibrator *calibrator, double *
  * groups, loss_before, loss_after, orthogonality_error (of the result, once done), steps, steps_total, best_step,
  * stopped_early, diverged: {step, loss} or null, seconds, kinds: [{kind, rows_seen, rows_train, rows_held_out, loss_before,
  * loss_after, error_before, error_after}], history: [{loss, held_out or null, lr, finish}]}]. Losses are means over rows,
- * errors mean relative squared quantization errors of a row; before and after on held-out rows where there are any. In
+ * errors mean relative squared quantization errors of a row; before and after on held-out rows where there are any, else on training rows. In
  * history `finish` marks steps on the quantization error: their losses are squared errors. *out is owned by the job, valid
  * until the next call with it. */
 DQ_API dq_status dq_calibrator_report(dq_calibrator *calibrator, const char **out);

@@ -103,9 +103,9 @@ static const char *stage_of(const dq_calibrator *c) { return c->orbit.heads > 1 
 
 static dq_status step(dq_calibrator *c, bool *finished)
 {
-    bool done = dq_fit_done(c->fit); /* at once where no step is to be taken */
+    bool done = false;
     DQ_TRY(dq_progress_check(&c->progress));
-    if (!done) DQ_TRY(dq_fit_step(c->fit, &done));
+    DQ_TRY(dq_fit_step(c->fit, &done));
     int64_t at = dq_fit_steps_done(c->fit), total = dq_fit_steps_total(c->fit);
     DQ_TRY(dq_progress_report(&c->progress, stage_of(c), (uint64_t)at, (uint64_t)(done ? at : total),
                               dq_fit_last_loss(c->fit)));

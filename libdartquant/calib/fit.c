@@ -307,8 +307,7 @@ static dq_status one_step(dq_fit *f)
 dq_status dq_fit_step(dq_fit *f, bool *done)
 {
     double start = dq_now();
-    if (f->done) return dq_fail(DQ_E_STATE, "the rotation is fitted already");
-    DQ_TRY(one_step(f));
+    if (!f->done) DQ_TRY(one_step(f));
     f->report.seconds += dq_now() - start;
     *done = f->done;
     return DQ_OK;

@@ -35,7 +35,8 @@ typedef struct dq_fit_spec {
     int math;                            /* DQ_MATH_* */
 } dq_fit_spec;
 
-/* What is known of one kind of rows; held-out rows where there are any, else training rows. */
+/* What is known of one kind of rows: losses and errors on held-out rows where there are any, else on training rows, 16384
+ * at most. */
 typedef struct dq_fit_kind_report {
     int64_t rows_seen, rows_train, rows_held_out;
     double loss_before, loss_after;
@@ -71,7 +72,7 @@ dq_status dq_fit_check_rotation(dq_device *dev, const dq_orbit *orbit, int32_t g
  * that do not go together, all rows zero), DQ_E_NUMERIC (initial not orthogonal, with the measured error). */
 dq_status dq_fit_new(dq_device *dev, const dq_fit_spec *spec, dq_rows *rows, const double *initial, dq_fit **out);
 void dq_fit_free(dq_fit *fit); /* NULL is accepted */
-/* One optimiser step. The last one also evaluates. A loss that is not finite or far above the start ends the fit with the best rotation so
+/* One optimiser step, or nothing when the fit is done (a fit of no steps is so from the start). The last one also evaluates. A loss that is not finite or far above the start ends the fit with the best rotation so
  * far: that is a success with `diverged_step` set and a warning in the log. */
 dq_status dq_fit_step(dq_fit *fit, bool *done);
 bool dq_fit_done(const dq_fit *fit);

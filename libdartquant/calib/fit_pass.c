@@ -86,6 +86,9 @@ dq_status dq_fit_gradient(dq_fit *f, int64_t epoch, int64_t index, double *loss)
 
 /* ---- evaluation ---- */
 
+/* Training rows that stand for held-out ones where there are none. */
+enum { EVALUATION_MOST = 16384 };
+
 static dq_status evaluate_kind(dq_fit *f, dq_row_kind kind, const dq_loss *loss, bool error, const dq_tensor *r,
                                double *value)
 {
@@ -93,6 +96,7 @@ static dq_status evaluate_kind(dq_fit *f, dq_row_kind kind, const dq_loss *loss,
     pass p = {
         .loss = loss, .kind = kind, .part = held_out ? DQ_ROWS_HELD_OUT : DQ_ROWS_TRAIN, .weight = 1, .error = error};
     p.count = dq_rows_part(f->rows, kind, p.part);
+    if (!held_out && p.count > EVALUATION_MOST) p.count = EVALUATION_MOST;
     return run_pass(f, &p, r, NULL, value);
 }
 
