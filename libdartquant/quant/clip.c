@@ -1,6 +1,7 @@
-/* The pass over the calibration windows that the search of clip ratios takes its rows from. Errors of a linear's input are
- * weighted by the Gram matrix of the weights that read it, so they are errors of its output; of keys by that of the
- * queries (errors of attention scores); of values by that of o_proj's columns. SPDX-License-Identifier: Apache-2.0 */
+/* The pass over the calibration windows that the search of clip ratios takes its rows from. The error of a linear's input
+ * is the plain squared one: weighting it by the Gram matrix of the weights, which makes it the error of the output, chose
+ * ratios of higher perplexity (docs/numerics.md). Errors of keys are weighted by the Gram matrix of the queries (errors of
+ * attention scores), those of values by that of o_proj's columns. SPDX-License-Identifier: Apache-2.0 */
 #include "quant/clip.h"
 
 #include <math.h>
@@ -41,17 +42,12 @@ static dq_status add_gram(const dq_tensor *w, int64_t first, int math, dq_tensor
     return dq_op_gemm(true, false, 1.0, &part, &part, 1.0, g, math);
 }
 
-static dq_status new_gram(const dq_clip_job *j, int64_t groups, int64_t n, dq_tensor *out)
-{
-    DQ_TRY(dq_tensor_alloc(j->dev, DQ_F32, groups * n, n, out));
-    return dq_op_fill(0, out);
-}
-
 /* For each kv head the sum over its query heads. */
 static dq_status head_grams(const dq_clip_job *j, const dq_tensor *w, dq_tensor *out)
 {
     int64_t n = j->spec.head_dim, share = j->spec.heads / j->spec.kv_heads;
-    DQ_TRY(new_gram(j, j->spec.kv_heads, n, out));
+    DQ_TRY(dq_tensor_alloc(j->dev, DQ_F32, j->spec.kv_heads * n, n, out));
+    DQ_TRY(dq_op_fill(0, out));
     for (int64_t h = 0; h < j->spec.heads; h++) {
         dq_tensor g = dq_tensor_rows(out, h / share * n, n);
         DQ_TRY(add_gram(w, h * n, j->math, &g));
@@ -59,25 +55,13 @@ static dq_status head_grams(const dq_clip_job *j, const dq_tensor *w, dq_tensor 
     return DQ_OK;
 }
 
-static dq_status linear_gram(const dq_clip_job *j, const dq_block *b, int first, int last, dq_tensor *out)
-{
-    int64_t n = b->linear[first].weight.view.cols;
-    DQ_TRY(new_gram(j, 1, n, out));
-    for (int i = first; i <= last; i++) DQ_TRY(add_gram(&b->linear[i].weight, 0, j->math, out));
-    return DQ_OK;
-}
-
-/* Empty (plain squared error) for values that are rotated across heads before o_proj reads them. */
+/* Empty (plain squared error) for inputs of linears, and for values that are rotated across heads before o_proj reads
+ * them. */
 static dq_status gram_of(const dq_clip_job *j, const dq_block *b, int site, dq_tensor *out)
 {
-    switch (site) {
-        case DQ_CLIP_QKV: return linear_gram(j, b, DQ_BLOCK_Q, DQ_BLOCK_V, out);
-        case DQ_CLIP_O: return linear_gram(j, b, DQ_BLOCK_O, DQ_BLOCK_O, out);
-        case DQ_CLIP_GATE_UP: return linear_gram(j, b, DQ_BLOCK_GATE, DQ_BLOCK_UP, out);
-        case DQ_CLIP_DOWN: return linear_gram(j, b, DQ_BLOCK_DOWN, DQ_BLOCK_DOWN, out);
-        case DQ_CLIP_KEYS: return head_grams(j, &j->queries, out);
-        default: return j->spec.r2_heads ? DQ_OK : head_grams(j, &b->linear[DQ_BLOCK_O].weight, out);
-    }
+    if (site == DQ_CLIP_KEYS) return head_grams(j, &j->queries, out);
+    if (site == DQ_CLIP_VALUES && !j->spec.r2_heads) return head_grams(j, &b->linear[DQ_BLOCK_O].weight, out);
+    return DQ_OK;
 }
 
 /* ---- one layer ---- */

@@ -44,7 +44,8 @@ typedef struct objects {
     dq_dataset *words;
     dq_rotation *rotation;
     dq_quantizer *quantizer;
-    dq_evaluator *evaluator;
+    dq_evaluator *evaluator, *full;
+    dq_reference *reference;
     double ppl;
 } objects;
 
@@ -67,6 +68,9 @@ static dq_status pipeline(objects *o, const char *dir, int *saved)
     TRY(dq_config_set(o->config, "seqlen", "16"));
     TRY(dq_config_set(o->config, "nsamples", "1"));
     TRY(dq_config_set(o->config, "limit", "1"));
+    TRY(dq_config_set(o->config, "a_clip_ratio", "auto"));
+    TRY(dq_config_set(o->config, "k_clip_ratio", "auto"));
+    TRY(dq_config_set(o->config, "v_clip_ratio", "auto"));
     if (dir) TRY(dq_config_set(o->config, "save_qmodel_path", dir));
     TRY(dq_context_new(o->config, &services, &o->ctx));
     TRY(dq_model_open(o->ctx, MODEL, &o->model));
@@ -82,15 +86,24 @@ static dq_status pipeline(objects *o, const char *dir, int *saved)
     *saved = 1;
     TRY(dq_quantizer_take_model(o->quantizer, &o->quantized));
     TRY(dq_quantizer_report(o->quantizer, &report));
+    TRY(dq_evaluator_new(o->rotated, o->config, &o->full));
+    TRY(dq_evaluator_bind(o->full, o->words));
+    TRY(dq_evaluator_keep_reference(o->full, 1));
+    TRY(dq_evaluator_run(o->full, NULL, NULL, NULL));
+    TRY(dq_evaluator_take_reference(o->full, &o->reference));
     TRY(dq_evaluator_new(o->quantized, o->config, &o->evaluator));
+    TRY(dq_evaluator_set_reference(o->evaluator, o->reference));
     TRY(dq_evaluator_bind(o->evaluator, o->words));
     TRY(dq_evaluator_run(o->evaluator, NULL, NULL, NULL));
+    TRY(dq_evaluator_get_float(o->evaluator, "kl", &o->ppl));
     return dq_evaluator_get_float(o->evaluator, "ppl", &o->ppl);
 }
 
 static void free_all(objects *o)
 {
     dq_evaluator_free(o->evaluator);
+    dq_evaluator_free(o->full);
+    dq_reference_free(o->reference);
     dq_quantizer_free(o->quantizer);
     dq_rotation_free(o->rotation);
     dq_dataset_free(o->words);
