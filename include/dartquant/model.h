@@ -62,15 +62,16 @@ DQ_API dq_status dq_model_copy_codes(dq_model *model, int64_t layer, const char 
                                      float *zero, int32_t *g_idx);
 
 /* Writes the model to folder `dir` (created if absent) so that dq_model_open gives the same numbers to the last bit.
- * Files appear under their final names only when complete; the manifest comes last. Tokenizer files of the source are
- * not copied. `config` (NULL = defaults): part_size. `cancel`, `progress` may be NULL.
- * Errors: DQ_E_INVALID, DQ_E_IO, DQ_E_CANCELLED, DQ_E_NONFINITE, DQ_E_NOMEM. */
+ * Files appear under their final names only when complete; the manifest comes last. Tokenizer files beside the source are
+ * copied. `config` (NULL = defaults): part_size. `cancel`, `progress` may be NULL.
+ * Errors: DQ_E_INVALID (also `dir` is the folder the model is read from), DQ_E_IO, DQ_E_CANCELLED, DQ_E_NONFINITE, DQ_E_NOMEM. */
 DQ_API dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *config, const dq_cancel *cancel,
                                dq_progress_fn progress, void *user);
 
 /* Logits of one causal sequence without KV cache: out fp32 [count, vocab_size] row-major in host memory with room for
- * `capacity` floats; a failure half way through the vocabulary leaves some of them there. `config` (NULL = defaults): math. Errors: DQ_E_INVALID (capacity too small), DQ_E_MISMATCH (an
- * id outside the vocabulary), DQ_E_NONFINITE, those of reading the weights, DQ_E_BACKEND, DQ_E_NOMEM. */
+ * `capacity` floats; a failure half way through the vocabulary leaves some of them there. `config` (NULL = defaults):
+ * math. Errors: DQ_E_INVALID (capacity too small), DQ_E_MISMATCH (an id outside the vocabulary), DQ_E_NONFINITE, those of
+ * reading the weights, DQ_E_BACKEND, DQ_E_NOMEM. */
 DQ_API dq_status dq_model_logits(dq_model *model, const int32_t *ids, int64_t count, const dq_config *config,
                                  float *out, size_t capacity);
 
