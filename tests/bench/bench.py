@@ -18,7 +18,7 @@ from demo import COMMON, find_text  # noqa: E402
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument("--build", required=True)
 p.add_argument("--model", required=True)
-p.add_argument("--only", default="forward,ppl,kernels,pipeline,memory")
+p.add_argument("--only", default="forward,ppl,kernels,calib,pipeline,memory")
 p.add_argument("--repeat", type=int, default=3)
 p.add_argument("--windows", type=int, default=4)
 p.add_argument("--nsamples", type=int, default=8)
@@ -143,6 +143,32 @@ if "kernels" in sections:
               + (f"{row['torch']:9.4f} {row['torch_ratio']:6.1f}x" if t else f"{'':17}")
               + (f"   of yardstick {row['yardstick_ratio']:.2f}" if row["yardstick_ratio"] else ""))
     results["kernels"] = table
+
+if "calib" in sections:
+    print("\n== steps of fitting rotations: seconds of ours, of PyTorch in fp32, ratio of medians over runs in turn")
+    program = os.path.join(args.build, "tests", "bench", "bench_calib")
+    ours, theirs = {}, {}
+    for _ in range(args.repeat):
+        for times, command in ((ours, [program, "--threads", "2", "--reps", "3"]),
+                               (theirs, peer("peer_calib.py", "--threads", "2", "--reps", "3"))):
+            for key, r in json_lines(command).items():
+                times.setdefault(key, []).append(r["seconds"])
+    table = []
+    for (case, shape), times in ours.items():
+        # Upstream's steps are fp32; the two halves of QR are one call of PyTorch's autograd.
+        name = " ".join(case.split()[:3]) + " f32" if " step " in case else case
+        t = theirs.get((name, shape))
+        row = {"case": case, "shape": shape, "ours": statistics.median(times), "best": min(times)}
+        if t:
+            row["torch"] = statistics.median(t)
+            row["torch_ratio"] = row["torch"] / row["ours"]
+        table.append(row)
+        print(f"  {case:32} {shape:18} {row['ours']:9.4f} "
+              + (f"{row['torch']:9.4f} {row['torch_ratio']:6.1f}x" if t else ""))
+    for (case, shape), times in theirs.items():
+        if case in ("qr both",) or case.endswith("bf16"):
+            print(f"  PyTorch alone: {case:17} {shape:18} {'':9} {statistics.median(times):9.4f}")
+    results["calib"] = table
 
 if "pipeline" in sections:
     print("\n== whole W4A4KV4 GPTQ pipeline on SmolLM2 (seconds)")

@@ -232,7 +232,7 @@ int main(int argc, char **argv)
     bench_factors(1, 576);
     bench_factors(90, 64);
     bench_factors(8, 128);
-    bench_factors(1, 2048);
+    bench_factors(1, 1024);
     dq_device_close(dev);
     dq_env_clear(&env);
     return 0;

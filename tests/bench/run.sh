@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make bench: ours against PyTorch, transformers and llama.cpp, in turns in one run.
-# BENCH_FLAGS="--only forward,ppl,kernels,pipeline,memory --repeat 3" narrows or repeats it.
+# BENCH_FLAGS="--only forward,ppl,kernels,calib,pipeline,memory --repeat 3" narrows or repeats it.
 set -eu
 out=${1:-build}
 here=$(cd "$(dirname "$0")" && pwd)

@@ -111,7 +111,7 @@ static void transpose(const dq_fit_panels *from, int64_t rows, int64_t cols, int
 
 /* ---- product ---- */
 
-enum { LARGEST_TERMS = 3, DEPTH_BLOCK = 64 /* tiles: a pair of B panels of one term is 128 KiB then */ };
+enum { DEPTH_BLOCK = 64 /* tiles, of all terms: 256 rows of A take 1 MiB */ };
 
 /* One 32 x 32 block. Products of terms i and j with i + j beyond the last term would change the last bit at most. */
 static void pair_product(const dq_fit_panels *a, const dq_fit_panels *b, int64_t pa, int64_t pb, int64_t first,
@@ -160,13 +160,14 @@ static void product(const dq_fit_panels *a, const dq_fit_panels *b, int64_t tile
                     float *c, int64_t ldc)
 {
     float edge[DQ_PAIR * DQ_PAIR] = {0};
+    int64_t block = DEPTH_BLOCK / (a->terms > b->terms ? a->terms : b->terms);
     dq_amx_barrier();
     dq_amx_begin();
-    for (int64_t first = 0; first < tiles; first += DEPTH_BLOCK)
+    for (int64_t first = 0; first < tiles; first += block)
         for (int64_t j = 0; j < cols; j += DQ_PAIR)
             for (int64_t i = 0; i < rows; i += DQ_PAIR) {
                 int64_t m = dq_min64(DQ_PAIR, rows - i), n = dq_min64(DQ_PAIR, cols - j);
-                int64_t depth = dq_min64(DEPTH_BLOCK, tiles - first);
+                int64_t depth = dq_min64(block, tiles - first);
                 bool inside = m == DQ_PAIR && n == DQ_PAIR, more = add || first > 0;
                 float *at = c + i * ldc + j, *out = inside ? at : edge;
                 if (!inside && more) copy_block(at, ldc, edge, DQ_PAIR, m, n);
