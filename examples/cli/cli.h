@@ -44,7 +44,7 @@ struct cli {
 };
 
 extern const cli_command command_info, command_tokenize, command_logits, command_ppl, command_quantize, command_bench,
-    command_compare;
+    command_compare, command_capture, command_calibrate;
 
 /* ---- args.c ---- */
 /* 0, or an exit status after having said why; *finished is set when --help was served. */
@@ -98,6 +98,8 @@ typedef struct cli_sets {
 } cli_sets;
 int cli_load_sets(cli *c, const char *tokenizer_path, const char *dataset_flag, cli_sets *out);
 void cli_free_sets(cli_sets *sets);
+/* The calibration text that the flags cal_file, cal_dataset or calib_dataset with data_dir name. */
+int cli_load_calibration(cli *c, const char *tokenizer_path, dq_dataset **out);
 /* Windows of the largest of them. */
 int64_t cli_sets_windows(const cli *c, const cli_sets *sets);
 /* Evaluates `model` on each and appends the reports to `results`. */
@@ -108,6 +110,18 @@ json_t *cli_memory_model(dq_model *model, int64_t windows, int64_t seqlen, bool 
 /* Fills what every report ends with. */
 void cli_add_resources(const cli *c, json_t *report);
 int64_t cli_model_int(dq_model *model, const char *key);
+
+/* ---- calibration.c ---- */
+/* All steps of a job for `model` (norms fused), with checkpoints where flags ask for them; then its rotations and its report. */
+typedef struct cli_learnt {
+    dq_rotation *rotation;
+    json_t *report;
+} cli_learnt;
+int cli_calibrate(cli *c, dq_model *model, const dq_dataset *data, const char *folder, const char *checkpoint,
+                  cli_learnt *out);
+void cli_print_learnt(const json_t *report);
+/* Opens MODEL and fuses its norms. */
+int cli_open_fused(cli *c, const char *path, dq_model **out);
 
 /* ---- npy.c ---- */
 /* Writes a C-ordered fp32 matrix in NumPy's format; whole or not at all. */

@@ -5,8 +5,8 @@
 
 #include "cli.h"
 
-static const char *const areas[] = {"rotation",   "weights", "activations", "kv", "calibration",
-                                    "evaluation", "output",  "general",     NULL};
+static const char *const areas[] = {"rotation",    "rotation fitting", "weights", "activations", "kv",
+                                    "calibration", "evaluation",       "output",  "general",     NULL};
 static const cli_flag flags[] = {
     {"preset", FLAG_VALUE, "NAME", "A named set of options (listed below); single options refine it."},
     {"no_rotation", FLAG_SWITCH, "", "No fusing and no rotation, unless single options ask for them."},
@@ -14,6 +14,8 @@ static const cli_flag flags[] = {
      "Calibration text: train part of wikitext2 (the default), ptb or c4 in --data_dir."},
     {"cal_file", FLAG_VALUE, "F", "Calibration text from any file instead."},
     {"data_dir", FLAG_VALUE, "D", "Folder with the datasets' files."},
+    {"calibrate_rotation", FLAG_SWITCH, "",
+     "Learn the rotations from the calibration text first, as `dartquant calibrate` does, with nothing on disk in between."},
     {"ppl_eval", FLAG_SWITCH, "", "Measure perplexity of the result."},
     {"ppl_eval_dataset", FLAG_DATASETS, "NAME...", "On which: wikitext2, ptb, c4 (all three without --text_file)."},
     {"text_file", FLAG_VALUE, "F", "Measure on any text file. May be repeated."},
@@ -34,6 +36,7 @@ typedef struct job {
     dq_dataset *calibration;
     dq_model *model;
     dq_rotation *rotation;
+    json_t *learnt; /* report of the calibration, NULL = none */
     dq_quantizer *quantizer;
     json_t *seconds, *results, *memory;
     double clock;
@@ -69,21 +72,12 @@ static int load_evaluation(cli *c, job *j)
     return cli_load_sets(c, j->source, "ppl_eval_dataset", &j->sets);
 }
 
-static int load_calibration(cli *c, job *j)
+static int load_calibration(cli *c, job *j, const char *who)
 {
-    const char *file = cli_value(c, "cal_file"), *name = cli_value(c, "cal_dataset"), *dir = cli_value(c, "data_dir");
-    if (!file && !dir)
-        return cli_usage(c, "GPTQ and clip ratios that are searched (auto) need calibration text: --cal_file F, or "
-                            "--data_dir D (or choose --w_rtn)");
-    dq_tokenizer *tokenizer = NULL;
-    int status = cli_open_tokenizer(c, j->source, &tokenizer);
-    if (status != EXIT_OK) return status;
-    dq_status made = file ? dq_dataset_from_file(tokenizer, file, &j->calibration)
-                          : dq_dataset_from_recipe(tokenizer, name ? name : "wikitext2", dir, DQ_DATASET_TRAIN,
-                                                   cli_int(c, "seqlen"), &j->calibration);
-    if (made != DQ_OK) status = cli_failed(c);
-    dq_tokenizer_free(tokenizer);
-    return status;
+    if (j->calibration) return EXIT_OK;
+    if (!cli_value(c, "cal_file") && !cli_value(c, "data_dir"))
+        return cli_usage(c, "%s needs calibration text: --cal_file F, or --data_dir D", who);
+    return cli_load_calibration(c, j->source, &j->calibration);
 }
 
 static bool rotates(const cli *c)
@@ -103,6 +97,17 @@ static bool is_transformed(dq_model *model)
     return yes;
 }
 
+/* R1 and R2 fitted to this model's activations, straight from memory. */
+static int learn_rotation(cli *c, job *j)
+{
+    cli_learnt learnt = {0};
+    int status = load_calibration(c, j, "--calibrate_rotation");
+    if (status == EXIT_OK) status = cli_calibrate(c, j->model, j->calibration, NULL, NULL, &learnt);
+    j->rotation = learnt.rotation;
+    j->learnt = learnt.report;
+    return status;
+}
+
 static int transform(cli *c, job *j)
 {
     dq_model *next = NULL;
@@ -115,7 +120,12 @@ static int transform(cli *c, job *j)
         replace_model(j, next);
     }
     if (!rotates(c)) return EXIT_OK;
-    TRY(c, dq_rotation_new(j->model, c->config, &j->rotation));
+    if (cli_switch(c, "calibrate_rotation")) {
+        int status = learn_rotation(c, j);
+        if (status != EXIT_OK) return status;
+    } else {
+        TRY(c, dq_rotation_new(j->model, c->config, &j->rotation));
+    }
     TRY(c, dq_model_rotate(j->model, j->rotation, &next));
     replace_model(j, next);
     dq_rotation_free(j->rotation); /* the model keeps a copy */
@@ -171,7 +181,7 @@ static int quantize(cli *c, job *j)
     TRY(c, dq_quantizer_new(j->model, c->config, &j->quantizer));
     TRY(c, dq_quantizer_needs_data(j->quantizer, &needs_data));
     if (needs_data) {
-        int status = load_calibration(c, j);
+        int status = load_calibration(c, j, "GPTQ, or a clip ratio that is searched (auto),");
         if (status != EXIT_OK) return status;
         TRY(c, dq_quantizer_bind(j->quantizer, j->calibration));
         lap(j, "calibration_data");
@@ -257,6 +267,7 @@ static int report(cli *c, const job *j, double begin)
         json_decref(r);
         return status;
     }
+    if (j->learnt) json_object_set(r, "calibration_of_rotations", j->learnt);
     json_object_set_new(r, "total_seconds", json_real(cli_now() - begin));
     cli_add_resources(c, r);
     if (c->json) return cli_print_json(c, r);
@@ -316,6 +327,10 @@ static int run(cli *c)
     const char *saved = cli_value(c, "load_qmodel_path");
     if (saved && c->operand) return cli_usage(c, "either MODEL or --load_qmodel_path, not both");
     if (cli_switch(c, "resume") && !cli_value(c, "checkpoint")) return cli_usage(c, "--resume needs --checkpoint DIR");
+    if (cli_switch(c, "calibrate_rotation") &&
+        (saved || cli_switch(c, "no_rotation") || cli_text(c, "r1_path")[0] || cli_text(c, "r2_path")[0]))
+        return cli_usage(c, "--calibrate_rotation learns what --r1_path, --r2_path, --no_rotation or "
+                            "--load_qmodel_path give already");
     if (!saved && !c->operand) return cli_usage(c, "quantize needs a MODEL");
     if (saved && cli_text(c, "save_qmodel_path")[0])
         return cli_usage(c, "--load_qmodel_path only measures: it cannot be combined with --save_qmodel_path");
@@ -330,6 +345,7 @@ static int run(cli *c)
     json_decref(j.seconds);
     json_decref(j.memory);
     json_decref(j.results);
+    json_decref(j.learnt);
     return status;
 }
 

@@ -89,6 +89,21 @@ int cli_load_sets(cli *c, const char *tokenizer_path, const char *dataset_flag, 
     return status;
 }
 
+int cli_load_calibration(cli *c, const char *tokenizer_path, dq_dataset **out)
+{
+    const char *file = cli_value(c, "cal_file"), *dir = cli_value(c, "data_dir");
+    const char *name = cli_value(c, "cal_dataset") ? cli_value(c, "cal_dataset") : cli_value(c, "calib_dataset");
+    dq_tokenizer *tokenizer = NULL;
+    int status = cli_open_tokenizer(c, tokenizer_path, &tokenizer);
+    if (status != EXIT_OK) return status;
+    dq_status made = file ? dq_dataset_from_file(tokenizer, file, out)
+                          : dq_dataset_from_recipe(tokenizer, name ? name : "wikitext2", dir, DQ_DATASET_TRAIN,
+                                                   cli_int(c, "seqlen"), out);
+    if (made != DQ_OK) status = cli_failed(c);
+    dq_tokenizer_free(tokenizer);
+    return status;
+}
+
 void cli_free_sets(cli_sets *sets)
 {
     for (int i = 0; i < sets->count; i++) dq_dataset_free(sets->set[i]);

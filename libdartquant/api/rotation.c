@@ -4,6 +4,7 @@
 #include "api/check.h"
 #include "api/config.h"
 #include "api/handles.h"
+#include "api/rotation.h"
 #include "dartquant/rotation.h"
 #include "io/json.h"
 
@@ -14,17 +15,21 @@ static json_t *describe_hadamard(const dq_hadamard *h)
                      (json_int_t)h->k);
 }
 
-static dq_status describe(dq_rotation *rotation)
+dq_status dq_rotation_refresh(dq_rotation *rotation)
 {
     static const char *const modes[] = {"none", "offline", "online"};
     const dq_rotation_set *set = rotation->set;
-    json_t *facts = json_pack("{s:s, s:o, s:s, s:o, s:o, s:o}", "origin", set->origin ? set->origin : "", "r1",
+    json_t *facts = json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:b}", "origin", set->origin ? set->origin : "", "r1",
                               set->r1 ? json_integer((json_int_t)set->hidden) : json_null(), "r2", modes[set->r2_mode],
                               "r2_heads", describe_hadamard(&set->r2_heads), "r3", describe_hadamard(&set->r3), "r4",
-                              describe_hadamard(&set->r4));
-    dq_status status = dq_json_dump(set->env, facts, false, &rotation->text);
+                              describe_hadamard(&set->r4), "learnt", set->manifest != NULL);
+    char *text = NULL;
+    dq_status status = dq_json_dump(set->env, facts, false, &text);
     json_decref(facts);
-    return status;
+    DQ_TRY(status);
+    dq_free(rotation->text);
+    rotation->text = text;
+    return DQ_OK;
 }
 
 static void destroy(void *object)
@@ -37,7 +42,7 @@ static void destroy(void *object)
     dq_context_release(ctx);
 }
 
-static dq_status make(dq_model *model, const dq_config *config, dq_rotation **out)
+dq_status dq_rotation_make(dq_model *model, const dq_config *config, dq_rotation **out)
 {
     dq_context *ctx = dq_context_of_model(model);
     const char *r1_path = dq_config_text(config, "r1_path"), *r2_path = dq_config_text(config, "r2_path");
@@ -55,7 +60,7 @@ static dq_status make(dq_model *model, const dq_config *config, dq_rotation **ou
     dq_rotation *rotation = dq_calloc(&ctx->env, 1, sizeof *rotation);
     if (!rotation) return DQ_E_NOMEM;
     DQ_GO(dq_rotation_set_make(ctx->dev, dq_model_arch(model), &o, &rotation->set));
-    DQ_GO(describe(rotation));
+    DQ_GO(dq_rotation_refresh(rotation));
     rotation->ctx = dq_context_retain(ctx);
     *out = rotation;
     return DQ_OK;
@@ -67,10 +72,10 @@ done:
 dq_status dq_rotation_new(dq_model *model, const dq_config *config, dq_rotation **out)
 {
     DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
-    if (config) return make(model, config, out);
+    if (config) return dq_rotation_make(model, config, out);
     dq_config *defaults = NULL;
     DQ_TRY(dq_config_new(&defaults));
-    dq_status status = make(model, defaults, out);
+    dq_status status = dq_rotation_make(model, defaults, out);
     dq_config_free(defaults);
     return status;
 }
