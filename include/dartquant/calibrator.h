@@ -11,7 +11,12 @@
 extern "C" {
 #endif
 
-/* With rows alone, for engines with a forward pass of their own: new_rows, add_rows batch by batch, run (or step until
+/* Two ways to the same optimiser.
+ *
+ * With a model: new, bind, run (or step until done), take_rotation. The job walks the layers once to gather inputs of the
+ * linears, fits R2 of each layer while its rows are there, and R1 for the whole model at the end.
+ *
+ * With rows alone, for engines with a forward pass of their own: new_rows, add_rows batch by batch, run (or step until
  * done), copy_rotation. One job fits one R1 (heads = groups = 1), or the R2 of one layer.
  *
  * Options (NULL config = defaults): the area "rotation fitting", seed, math, memory_budget; a_bits, a_asym, a_clip_ratio
@@ -42,6 +47,29 @@ typedef struct dq_rotation_loss {
     double curvature;
 } dq_rotation_loss;
 
+/* Prepares a job for `model`, whose norms must be fused (dq_model_fuse_norms) and which must be neither rotated nor
+ * quantized. `config` (NULL = defaults): also target, nsamples, seqlen, temp_dir (for the part of the residual stream of all
+ * windows that memory_budget, 1 GiB by default, does not hold), and the options of dq_rotation_new for what is not learnt.
+ * Errors: DQ_E_INVALID (options), DQ_E_STATE (not fused, already rotated or quantized). */
+DQ_API dq_status dq_calibrator_new(dq_model *model, const dq_config *config, dq_calibrator **out);
+/* Draws nsamples windows of seqlen tokens (dq_dataset_sample). The dataset may be freed afterwards. Errors: DQ_E_INVALID
+ * (other context), DQ_E_MISMATCH (id outside the vocabulary), DQ_E_STATE (started, or a job for rows), DQ_E_TEXT (too
+ * short). */
+DQ_API dq_status dq_calibrator_bind(dq_calibrator *calibrator, const dq_dataset *dataset);
+/* Takes inputs that were captured before instead: what dq_model_capture wrote, or the files of the original scripts
+ * (r1_train/sample_S_layer_L_self_attn_q_proj.pt and _mlp_up_proj.pt, r2_train/layer_L_self_attn_o_proj.pt; massive
+ * activations cannot be told apart there). Errors: DQ_E_NOTFOUND (names what was looked for), DQ_E_MISMATCH (other sizes),
+ * DQ_E_STATE, DQ_E_IO, DQ_E_FORMAT. */
+DQ_API dq_status dq_calibrator_bind_folder(dq_calibrator *calibrator, const char *dir);
+
+/* Gathers what a job with this model, config and dataset would learn from and writes it to folder `dir` (created if
+ * absent). `config` (NULL = defaults): capture_format and what dq_calibrator_new reads. Files appear whole or not at all;
+ * after a failure or a cancel all of them are removed. `cancel`, `progress` may be NULL; the model as in dq_calibrator_new.
+ * Errors: DQ_E_INVALID, DQ_E_STATE, DQ_E_MISMATCH, DQ_E_TEXT, DQ_E_NONFINITE (names layer and token), DQ_E_IO,
+ * DQ_E_CANCELLED, DQ_E_BACKEND, DQ_E_NOMEM. */
+DQ_API dq_status dq_model_capture(dq_model *model, const dq_config *config, const dq_dataset *dataset, const char *dir,
+                                  const dq_cancel *cancel, dq_progress_fn progress, void *user);
+
 /* Prepares a job for rows of heads * n numbers of which head h turns by matrix h / (heads / groups): R1 is n = hidden size,
  * heads = groups = 1; R2 is n = head_dim, heads = query heads, groups = key/value heads, rows being inputs of o_proj.
  * Errors: DQ_E_INVALID (n < 2, groups do not divide heads, options). */
@@ -62,8 +90,8 @@ DQ_API void dq_calibrator_free(dq_calibrator *calibrator);
 /* Uses the host's loss instead of option `loss`; before the first step. The table is copied, `user` must live as long as
  * the job. Errors: DQ_E_STATE (started). */
 DQ_API dq_status dq_calibrator_set_loss(dq_calibrator *calibrator, const dq_rotation_loss *table);
-/* One optimiser step. *done = 1 after the last, else 0.
- * `cancel`, `progress` may be NULL; events name the stage ("fit R1", "fit R2") and carry the loss.
+/* One optimiser step of one rotation or, for a model, one layer of gathering. *done = 1 after the last, else 0.
+ * `cancel`, `progress` may be NULL; events name the stage ("capture", "fit R1", "fit R2") and, of a fit, the loss.
  * A loss that grows out of bounds ends that rotation's fit with the best one so far: no error, see the report.
  * Errors: DQ_E_STATE (nothing bound, no rows, done or failed), DQ_E_CANCELLED, DQ_E_NONFINITE, DQ_E_NUMERIC, DQ_E_IO,
  * DQ_E_BACKEND. */
@@ -80,6 +108,10 @@ DQ_API dq_status dq_calibrator_checkpoint(dq_calibrator *calibrator, const char 
  * Errors: DQ_E_NOTFOUND, DQ_E_MISMATCH (another job's; names what differs), DQ_E_STATE, DQ_E_FORMAT, DQ_E_IO. */
 DQ_API dq_status dq_calibrator_restore(dq_calibrator *calibrator, const char *dir);
 
+/* Hands over the rotations of a job for a model: those dq_rotation_new would give with R1 and R2 learnt, and a manifest of
+ * how (model, data, options, loss histories) that dq_rotation_save keeps. The caller frees them. Once per job.
+ * Errors: DQ_E_STATE (not done, already taken, a job for rows). */
+DQ_API dq_status dq_calibrator_take_rotation(dq_calibrator *calibrator, dq_rotation **out);
 /* Copies the matrices of a job for rows to out fp64 [groups, n, n], capacity in numbers: orthogonal to 1e-12. Also between two steps: the
  * best so far. Errors: DQ_E_INVALID (capacity), DQ_E_STATE (not started, a job with a model). */
 DQ_API dq_status dq_calibrator_copy_rotation(dq_calibrator *calibrator, double *out, size_t capacity);

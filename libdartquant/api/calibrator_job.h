@@ -54,6 +54,7 @@ struct dq_calibrator {
     /* a job for a model: calibrator_model.c */
     dq_model *model;
     struct dq_calibrate_job *job;
+    struct dq_calibration_data *data;
 };
 
 /* A job with context, config and table; NULL config = defaults. */

@@ -8,6 +8,7 @@
 #include "api/rotation.h"
 #include "calib/folder.h"
 #include "calib/job.h"
+#include "dartquant/rotation.h"
 #include "dartquant/version.h"
 #include "io/json.h"
 
@@ -316,12 +317,9 @@ static json_t *options_json(const dq_calibrator *c)
 static dq_status manifest_text(dq_calibrator *c, char **out)
 {
     double seconds;
+    const char *model = "";
+    DQ_TRY(dq_model_fingerprint(c->model, &model));
     json_t *rotations = json_array();
-    const char *model = dq_model_fingerprint(c->model);
-    if (!model[0]) {
-        json_decref(rotations);
-        return dq_error_last();
-    }
     dq_status status = rotations ? report(c, rotations, &seconds) : dq_fail(DQ_E_NOMEM, "out of memory: manifest");
     if (status != DQ_OK) {
         json_decref(rotations);
@@ -400,8 +398,8 @@ done:
 static dq_status capture_manifest(dq_model *model, const dq_config *config, const dq_dataset *dataset,
                                   const dq_ids *windows, char **out)
 {
-    const char *fingerprint = dq_model_fingerprint(model);
-    if (!fingerprint[0]) return dq_error_last();
+    const char *fingerprint = "";
+    DQ_TRY(dq_model_fingerprint(model, &fingerprint));
     json_t *o =
         json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:o}", "library", dq_version_string(), "model_fingerprint",
                   fingerprint, "dataset", dataset->stream.name, "protocol", dataset->stream.protocol, "nsamples",

@@ -75,6 +75,8 @@ const dq_option dq_options[] = {
     INT("budget", "rotation fitting", "0", 0, ANY, "bytes", "Memory for the rows of one rotation; 0 = 400 rows for each dimension, at most 2 GiB. More rows than fit are drawn from evenly."),
     CHOICE("compat", "rotation fitting", "none", "none|upstream", "upstream: the published recipe with the original program's quirks, see docs/numerics.md; options that are set still count."),
 
+    CHOICE("capture_format", "capture", "rows", "rows|upstream|both", "rows: the drawn rows (safetensors, as many as budget holds). upstream: every input of every token in the original program's files (.pt); mind the disk: hidden size * layers * tokens * 4 bytes for R1 in 16 bits."),
+
     INT("w_bits", "weights", "16", 2, 16, "bits", "Bits of the decoder's linears: 2 to 8, or 16 = leave them alone."),
     INT("w_groupsize", "weights", "-1", -1, ANY, "columns", "Columns that share a scale; -1 = the whole row."),
     BOOL("w_rtn", "weights", "false", "Round to nearest instead of GPTQ; needs no calibration data."),
