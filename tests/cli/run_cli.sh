@@ -63,7 +63,7 @@ says() {
 }
 
 # ---- usage ----
-for sub in info tokenize logits ppl quantize bench; do
+for sub in info tokenize logits ppl capture calibrate quantize bench; do
     run "help_$sub" 0 "$sub" --help && { grep -q "usage: dartquant $sub" "$work/help_$sub.out" && ok "help_$sub" || bad "help_$sub" "no usage line"; }
 done
 run overview 0 --help && ok overview

@@ -63,6 +63,10 @@ result host_gptq_beats_rtn $? "$work/log"
 run host_calibration 'R2: 4-bit error' host_calibration
 awk '/^R[12]:/ {n++; if (!($4 > $8)) bad = 1} END {exit bad || n != 2}' "$work/log"
 result host_calibration_beats_random $? "$work/log"
+run calibrate_rotation 'random rotations [0-9.]+, learnt [0-9.]+' calibrate_rotation $model "$work/text.txt" "$work/text.txt" \
+    "$work/r.safetensors" nsamples=8 seqlen=64 limit=16 a_bits=3
+awk '/^quantization error/ {bad = !($6 > $8)} END {exit bad}' "$work/log" && [ -s "$work/r.safetensors" ]
+result calibrate_rotation_learns $? "$work/log"
 run host_forward 'after 0 comes 1: 0\.[0-9]+ nats \(best\)' host_forward
 run custom_backend 'with my rmsnorm' custom_backend $model
 run cpp_raii 'perplexity [0-9.]+ -> [0-9.]+' cpp_raii $model "$work/text.txt"

@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# dartquant capture, calibrate and quantize --calibrate_rotation on the tiny model: results, files that torch reads, wrong
+# usage, a killed job that goes on. Usage: run_calibrate.sh [BUILD]. SPDX-License-Identifier: Apache-2.0
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+out=${1:-build}
+dq=$out/bin/dartquant
+model=tests/data/tiny
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export PYTHONPATH=tests/golden PYTHONDONTWRITEBYTECODE=1
+python3 - "$work" <<'P' || { echo "not ok test_text_made"; exit 1; }
+import sys
+from tiny_text import text
+for name, seed, size in (("cal", 2, 60000), ("eval", 3, 12000)):
+    open(f"{sys.argv[1]}/{name}.txt", "w").write(text(seed, size))
+P
+status=0
+ok() { echo "ok $1"; }
+bad() { # name, reason
+    echo "not ok $1"
+    echo "  $2"
+    status=1
+}
+# json NAME EXPECTED_STATUS 'python condition on r' arguments...
+json() {
+    local name=$1 expected=$2 condition=$3 got text
+    shift 3
+    timeout 120 "$dq" "$@" --json > "$work/$name.out" 2> "$work/$name.err"
+    got=$?
+    if [ "$got" -ne "$expected" ]; then
+        bad "$name" "exit status $got instead of $expected: $(head -c 400 "$work/$name.err")"
+    elif text=$(python3 - "$work" "$name" "$condition" 2>&1 <<'P'
+import json, sys
+work, name, condition = sys.argv[1:]
+load = lambda n: json.loads(open(f"{work}/{n}.out").read())
+r = load(name)
+if not eval(condition):
+    sys.exit(f"{condition} is false: {json.dumps(r)[:600]}")
+P
+    ); then ok "$name"; else bad "$name" "$text"; fi
+}
+says() { # NAME EXPECTED_STATUS pattern arguments...
+    local name=$1 expected=$2 pattern=$3 got
+    shift 3
+    timeout 120 "$dq" "$@" > "$work/$name.out" 2> "$work/$name.err"
+    got=$?
+    if [ "$got" -eq "$expected" ] && grep -qE -- "$pattern" "$work/$name.err"; then ok "$name"; else
+        bad "$name" "exit status $got, stderr: $(head -c 400 "$work/$name.err")"
+    fi
+}
+same() { # name, file, file
+    if cmp -s "$2" "$3"; then ok "$1"; else bad "$1" "$2 and $3 differ"; fi
+}
+
+for sub in capture calibrate; do
+    if "$dq" $sub --help | grep -q "usage: dartquant $sub MODEL"; then ok "help_$sub"; else bad "help_$sub" "no usage line"; fi
+done
+says calibrate_without_out 2 'needs --out' calibrate $model --cal_file "$work/cal.txt"
+says calibrate_out_suffix 2 'must end in' calibrate $model --cal_file "$work/cal.txt" --out "$work/r.npz"
+says calibrate_without_data 2 'needs --data' calibrate $model --out "$work/r.pt"
+says resume_without_checkpoint 2 '--resume needs' calibrate $model --cal_file "$work/cal.txt" --out "$work/r.pt" --resume
+says capture_without_folder 2 'needs --r_path' capture $model --cal_file "$work/cal.txt"
+says calibrate_bad_loss 2 'loss' calibrate $model --cal_file "$work/cal.txt" --out "$work/r.pt" --loss wisp
+says calibrate_missing_folder 1 'no such folder' calibrate $model --data "$work/absent" --out "$work/r.pt"
+says quantize_learns_or_loads 2 'learns what' quantize $model --calibrate_rotation --r1_path x --cal_file "$work/cal.txt"
+says unwritable_out 1 'absent' calibrate $model --cal_file "$work/cal.txt" --nsamples 2 --seqlen 64 --out "$work/absent/r.pt"
+
+# ---- learning ----
+d="--nsamples 8 --seqlen 64"
+c="--cal_file $work/cal.txt $d"
+less='all(x["loss_after"] < x["loss_before"] and x["history"] and x["seconds_per_step"] > 0 for x in r["rotations"])'
+json learnt 0 "len(r['rotations']) == 5 and $less and r['orthogonality_error'] < 1e-12 and r['peak_rss_bytes'] > 0 and r['rotation']['learnt']" calibrate $model $c --out "$work/r.safetensors"
+json upstream 0 "r['compat_upstream'] and r['method'] and r['orthogonality_error'] < 1e-12" calibrate $model $c --out "$work/up.pt" --compat upstream --bsz 4
+json only_r1 0 'len(r["rotations"]) == 1 and r["rotations"][0]["name"] == "R1"' calibrate $model $c --out "$work/r1.pt" --target r1 --method qr --optim adam --lr 0.01 --ep 2 --cos
+json only_r2_swd 0 'len(r["rotations"]) == 4 and r["loss"] == "swd"' calibrate $model $c --out "$work/r2.pt" --target r2 --loss swd --method newton-schulz --ep 2 --momentum 0.5 --accumulation 2
+json to_pt 0 'r["out"].endswith(".pt")' calibrate $model $c --out "$work/r.pt"
+json threads 0 'True' calibrate $model $c --out "$work/t.safetensors" --threads 1
+python3 - "$work" <<'P' && ok threads_same_rotation || bad threads_same_rotation "other tensors"
+import json, struct, sys
+def tensors(path):
+    b = open(path, "rb").read()
+    n = struct.unpack("<Q", b[:8])[0]
+    h = json.loads(b[8:8 + n])
+    h.pop("__metadata__")
+    return {k: b[8 + n + v["data_offsets"][0]:8 + n + v["data_offsets"][1]] for k, v in h.items()}
+a, b = (tensors(f"{sys.argv[1]}/{x}.safetensors") for x in "rt")
+sys.exit(a != b or len(a) != 5)
+P
+
+# ---- what it is good for ----
+q="--w_bits 16 --a_bits 3 --a_asym --a_clip_ratio 0.9 --use_r4 false --ppl_eval --text_file $work/eval.txt --seqlen 64"
+json q_random 0 'r["results"][0]["ppl"] > 1' quantize $model $q
+json q_learnt 0 'r["results"][0]["ppl"] < load("q_random")["results"][0]["ppl"]' quantize $model $q --r1_path "$work/r.safetensors" --r2_path "$work/r.safetensors"
+json q_learnt_pt 0 'abs(r["results"][0]["ppl"] / load("q_learnt")["results"][0]["ppl"] - 1) < 1e-2' quantize $model $q --r1_path "$work/r.pt" --r2_path "$work/r.pt"
+target="--a_bits 3 --a_asym --a_clip_ratio 0.9"
+json learnt_for_3_bits 0 'True' calibrate $model $c $target --out "$work/s.safetensors"
+json q_learnt_for_3_bits 0 'r["results"][0]["ppl"] > 1' quantize $model $q --r1_path "$work/s.safetensors" --r2_path "$work/s.safetensors"
+json q_in_one_go 0 'r["results"][0]["ppl"] == load("q_learnt_for_3_bits")["results"][0]["ppl"] and len(r["calibration_of_rotations"]["rotations"]) == 5' quantize $model $q $c --calibrate_rotation
+json q_plain 0 'True' quantize $model --no_rotation --ppl_eval --text_file "$work/eval.txt" --seqlen 64
+json q_unchanged 0 'abs(r["results"][0]["ppl"] / load("q_plain")["results"][0]["ppl"] - 1) < 1e-4' quantize $model --ppl_eval --text_file "$work/eval.txt" --seqlen 64 --r1_path "$work/r.safetensors" --r2_path "$work/r.safetensors"
+
+# ---- capture ----
+json captured 0 'r["format"] == "both" and r["nsamples"] == 8' capture $model $c --r_path "$work/cap" --capture_format both
+[ "$(ls "$work/cap/r1_train" | wc -l)" -eq 64 ] && [ "$(ls "$work/cap/r2_train" | wc -l)" -eq 4 ] && ok captured_files || bad captured_files "$(ls -R "$work/cap" | head -20)"
+json from_rows 0 'r["rotations"][4]["loss_after"] == load("learnt")["rotations"][4]["loss_after"]' calibrate $model $d --data "$work/cap" --out "$work/f.safetensors"
+rm "$work"/cap/rows-*
+json from_upstream_files 0 'abs(r["rotations"][4]["loss_before"] / load("learnt")["rotations"][4]["loss_before"] - 1) < 0.05' calibrate $model $d --data "$work/cap" --out "$work/g.safetensors"
+
+# ---- killed and resumed ----
+for n in 1 2 3; do
+    "$dq" calibrate $model $c --out "$work/k.safetensors" --checkpoint "$work/ck" --resume --quiet > /dev/null 2>> "$work/kill.err" &
+    pid=$!
+    for _ in $(seq 100); do
+        [ -e "$work/ck/checkpoint.json" ] && break
+        sleep 0.02
+    done
+    sleep 0.0$n
+    kill -KILL $pid 2>/dev/null
+    wait $pid 2>/dev/null
+done
+[ -e "$work/ck/checkpoint.json" ] && [ ! -e "$work/k.safetensors" ] && ok killed || bad killed "$(ls "$work/ck" 2>&1; cat "$work/kill.err")"
+says not_resumed 1 'give --resume' calibrate $model $c --out "$work/k.safetensors" --checkpoint "$work/ck"
+says other_job 1 'loss is' calibrate $model $c --out "$work/k.safetensors" --checkpoint "$work/ck" --resume --loss swd
+says resumed 0 'resumed after' calibrate $model $c --out "$work/k.safetensors" --checkpoint "$work/ck" --resume
+python3 - "$work" <<'P' && ok resumed_same_bits || bad resumed_same_bits "other tensors"
+import json, struct, sys
+def data(path):
+    b = open(path, "rb").read()
+    return b[8 + struct.unpack("<Q", b[:8])[0]:]
+sys.exit(data(f"{sys.argv[1]}/k.safetensors") != data(f"{sys.argv[1]}/r.safetensors"))
+P
+[ ! -e "$work/ck" ] && ok checkpoint_removed || bad checkpoint_removed "$(ls "$work/ck")"
+
+# ---- torch, where it is ----
+python=${DQ_TORCH_PYTHON:-python3}
+if "$python" -c 'import torch' 2>/dev/null; then
+    if text=$("$python" - "$work" 2>&1 <<'P'
+import struct, json, sys
+import torch
+work = sys.argv[1]
+d = torch.load(f"{work}/r.pt", weights_only=True)
+b = open(f"{work}/r.safetensors", "rb").read()
+n = struct.unpack("<Q", b[:8])[0]
+h = json.loads(b[8:8 + n])
+for name, v in d.items():
+    begin, end = h[name]["data_offsets"]
+    ours = torch.frombuffer(bytearray(b[8 + n + begin:8 + n + end]), dtype=torch.float64).reshape(v.shape)
+    assert torch.equal(ours.float(), v), name
+    assert (v.double().mT @ v.double() - torch.eye(v.shape[-1])).abs().max() < 1e-5
+assert len(d) == 5 and "model.layers.3.self_attn.R2" in d
+x = torch.load(f"{work}/cap/r1_train/sample_7_layer_3_mlp_up_proj.pt", weights_only=True)
+y = torch.load(f"{work}/cap/r2_train/layer_0_self_attn_o_proj.pt", weights_only=True)
+assert x.shape == (64, 64) and y.shape == (8, 64, 64) and x.isfinite().all()
+P
+    ); then ok torch_reads_ours; else bad torch_reads_ours "$text"; fi
+else
+    echo "note: no torch for $python (DQ_TORCH_PYTHON): reading by torch.load is not tested"
+fi
+exit $status
