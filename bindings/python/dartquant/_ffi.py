@@ -23,6 +23,10 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     # benchmark.h
     "dq_benchmark_ops": (I32, [HANDLE, F64, HANDLE, PROGRESS_FN, VOID, PTR(STR)]),
     # calibrator.h
+    "dq_calibrator_new": (I32, [HANDLE, HANDLE, PTR(HANDLE)]),
+    "dq_calibrator_bind": (I32, [HANDLE, HANDLE]),
+    "dq_calibrator_bind_folder": (I32, [HANDLE, STR]),
+    "dq_model_capture": (I32, [HANDLE, HANDLE, HANDLE, STR, HANDLE, PROGRESS_FN, VOID]),
     "dq_calibrator_new_rows": (I32, [HANDLE, HANDLE, I64, I32, I32, PTR(HANDLE)]),
     "dq_calibrator_add_rows": (I32, [HANDLE, I32, VOID, I64, I64, I32]),
     "dq_calibrator_set_initial": (I32, [HANDLE, PTR(F64), SIZE]),
@@ -32,6 +36,7 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_calibrator_run": (I32, [HANDLE, HANDLE, PROGRESS_FN, VOID]),
     "dq_calibrator_checkpoint": (I32, [HANDLE, STR]),
     "dq_calibrator_restore": (I32, [HANDLE, STR]),
+    "dq_calibrator_take_rotation": (I32, [HANDLE, PTR(HANDLE)]),
     "dq_calibrator_copy_rotation": (I32, [HANDLE, PTR(F64), SIZE]),
     "dq_calibrator_report": (I32, [HANDLE, PTR(STR)]),
     "dq_calibrator_get_float": (I32, [HANDLE, STR, PTR(F64)]),
