@@ -39,6 +39,25 @@ def perplexity_by_scheme(results: Mapping[str, float], *, baseline: Optional[flo
     return axes
 
 
+def calibration(report: Mapping[str, Any], *, axes: Any = None) -> Any:
+    """Loss over the steps of each learnt rotation, as a share of its first, from `Rotation.report` or the JSON of
+    `dartquant calibrate`."""
+    rotations = [r for r in report.get("rotations") or [] if r["history"]]
+    if not rotations:
+        raise ValueError("the report has no rotations: nothing was learnt")
+    axes = _axes(axes)
+    for r in rotations:
+        losses = [p["loss"] for p in r["history"] if not p["finish"] and p["loss"] is not None]
+        if losses:
+            main = r["name"] == "R1"
+            axes.plot([x / losses[0] for x in losses], linewidth=2 if main else 0.7, color="black" if main else None,
+                      label=r["name"] if main or len(rotations) < 8 else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss / first loss")
+    axes.legend(fontsize="small")
+    return axes
+
+
 def layer_error(report: Mapping[str, Any], *, axes: Any = None) -> Any:
     """Relative error of each linear over the depth of the model, from `model.report` or the JSON of `dartquant quantize`."""
     layers = report.get("layers") or []

@@ -3,14 +3,23 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-from ._core import Handle, Path, text_of
+from ._core import Cancel, Handle, Path, run_job, same_context, text_of
 from ._ctypes import F64
+from ._ffi import lib
+from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
 
 if TYPE_CHECKING:
+    from .dataset import Dataset
     from .model import Model
+
+
+class _Calibrator(Handle):
+    """A job of `Rotation.calibrate`."""
+
+    _free_name = "dq_calibrator_free"
 
 
 class Rotation(Handle):
@@ -19,11 +28,53 @@ class Rotation(Handle):
 
     _free_name = "dq_rotation_free"
 
+    report: Optional[dict[str, Any]] = None
+    """How `calibrate` learnt it: losses, errors and histories of each rotation. None for others."""
+
     @classmethod
     def make(cls, model: Model, *, config: Optional[Config] = None, **options: Any) -> Rotation:
         """The rotations that the options ask for: use_r1, use_r2, use_r3, use_r4, rotate_mode, seed, r1_path, r2_path."""
         settings = merged(config, None, options)
         return cls(model._core, model._core.make("dq_rotation_new", model.handle, settings.handle))
+
+    @classmethod
+    def calibrate(cls, model: Model, *, data: Optional[Path] = None, cal_text: Optional[str] = None,
+                  cal_ids: Any = None, cal_file: Optional[Path] = None,
+                  cal_dataset: Union[None, str, Dataset] = None, data_dir: Optional[Path] = None,
+                  config: Optional[Config] = None, progress: ProgressArgument = None,
+                  cancel: Optional[Cancel] = None, **options: Any) -> Rotation:
+        """Learns R1 and R2 from the model's activations (DartQuant, arXiv 2511.04063):
+
+            rotation = Rotation.calibrate(model, cal_file="text.txt", nsamples=32)
+            model.fuse().rotate(rotation)
+
+        data                                        folder of inputs that `dartquant capture` or the original scripts wrote
+        cal_text, cal_ids, cal_file, cal_dataset    or calibration data, one of them (cal_dataset with data_dir)
+        options                                     target, loss, method, ep, nsamples, seqlen, ... and those of `make` for
+                                                    what is not learnt
+
+        `.report` tells losses and quantization errors before and after."""
+        settings = merged(config, None, options)
+        fused = model if model.info["fused"] else model.fuse(config=settings)
+        if cal_dataset is None and data_dir is not None and cal_text is None and cal_ids is None and cal_file is None:
+            cal_dataset = "wikitext2"
+        text = model._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
+                               "data_dir": data_dir, "part": "train", "seqlen": int(settings["seqlen"]),
+                               "prefix": "cal_"})
+        if (text is None) == (data is None):
+            raise TypeError("give calibration data: either data, or one of cal_text, cal_ids, cal_file, cal_dataset")
+        core = model._core
+        with _Calibrator(core, core.make("dq_calibrator_new", fused.handle, settings.handle)) as job:
+            if text is not None:
+                same_context(model, text)
+                core.call("dq_calibrator_bind", job.handle, text.handle)
+            else:
+                core.call("dq_calibrator_bind_folder", job.handle, os.fsencode(data))
+            with Reporter(progress) as report:
+                run_job(core, lambda token, on: lib.dq_calibrator_run(job.handle, token, on, None), report, cancel)
+            rotation = cls(core, core.make("dq_calibrator_take_rotation", job.handle))
+            rotation.report = text_of(core, "dq_calibrator_report", job.handle)
+        return rotation
 
     @property
     def info(self) -> dict[str, Any]:
@@ -38,5 +89,5 @@ class Rotation(Handle):
         return out.value
 
     def save(self, path: Path) -> None:
-        """Writes R1 and R2 to one safetensors file that r1_path and r2_path accept."""
+        """Writes R1 and R2 to one file that r1_path and r2_path accept: .safetensors, .pt (DartQuant) or .bin (SpinQuant)."""
         self._core.call("dq_rotation_save", self.handle, os.fsencode(path))

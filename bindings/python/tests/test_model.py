@@ -104,6 +104,26 @@ def test_fuse_rotate_by_hand(model, small, texts, tmp_path):
     assert not plain.info["rotations"] and plain.report["scheme"]["w"]["bits"] == 8
 
 
+def test_calibrate_rotation(model, texts, tmp_path):
+    options = {"nsamples": 4, "seqlen": 64}
+    rotation = dartquant.Rotation.calibrate(model, cal_file=texts[0], **options)
+    assert rotation.info["learnt"] and rotation.error < 1e-12
+    assert len(rotation.report["rotations"]) == 5
+    assert all(r["loss_after"] < r["loss_before"] for r in rotation.report["rotations"])
+    rotation.save(tmp_path / "r.pt")
+    fused = model.fuse()
+    ids = [1, 20, 300, 4]
+    assert np.abs(fused.rotate(rotation).logits(ids) - model.logits(ids)).max() < 1e-3
+    assert np.abs(fused.rotate(r1_path=tmp_path / "r.pt", r2_path=tmp_path / "r.pt").logits(ids)
+                  - model.logits(ids)).max() < 1e-2
+    one = dartquant.Rotation.calibrate(fused, cal_file=texts[0], target="r1", ep=1, **options)
+    assert [r["name"] for r in one.report["rotations"]] == ["R1"]
+    with pytest.raises(TypeError):
+        dartquant.Rotation.calibrate(model)
+    with pytest.raises(dartquant.DartQuantError):
+        dartquant.Rotation.calibrate(model, data=tmp_path / "absent")
+
+
 def test_tokenizer(model):
     t = model.tokenizer
     ids = t.encode("Once upon a time")
