@@ -28,7 +28,7 @@ CFLAGS_ALL = -std=c11 -ffp-contract=off -fno-math-errno $(WARN) -fPIC -fvisibili
 LDLIBS_ALL = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl $(LDLIBS)
 
 # ---- what is built -----------------------------------------------------------------------------------------------
-LIB_SRC := $(wildcard libdartquant/base/*.c libdartquant/formats/*.c libdartquant/backend/*.c libdartquant/backend/ref/*.c \
+LIB_SRC := $(wildcard libdartquant/base/*.c libdartquant/formats/*.c libdartquant/export/*.c libdartquant/backend/*.c libdartquant/backend/ref/*.c \
              libdartquant/backend/cpu/*.c libdartquant/graph/*.c libdartquant/model/*.c libdartquant/rotation/*.c \
              libdartquant/quant/*.c libdartquant/calib/*.c libdartquant/eval/*.c libdartquant/io/*.c libdartquant/text/*.c libdartquant/api/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(O)/obj/%.o)

@@ -25,6 +25,8 @@ static const cli_flag flags[] = {
      "Keep the state of the quantization in this folder, so that a killed job can go on; removed after success."},
     {"checkpoint_seconds", FLAG_VALUE, "N", "Not after every layer, but when so many seconds have passed."},
     {"resume", FLAG_SWITCH, "", "Go on from the checkpoint, or start when there is none. Needs --checkpoint."},
+    {"export", FLAG_VALUE, "F", "Write the result for other programs: a format of `dartquant export`. Needs --out."},
+    {"out", FLAG_VALUE, "DIR", "The folder of --export; perplexity is then measured on what stands there."},
     {"load_qmodel_path", FLAG_VALUE, "DIR", "Do not quantize: open this saved model and measure it."},
     {NULL, 0, NULL, NULL},
 };
@@ -195,6 +197,54 @@ static int quantize(cli *c, job *j)
     return EXIT_OK;
 }
 
+/* ---- export ---- */
+
+/* What the format cannot hold and the options promise: said before hours of work, not after. */
+static int check_export(cli *c)
+{
+    const char *f = cli_value(c, "export"), *dir = cli_value(c, "out");
+    if (!f != !dir) return cli_usage(c, "--export F and --out DIR belong together");
+    if (!f) return EXIT_OK;
+    int64_t bits = cli_int(c, "w_bits");
+    bool gptq = strcmp(f, "gptq") == 0 || strcmp(f, "gptq_v2") == 0, awq = strcmp(f, "awq") == 0;
+    bool ct = strncmp(f, "compressed-tensors", 18) == 0;
+    if (strcmp(cli_text(c, "use_r2"), "online") == 0)
+        return cli_usage(c, "--export %s cannot hold an online R2: give --use_r2 offline", f);
+    if (cli_int(c, "use_r4") && !ct)
+        return cli_usage(c, "--export %s cannot hold R4, which runs online: give --use_r4 false, or compressed-tensors",
+                         f);
+    if (cli_int(c, "k_bits") < 16 || cli_int(c, "v_bits") < 16)
+        return cli_usage(c, "--export %s cannot hold quantized keys and values: --k_bits 16 --v_bits 16", f);
+    if (cli_int(c, "a_bits") < 16 && !ct)
+        return cli_usage(c, "--export %s cannot hold quantized activations: --a_bits 16, or compressed-tensors", f);
+    if ((gptq || awq || ct) && bits == 16) return cli_usage(c, "--export %s holds integer codes: give --w_bits", f);
+    if (gptq && bits > 4 && bits != 8) return cli_usage(c, "--export %s holds 2, 3, 4 or 8 bits, not %d", f, (int)bits);
+    if (strcmp(f, "gptq") == 0 && cli_int(c, "w_asym"))
+        return cli_usage(c, "--export gptq holds symmetric grids: use gptq_v2 with --w_asym");
+    if (awq && bits != 4) return cli_usage(c, "--export awq holds 4 bits, not %d", (int)bits);
+    if (awq && cli_int(c, "act_order") && !cli_int(c, "static_groups") && cli_int(c, "w_groupsize") > 0)
+        return cli_usage(c, "--export awq has no g_idx: give --static_groups with --act_order");
+    return EXIT_OK;
+}
+
+/* Writes the folder and goes on with what stands there, so that the perplexity is that of the file. */
+static int export_result(cli *c, job *j)
+{
+    const char *f = cli_value(c, "export"), *dir = cli_value(c, "out");
+    char path[4096];
+    dq_model *back = NULL;
+    if (!f) return EXIT_OK;
+    int status = cli_export(c, j->model, f, dir);
+    if (status != EXIT_OK) return status;
+    size_t n = strlen(dir);
+    bool inside = strncmp(f, "gguf:", 5) == 0 && !(n > 5 && strcmp(dir + n - 5, ".gguf") == 0);
+    snprintf(path, sizeof path, inside ? "%s/model.gguf" : "%s", dir);
+    TRY(c, dq_model_open(c->ctx, path, &back));
+    replace_model(j, back);
+    lap(j, "export");
+    return EXIT_OK;
+}
+
 /* ---- report ---- */
 
 /* The mean over the layers of what was searched. */
@@ -224,6 +274,7 @@ static void print_summary(cli *c, const job *j, const json_t *report)
     printf("%.1f s, peak memory %.0f MB\n", json_number_value(json_object_get(report, "total_seconds")),
            (double)cli_peak_rss() / 1e6);
     if (dir[0]) printf("saved in %s\n", dir);
+    if (cli_value(c, "export")) printf("%s written to %s\n", cli_value(c, "export"), cli_value(c, "out"));
 }
 
 /* Moves what the quantizer knows into the report; its stage times join ours under "quantize_stages". */
@@ -297,6 +348,7 @@ static int pipeline(cli *c, job *j)
         status = transform(c, j);
         lap(j, "rotate");
         if (status == EXIT_OK) status = quantize(c, j);
+        if (status == EXIT_OK) status = export_result(c, j);
     }
     if (status == EXIT_OK && j->sets.count > 0) {
         status = cli_evaluate(c, j->model, &j->sets, j->results);
@@ -332,6 +384,9 @@ static int run(cli *c)
         return cli_usage(c, "--calibrate_rotation learns what --r1_path, --r2_path, --no_rotation or "
                             "--load_qmodel_path give already");
     if (!saved && !c->operand) return cli_usage(c, "quantize needs a MODEL");
+    if (saved && cli_value(c, "export")) return cli_usage(c, "to write a saved model for others, use dartquant export");
+    int checked = check_export(c);
+    if (checked != EXIT_OK) return checked;
     if (saved && cli_text(c, "save_qmodel_path")[0])
         return cli_usage(c, "--load_qmodel_path only measures: it cannot be combined with --save_qmodel_path");
     if (saved) note_unused(c);

@@ -68,6 +68,18 @@ DQ_API dq_status dq_model_copy_codes(dq_model *model, int64_t layer, const char 
 DQ_API dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *config, const dq_cancel *cancel,
                                dq_progress_fn progress, void *user);
 
+/* Writes the model for other programs into folder `dir`, which must not exist or be empty; it appears when everything has
+ * been written, opened again and compared. `format`: "gptq" (symmetric codes), "gptq_v2", "awq", "compressed-tensors"
+ * (pack-quantized, R4 as transform_config), "compressed-tensors:int-quantized", "gguf:T" with T one of f32, f16, bf16,
+ * q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q6_k (`dir` may be a file name that ends in .gguf), "hf" (as stored), "hf:f32",
+ * "hf:f16", "hf:bf16", "diffulex-gptq", "diffulex-awq". Code formats keep the model's integer codes; scales are rounded
+ * to what the file holds. The tokenizer's files come along. `config` (NULL = defaults): part_size.
+ * Errors: DQ_E_UNSUPPORTED (what the format cannot hold, found before anything is written, with alternatives), DQ_E_STATE
+ * (a code format of a model without codes), DQ_E_INVALID (unknown format), DQ_E_IO, DQ_E_CANCELLED, DQ_E_NONFINITE,
+ * DQ_E_NOMEM. Since 1.1. */
+DQ_API dq_status dq_model_export(dq_model *model, const char *format, const char *dir, const dq_config *config,
+                                 const dq_cancel *cancel, dq_progress_fn progress, void *user);
+
 /* Logits of one causal sequence without KV cache: out fp32 [count, vocab_size] row-major in host memory with room for
  * `capacity` floats; a failure half way through the vocabulary leaves some of them there. `config` (NULL = defaults):
  * math. Errors: DQ_E_INVALID (capacity too small), DQ_E_MISMATCH (an id outside the vocabulary), DQ_E_NONFINITE, those of

@@ -5,6 +5,7 @@
 #include "api/tensors.h"
 #include "api/weight_ops.h"
 #include "dartquant/model.h"
+#include "export/export.h"
 #include "io/json.h"
 
 /* ---- handles ---- */
@@ -216,6 +217,21 @@ dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *confi
     dq_status status = dq_saver_finish(saver, model, NULL, card->provenance, &p);
     dq_saver_free(saver);
     return status;
+}
+
+dq_status dq_model_export(dq_model *model, const char *format, const char *dir, const dq_config *config,
+                          const dq_cancel *cancel, dq_progress_fn progress, void *user)
+{
+    DQ_ENTER(model && format && dir);
+    dq_export_spec spec;
+    dq_config *defaults = NULL;
+    if (!dq_model_card_of(model)) return DQ_E_INVALID;
+    DQ_TRY(dq_export_parse(format, &spec));
+    if (!config) DQ_TRY(dq_config_new(&defaults));
+    spec.part_size = (uint64_t)dq_config_int(config ? config : defaults, "part_size");
+    dq_config_free(defaults);
+    dq_progress p = dq_progress_make(cancel, progress, user);
+    return dq_export_model(model, &spec, dir, &p);
 }
 
 dq_status dq_model_logits(dq_model *model, const int32_t *ids, int64_t count, const dq_config *config, float *out,

@@ -6,6 +6,7 @@
 #include "io/decode.h"
 #include "io/formats.h"
 #include "io/gguf.h"
+#include "io/gguf_writer.h"
 
 enum { HEADER_BYTES = 24 }; /* magic, version, tensor count, key count */
 
@@ -35,4 +36,17 @@ dq_status dq_gguf_write_metadata(const dq_source *source, const char *path)
     if (status == DQ_OK) status = dq_writer_commit(w);
     dq_writer_free(w);
     return status;
+}
+
+dq_status dq_gguf_copy_keys(const dq_source *source, const char *prefix, dq_gguf_writer *w)
+{
+    if (strcmp(source->format, "gguf") != 0) return DQ_OK;
+    const dq_gguf_source *s = (const dq_gguf_source *)source;
+    for (size_t i = 0; i < s->kv_count; i++) {
+        const dq_gguf_kv *kv = &s->kvs[i];
+        if (kv->key_bytes < strlen(prefix) || memcmp(kv->key, prefix, strlen(prefix)) != 0) continue;
+        const uint8_t *start = (const uint8_t *)kv->key - 8;
+        DQ_TRY(dq_gguf_writer_raw_key(w, start, value_end(s, kv) - (uint64_t)(start - s->map.data)));
+    }
+    return DQ_OK;
 }

@@ -80,5 +80,7 @@ dq_status dq_arch_from_hf_config(dq_env *env, const char *config_path, dq_arch *
 dq_status dq_arch_from_gguf(const dq_source *gguf, dq_arch *out);
 /* cos, sin [seqlen, head_dim/2]; computed in double. `inv_freq_divisor` [head_dim/2] for DQ_ROPE_TABLE, else NULL. */
 void dq_arch_rope_table(const dq_arch *arch, const float *inv_freq_divisor, int64_t seqlen, float *cos, float *sin);
+/* By what the rule of Llama 3.1 divides frequency i; 1 for other models. */
+double dq_arch_rope_divisor(const dq_arch *arch, int64_t i);
 
 #endif

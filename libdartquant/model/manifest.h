@@ -15,6 +15,10 @@ dq_status dq_arch_from_hf_json(const json_t *config, const char *path, dq_arch *
  * other JSON files may be, NULL = nowhere. Takes over `source`, also on failure. */
 dq_status dq_model_from_hf(dq_device *dev, const json_t *config, const char *dir, const char *config_path,
                            dq_source *source, dq_model **out);
+/* config.json as Hugging Face tools know it; `dtype`: "float16", ... */
+json_t *dq_hf_config_json(const dq_arch *arch, const char *dtype);
+/* Files of a folder that belong to the tokenizer and to generation; ends with NULL. */
+extern const char *const dq_tokenizer_files[];
 json_t *dq_scheme_to_json(const dq_scheme *scheme);
 /* Without clip ratios: they are read by themselves. */
 dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);

@@ -41,3 +41,9 @@ void dq_arch_rope_table(const dq_arch *arch, const float *inv_freq_divisor, int6
         }
     }
 }
+
+double dq_arch_rope_divisor(const dq_arch *a, int64_t i)
+{
+    double plain = pow(a->rope_theta, -2.0 * (double)i / (double)a->head_dim);
+    return a->rope_scaling == DQ_ROPE_LLAMA3 ? plain / llama3(a, plain) : 1.0;
+}

@@ -68,13 +68,8 @@ static json_t *rope_config(const dq_arch *a)
     }
 }
 
-/* config.json as Hugging Face tools know it. What they could not run right names a quantization method of ours, so that
- * they refuse instead of computing nonsense. */
-dq_status dq_saver_write_config(dq_saver *s, const dq_model *m, const dq_scheme *scheme)
+json_t *dq_hf_config_json(const dq_arch *a, const char *dtype)
 {
-    const dq_arch *a = &m->arch;
-    bool online = false;
-    if (m->rotations) online = m->rotations->r3.n || m->rotations->r4.n || m->rotations->r2_mode == DQ_R2_ONLINE;
     json_t *o = dq_arch_to_json(a);
     static const char *const ours[] = {"architecture",          "rope_type",
                                        "rope_factor",           "rope_low_freq_factor",
@@ -83,19 +78,42 @@ dq_status dq_saver_write_config(dq_saver *s, const dq_model *m, const dq_scheme 
     int bad = !o || json_object_set_new(o, "model_type", json_string(a->window ? "mistral" : a->family->name));
     bad |= !o || json_object_set_new(o, "architectures",
                                      json_pack("[s]", a->window ? "MistralForCausalLM" : "LlamaForCausalLM"));
-    bad |= !o || json_object_set_new(o, "torch_dtype", json_string("float32"));
+    bad |= !o || json_object_set_new(o, "torch_dtype", json_string(dtype));
     bad |= !o || json_object_set_new(o, "rope_scaling", rope_config(a));
     if (o && a->bos_id < 0) json_object_set_new(o, "bos_token_id", json_null());
     if (o && a->eos_id < 0) json_object_set_new(o, "eos_token_id", json_null());
     if (o && a->window == 0) json_object_del(o, "sliding_window");
-    if (scheme || online)
-        bad |= !o || json_object_set_new(o, "quantization_config", json_pack("{s:s}", "quant_method", "dartquant"));
-    if (bad) {
+    if (!bad) return o;
+    json_decref(o);
+    return NULL;
+}
+
+/* What other programs could not run right names a quantization method of ours, so that they refuse instead of computing
+ * nonsense. */
+dq_status dq_saver_write_config(dq_saver *s, const dq_model *m, const dq_scheme *scheme)
+{
+    bool online = false;
+    if (m->rotations) online = m->rotations->r3.n || m->rotations->r4.n || m->rotations->r2_mode == DQ_R2_ONLINE;
+    json_t *o = dq_hf_config_json(&m->arch, "float32");
+    if (o && (scheme || online) &&
+        json_object_set_new(o, "quantization_config", json_pack("{s:s}", "quant_method", "dartquant")) != 0) {
         json_decref(o);
         o = NULL;
     }
     return write_json(s, "config.json", o);
 }
+
+const char *const dq_tokenizer_files[] = {"tokenizer.json",
+                                          "tokenizer_config.json",
+                                          "special_tokens_map.json",
+                                          "generation_config.json",
+                                          "tokenizer.model",
+                                          "vocab.json",
+                                          "merges.txt",
+                                          "added_tokens.json",
+                                          "chat_template.jinja",
+                                          DQ_TOKENIZER_GGUF,
+                                          NULL};
 
 static dq_status copy_file(dq_saver *s, const char *dir, const char *file)
 {
@@ -116,16 +134,6 @@ static dq_status copy_file(dq_saver *s, const char *dir, const char *file)
 
 dq_status dq_saver_write_tokenizer(dq_saver *s, const dq_model *m)
 {
-    static const char *const files[] = {"tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "generation_config.json",
-                                        "tokenizer.model",
-                                        "vocab.json",
-                                        "merges.txt",
-                                        "added_tokens.json",
-                                        "chat_template.jinja",
-                                        DQ_TOKENIZER_GGUF};
     const dq_model *root = dq_model_root(m);
     if (root->gguf_names && strcmp(root->source->format, "gguf") == 0) {
         char *path = dq_path_join(s->env, s->dir, DQ_TOKENIZER_GGUF);
@@ -136,7 +144,7 @@ dq_status dq_saver_write_tokenizer(dq_saver *s, const dq_model *m)
         return status;
     }
     if (!root->path || !dq_path_is_dir(root->path)) return DQ_OK;
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) DQ_TRY(copy_file(s, root->path, files[i]));
+    for (const char *const *file = dq_tokenizer_files; *file; file++) DQ_TRY(copy_file(s, root->path, *file));
     return DQ_OK;
 }
 

@@ -290,6 +290,18 @@ class Model(Handle):
                 self.handle, ctypes.byref(sink.table), token, on, None), report, cancel)
         return sink.exported()
 
+    def export(self, path: Path, format: str, *, config: Optional[Config] = None, progress: ProgressArgument = None,
+               cancel: Optional[Cancel] = None, **options: Any) -> None:
+        """Writes the model for other programs into a new folder: format "gptq", "gptq_v2", "awq", "compressed-tensors",
+        "compressed-tensors:int-quantized", "gguf:q4_0" and other types, "hf", "hf:bf16", "diffulex-gptq",
+        "diffulex-awq". What the format cannot hold raises before anything is written. Option: part_size."""
+        settings = merged(config, None, options)
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_model_export(
+                self.handle, format.encode(), os.fsencode(path), settings.handle, token, on, None), report, cancel)
+        if hasattr(self._tokenizer, "save_pretrained") and os.path.isdir(path):
+            self._tokenizer.save_pretrained(pathlib.Path(os.fsdecode(path)))
+
     def save(self, path: Path, *, config: Optional[Config] = None, progress: ProgressArgument = None,
              cancel: Optional[Cancel] = None, **options: Any) -> None:
         """Writes the model to a folder that `open` reads to the same numbers, with its tokenizer. Option: part_size."""
