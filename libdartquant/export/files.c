@@ -153,18 +153,39 @@ static dq_status copy_file(dq_env *env, const char *from_dir, const char *to_dir
     return status;
 }
 
+/* From a GGUF vocabulary: tokenizer.json where it can be told, else the vocabulary itself, which this library reads. */
+static dq_status from_gguf(const dq_export_plan *p, const dq_source *gguf, const char *dir)
+{
+    bool written;
+    DQ_TRY(dq_export_tokenizer_json(p->env, gguf, dir, &written));
+    if (written) return DQ_OK;
+    dq_log(p->env, DQ_LOG_WARNING,
+           "the vocabulary has no known tokenizer.json; " DQ_TOKENIZER_GGUF " is written instead");
+    char *path = dq_path_join(p->env, dir, DQ_TOKENIZER_GGUF);
+    dq_status status = path ? dq_gguf_write_metadata(gguf, path) : DQ_E_NOMEM;
+    dq_free(path);
+    return status;
+}
+
 static dq_status write_tokenizer(const dq_export_plan *p, const char *dir)
 {
     const dq_model *root = dq_model_root(p->model);
-    if (strcmp(root->source->format, "gguf") == 0) {
-        char *path = dq_path_join(p->env, dir, DQ_TOKENIZER_GGUF);
-        dq_status status = path ? dq_gguf_write_metadata(root->source, path) : DQ_E_NOMEM;
-        dq_free(path);
-        return status;
-    }
+    dq_source *vocabulary;
+    if (strcmp(root->source->format, "gguf") == 0) return from_gguf(p, root->source, dir);
     if (!root->path || !dq_path_is_dir(root->path)) return DQ_OK;
-    for (const char *const *file = dq_tokenizer_files; *file; file++) DQ_TRY(copy_file(p->env, root->path, dir, *file));
-    return DQ_OK;
+    char *saved = dq_path_join(p->env, root->path, DQ_TOKENIZER_GGUF);
+    if (!saved) return DQ_E_NOMEM;
+    dq_status status = DQ_OK;
+    bool ours = dq_path_exists(saved);
+    if (ours) status = dq_gguf_open(p->env, saved, &vocabulary);
+    if (ours && status == DQ_OK) {
+        status = from_gguf(p, vocabulary, dir);
+        dq_source_free(vocabulary);
+    }
+    dq_free(saved);
+    for (const char *const *file = dq_tokenizer_files; !ours && status == DQ_OK && *file; file++)
+        status = copy_file(p->env, root->path, dir, *file);
+    return status;
 }
 
 dq_status dq_export_files(const dq_export_plan *p, const char *dir)

@@ -44,6 +44,8 @@ void dq_narrow(dq_dtype dtype, const float *in, int64_t count, void *out);
 /* config.json, quantize_config.json, tokenizer files. */
 dq_status dq_export_files(const dq_export_plan *plan, const char *dir);
 dq_status dq_export_write_json(dq_env *env, const char *dir, const char *file, json_t *value); /* takes `value` */
+/* From the keys tokenizer.* of a GGUF source; *written is false where the way of cutting words is not known here. */
+dq_status dq_export_tokenizer_json(dq_env *env, const dq_source *gguf, const char *dir, bool *written);
 /* Opens `path` again and compares it with the model. */
 dq_status dq_export_verify(const dq_export_plan *plan, const char *path);
 dq_status dq_export_gguf(const dq_export_plan *plan, const char *path);
