@@ -1,0 +1,308 @@
+/* Data movement, elementwise ops and reductions to a number. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "backend/cuda/kernel.h"
+
+static dq_status no_dtype(dq_cuda_device *dev, const char *op, dq_dtype dtype)
+{
+    return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "%s: element type %d is not served", op, (int)dtype);
+}
+
+static int element_size(dq_dtype dtype)
+{
+    switch (dtype) {
+        case DQ_F64:
+        case DQ_I64:
+        case DQ_U64: return 8;
+        case DQ_F32:
+        case DQ_I32:
+        case DQ_U32: return 4;
+        case DQ_F16:
+        case DQ_BF16:
+        case DQ_I16:
+        case DQ_U16: return 2;
+        case DQ_U8:
+        case DQ_I8:
+        case DQ_BOOL:
+        case DQ_F8_E4M3:
+        case DQ_F8_E5M2: return 1;
+        default: return 0;
+    }
+}
+
+static unsigned elements_grid(const dq_view *v) { return cu_grid(v->rows * v->cols, CU_THREADS); }
+
+/* ---- fill ---- */
+
+template <class T> __global__ void fill_kernel(cu_mat<T> y, T value)
+{
+    CU_STRIDE_LOOP(i, y.rows *y.cols) y.row(i / y.cols)[i % y.cols] = value;
+}
+
+template <class T> static void fill_with(dq_cuda_device *dev, const dq_view *y, T value)
+{
+    CU_LAUNCH(dev, fill_kernel<T>, elements_grid(y), CU_THREADS, 0, cu_view<T>(y), value);
+}
+
+template <class T> static void fill_rounded(dq_cuda_device *dev, const dq_view *y, double value)
+{
+    T stored;
+    cu_store(&stored, value);
+    fill_with<T>(dev, y, stored);
+}
+
+DQ_CUDA_SLOT dq_cuda_fill(void *device, double value, const dq_view *y)
+{
+    CU_ENTER(device);
+    switch (y->dtype) {
+        case DQ_F64: fill_with<double>(dev, y, value); break;
+        case DQ_F32: fill_with<float>(dev, y, (float)value); break;
+        case DQ_F16: fill_rounded<cu_f16>(dev, y, value); break;
+        case DQ_BF16: fill_rounded<cu_bf16>(dev, y, value); break;
+        case DQ_U8: fill_with<uint8_t>(dev, y, (uint8_t)value); break;
+        case DQ_I32: fill_with<int32_t>(dev, y, (int32_t)value); break;
+        default: return no_dtype(dev, "fill", y->dtype);
+    }
+    return dq_cuda_launched(dev, "fill");
+}
+
+/* ---- convert ---- */
+
+template <class X, class Y> __global__ void convert_kernel(cu_mat<const X> x, cu_mat<Y> y)
+{
+    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    {
+        int64_t r = i / y.cols, c = i % y.cols;
+        cu_store(y.row(r) + c, (double)cu_load(x.row(r) + c));
+    }
+}
+
+template <class X, class Y> static void convert_to(dq_cuda_device *dev, const dq_view *x, const dq_view *y)
+{
+    CU_LAUNCH(dev, (convert_kernel<X, Y>), elements_grid(y), CU_THREADS, 0, cu_view<const X>(x), cu_view<Y>(y));
+}
+
+template <class X> static dq_status convert_from(dq_cuda_device *dev, const dq_view *x, const dq_view *y)
+{
+    switch (y->dtype) {
+        case DQ_F64: convert_to<X, double>(dev, x, y); break;
+        case DQ_F32: convert_to<X, float>(dev, x, y); break;
+        case DQ_F16: convert_to<X, cu_f16>(dev, x, y); break;
+        case DQ_BF16: convert_to<X, cu_bf16>(dev, x, y); break;
+        default: return no_dtype(dev, "convert", y->dtype);
+    }
+    return dq_cuda_launched(dev, "convert");
+}
+
+DQ_CUDA_SLOT dq_cuda_convert(void *device, const dq_view *x, const dq_view *y)
+{
+    CU_ENTER(device);
+    if (x->dtype == y->dtype) {
+        size_t size = (size_t)element_size(x->dtype);
+        if (size == 0) return no_dtype(dev, "convert", x->dtype);
+        if (cu_at(x) == cu_at(y) && x->stride == y->stride) return DQ_OK;
+        return dq_cuda_check(dev,
+                             cudaMemcpy2DAsync(cu_at(y), (size_t)y->stride * size, cu_at(x), (size_t)x->stride * size,
+                                               (size_t)x->cols * size, (size_t)x->rows, cudaMemcpyDeviceToDevice,
+                                               dev->stream),
+                             "convert");
+    }
+    switch (x->dtype) {
+        case DQ_F64: return convert_from<double>(dev, x, y);
+        case DQ_F32: return convert_from<float>(dev, x, y);
+        case DQ_F16: return convert_from<cu_f16>(dev, x, y);
+        case DQ_BF16: return convert_from<cu_bf16>(dev, x, y);
+        default: return no_dtype(dev, "convert", x->dtype);
+    }
+}
+
+/* ---- axpy, scale_cols ---- */
+
+template <class T> __global__ void axpy_kernel(double alpha, cu_mat<const T> x, cu_mat<T> y)
+{
+    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    {
+        int64_t r = i / y.cols, c = i % y.cols;
+        T *to = y.row(r) + c;
+        *to = (T)((double)*to + alpha * (double)x.row(x.rows == 1 ? 0 : r)[c]);
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_axpy(void *device, double alpha, const dq_view *x, const dq_view *y)
+{
+    CU_ENTER(device);
+    if (y->dtype == DQ_F64)
+        CU_LAUNCH(dev, axpy_kernel<double>, elements_grid(y), CU_THREADS, 0, alpha, cu_view<const double>(x),
+                  cu_view<double>(y));
+    else
+        CU_LAUNCH(dev, axpy_kernel<float>, elements_grid(y), CU_THREADS, 0, alpha, cu_view<const float>(x),
+                  cu_view<float>(y));
+    return dq_cuda_launched(dev, "axpy");
+}
+
+template <class T> __global__ void scale_cols_kernel(cu_mat<const T> x, const T *v, cu_mat<T> y)
+{
+    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    {
+        int64_t r = i / y.cols, c = i % y.cols;
+        y.row(r)[c] = x.row(r)[c] * v[c];
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_scale_cols(void *device, const dq_view *x, const dq_view *v, const dq_view *y)
+{
+    CU_ENTER(device);
+    if (y->dtype == DQ_F64)
+        CU_LAUNCH(dev, scale_cols_kernel<double>, elements_grid(y), CU_THREADS, 0, cu_view<const double>(x),
+                  (const double *)cu_at(v), cu_view<double>(y));
+    else
+        CU_LAUNCH(dev, scale_cols_kernel<float>, elements_grid(y), CU_THREADS, 0, cu_view<const float>(x),
+                  (const float *)cu_at(v), cu_view<float>(y));
+    return dq_cuda_launched(dev, "scale_cols");
+}
+
+/* ---- gathers: elements are moved by size ---- */
+
+template <class T>
+__global__ void gather_kernel(bool by_rows, cu_mat<const T> x, const int32_t *index, cu_mat<T> y, dq_cuda_fault *fault)
+{
+    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    {
+        int64_t r = i / y.cols, c = i % y.cols;
+        if (by_rows)
+            y.row(r)[c] = x.row(cu_checked(index[r], x.rows, fault, CU_OP_GATHER_ROWS, r))[c];
+        else
+            y.row(r)[c] = x.row(r)[cu_checked(index[c], x.cols, fault, CU_OP_GATHER_COLS, c)];
+    }
+}
+
+template <class T>
+static dq_status gather(dq_cuda_device *dev, bool by_rows, const dq_view *x, const dq_view *index, const dq_view *y)
+{
+    CU_LAUNCH(dev, gather_kernel<T>, elements_grid(y), CU_THREADS, 0, by_rows, cu_view<const T>(x),
+              (const int32_t *)cu_at(index), cu_view<T>(y), dev->fault);
+    return dq_cuda_launched(dev, by_rows ? "gather_rows" : "gather_cols");
+}
+
+static dq_status gather_any(dq_cuda_device *dev, bool by_rows, const dq_view *x, const dq_view *index,
+                            const dq_view *y)
+{
+    switch (element_size(x->dtype)) {
+        case 8: return gather<uint64_t>(dev, by_rows, x, index, y);
+        case 4: return gather<uint32_t>(dev, by_rows, x, index, y);
+        case 2: return gather<uint16_t>(dev, by_rows, x, index, y);
+        case 1: return gather<uint8_t>(dev, by_rows, x, index, y);
+        default: return no_dtype(dev, by_rows ? "gather_rows" : "gather_cols", x->dtype);
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_gather_rows(void *device, const dq_view *x, const dq_view *index, const dq_view *y)
+{
+    CU_ENTER(device);
+    return gather_any(dev, true, x, index, y);
+}
+
+DQ_CUDA_SLOT dq_cuda_gather_cols(void *device, const dq_view *x, const dq_view *index, const dq_view *y)
+{
+    CU_ENTER(device);
+    return gather_any(dev, false, x, index, y);
+}
+
+/* ---- numbers for the host ---- */
+
+/* Copies `bytes` of dev->result and waits. */
+static dq_status fetch(dq_cuda_device *dev, size_t bytes)
+{
+    CU_TRY(dq_cuda_check(
+        dev, cudaMemcpyAsync(dev->result_host, dev->result, bytes, cudaMemcpyDeviceToHost, dev->stream), "result"));
+    return dq_cuda_wait(dev);
+}
+
+template <class T> __global__ void nonfinite_kernel(cu_mat<const T> x, unsigned long long *first)
+{
+    CU_STRIDE_LOOP(i, x.rows *x.cols)
+    {
+        double value = cu_load(x.row(i / x.cols) + i % x.cols);
+        if (!(fabs(value) < INFINITY)) atomicMin(first, (unsigned long long)i);
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_find_nonfinite(void *device, const dq_view *x, int64_t *index)
+{
+    CU_ENTER(device);
+    unsigned long long *first = (unsigned long long *)dev->result;
+    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(first, 0xff, sizeof *first, dev->stream), "find_nonfinite"));
+    switch (x->dtype) {
+        case DQ_F64:
+            CU_LAUNCH(dev, nonfinite_kernel<double>, elements_grid(x), CU_THREADS, 0, cu_view<const double>(x), first);
+            break;
+        case DQ_F32:
+            CU_LAUNCH(dev, nonfinite_kernel<float>, elements_grid(x), CU_THREADS, 0, cu_view<const float>(x), first);
+            break;
+        case DQ_F16:
+            CU_LAUNCH(dev, nonfinite_kernel<cu_f16>, elements_grid(x), CU_THREADS, 0, cu_view<const cu_f16>(x), first);
+            break;
+        case DQ_BF16:
+            CU_LAUNCH(dev, nonfinite_kernel<cu_bf16>, elements_grid(x), CU_THREADS, 0, cu_view<const cu_bf16>(x),
+                      first);
+            break;
+        default: return no_dtype(dev, "find_nonfinite", x->dtype);
+    }
+    CU_TRY(dq_cuda_launched(dev, "find_nonfinite"));
+    CU_TRY(fetch(dev, sizeof *first));
+    *index = (int64_t) * (unsigned long long *)dev->result_host; /* all ones = -1 */
+    return DQ_OK;
+}
+
+enum { DOT_BLOCKS = 256 };
+
+template <class T> __global__ void dot_kernel(cu_mat<const T> x, cu_mat<const T> y, double *partial)
+{
+    __shared__ double slots[CU_THREADS / CU_WARP];
+    double sum = 0;
+    CU_STRIDE_LOOP(i, x.rows *x.cols)
+    {
+        int64_t r = i / x.cols, c = i % x.cols;
+        sum += (double)x.row(r)[c] * (double)y.row(r)[c];
+    }
+    sum = cu_block_sum(sum, slots);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void dot_finish_kernel(const double *partial, double *out)
+{
+    __shared__ double slots[CU_THREADS / CU_WARP];
+    double sum = cu_block_sum(partial[threadIdx.x], slots);
+    if (threadIdx.x == 0) *out = sum;
+}
+
+DQ_CUDA_SLOT dq_cuda_dot(void *device, const dq_view *x, const dq_view *y, double *out)
+{
+    CU_ENTER(device);
+    dq_cuda_block partial = {};
+    CU_TRY(dq_cuda_scratch(dev, DOT_BLOCKS * sizeof(double), "dot", &partial));
+    if (x->dtype == DQ_F64)
+        CU_LAUNCH(dev, dot_kernel<double>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const double>(x), cu_view<const double>(y),
+                  (double *)partial.address);
+    else
+        CU_LAUNCH(dev, dot_kernel<float>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const float>(x), cu_view<const float>(y),
+                  (double *)partial.address);
+    CU_LAUNCH(dev, dot_finish_kernel, 1, DOT_BLOCKS, 0, (const double *)partial.address, (double *)dev->result);
+    dq_status status = dq_cuda_launched(dev, "dot");
+    dq_cuda_release(dev, &partial);
+    if (status == DQ_OK) status = fetch(dev, sizeof *out);
+    if (status == DQ_OK) *out = *(double *)dev->result_host;
+    return status;
+}
+
+/* ---- diag ---- */
+
+__global__ void diag_kernel(cu_mat<const float> h, float *v) { CU_STRIDE_LOOP(c, h.cols) v[c] = h.row(c)[c]; }
+
+DQ_CUDA_SLOT dq_cuda_diag(void *device, const dq_view *h, const dq_view *v)
+{
+    CU_ENTER(device);
+    CU_LAUNCH(dev, diag_kernel, cu_grid(h->cols, CU_THREADS), CU_THREADS, 0, cu_view<const float>(h),
+              (float *)cu_at(v));
+    return dq_cuda_launched(dev, "diag");
+}

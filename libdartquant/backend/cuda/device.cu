@@ -1,0 +1,332 @@
+/* Opening a card, its description, errors and the table. SPDX-License-Identifier: Apache-2.0 */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/cuda/device.h"
+
+enum { STAGE_BYTES = 8 << 20, BLAS_WORKSPACE = 32 << 20, OLDEST_MAJOR = 8 };
+
+/* ---- errors ---- */
+
+dq_status dq_cuda_fail(dq_cuda_device *dev, dq_status status, int64_t code, const char *format, ...)
+{
+    char text[400];
+    int n = snprintf(text, sizeof text, "cuda:%d: ", dev->ordinal);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text + n, sizeof text - (size_t)n, format, args);
+    va_end(args);
+    return dev->host->fail(dev->host->self, status, code, text);
+}
+
+/* After these the context of the process is gone for good. */
+static bool is_fatal(cudaError_t error)
+{
+    switch (error) {
+        case cudaErrorIllegalAddress:
+        case cudaErrorLaunchTimeout:
+        case cudaErrorHardwareStackError:
+        case cudaErrorIllegalInstruction:
+        case cudaErrorMisalignedAddress:
+        case cudaErrorInvalidAddressSpace:
+        case cudaErrorInvalidPc:
+        case cudaErrorLaunchFailure:
+        case cudaErrorECCUncorrectable:
+        case cudaErrorAssert:
+        case cudaErrorDevicesUnavailable:
+        case cudaErrorSystemDriverMismatch:
+        case cudaErrorUnknown: return true;
+        default: return false;
+    }
+}
+
+dq_status dq_cuda_check(dq_cuda_device *dev, cudaError_t error, const char *what)
+{
+    if (error == cudaSuccess) return DQ_OK;
+    (void)cudaGetLastError(); /* an error that is not fatal must not be seen again */
+    if (error == cudaErrorMemoryAllocation)
+        return dq_cuda_fail(dev, DQ_E_DEVICE_MEMORY, error, "%s: %s", what, cudaGetErrorString(error));
+    if (is_fatal(error)) dev->lost = 1;
+    return dq_cuda_fail(dev, dev->lost ? DQ_E_DEVICE_LOST : DQ_E_BACKEND, error, "%s: %s", what,
+                        cudaGetErrorString(error));
+}
+
+dq_status dq_cuda_check_blas(dq_cuda_device *dev, cublasStatus_t status, const char *what)
+{
+    if (status == CUBLAS_STATUS_SUCCESS) return DQ_OK;
+    return dq_cuda_fail(dev, status == CUBLAS_STATUS_ALLOC_FAILED ? DQ_E_DEVICE_MEMORY : DQ_E_BACKEND, status,
+                        "%s: cuBLAS %s", what, cublasGetStatusString(status));
+}
+
+dq_status dq_cuda_check_solver(dq_cuda_device *dev, cusolverStatus_t status, const char *what)
+{
+    if (status == CUSOLVER_STATUS_SUCCESS) return DQ_OK;
+    return dq_cuda_fail(dev, status == CUSOLVER_STATUS_ALLOC_FAILED ? DQ_E_DEVICE_MEMORY : DQ_E_BACKEND, status,
+                        "%s: cuSOLVER status %d", what, (int)status);
+}
+
+dq_status dq_cuda_launched(dq_cuda_device *dev, const char *op) { return dq_cuda_check(dev, cudaGetLastError(), op); }
+
+dq_status dq_cuda_enter(dq_cuda_device *dev)
+{
+    return dq_cuda_check(dev, cudaSetDevice(dev->ordinal), "choosing the card");
+}
+
+static const char *fault_op(unsigned long long op)
+{
+    static const char *const names[] = {"?",          "gather_rows", "gather_cols", "quantize_weight", "dequantize_weight",
+                                        "gptq_block", "gptq_factor"};
+    return op < sizeof names / sizeof names[0] ? names[op] : "?";
+}
+
+dq_status dq_cuda_wait(dq_cuda_device *dev)
+{
+    CU_TRY(dq_cuda_check(dev,
+                         cudaMemcpyAsync(dev->fault_host, dev->fault, sizeof *dev->fault, cudaMemcpyDeviceToHost,
+                                         dev->stream),
+                         "reading the error flag"));
+    CU_TRY(dq_cuda_check(dev, cudaStreamSynchronize(dev->stream), "waiting for queued work"));
+    unsigned long long first = dev->fault_host->first;
+    if (first == ~0ull) return DQ_OK;
+    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(dev->fault, 0xff, sizeof *dev->fault, dev->stream), "error flag"));
+    return dq_cuda_fail(dev, DQ_E_INVALID, 0, "%s: index[%llu] is out of range", fault_op(first >> 40),
+                        first & 0xffffffffffull);
+}
+
+/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,fail_at=N" ---- */
+
+typedef struct options {
+    long long device, memory, fail_at;
+    int tf32;
+} options;
+
+static bool parse_number(const char *text, size_t n, long long *out)
+{
+    if (n == 0 || n > 18) return false;
+    long long value = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] < '0' || text[i] > '9') return false;
+        value = value * 10 + (text[i] - '0');
+    }
+    *out = value;
+    return true;
+}
+
+static bool parse_option(const char *text, size_t n, options *o)
+{
+    const char *equals = (const char *)memchr(text, '=', n);
+    if (!equals) return parse_number(text, n, &o->device);
+    size_t key = (size_t)(equals - text), left = n - key - 1;
+    const char *value = equals + 1;
+    if (key == 6 && memcmp(text, "device", 6) == 0) return parse_number(value, left, &o->device);
+    if (key == 6 && memcmp(text, "memory", 6) == 0) return parse_number(value, left, &o->memory);
+    if (key == 7 && memcmp(text, "fail_at", 7) == 0) return parse_number(value, left, &o->fail_at);
+    if (key != 4 || memcmp(text, "tf32", 4) != 0) return false;
+    o->tf32 = left == 2 && memcmp(value, "on", 2) == 0;
+    return o->tf32 || (left == 3 && memcmp(value, "off", 3) == 0);
+}
+
+static dq_status parse_options(const dq_host *host, const char *text, options *o)
+{
+    memset(o, 0, sizeof *o);
+    while (text && *text) {
+        size_t n = strcspn(text, ",");
+        if (!parse_option(text, n, o)) {
+            char message[200];
+            snprintf(message, sizeof message,
+                     "cuda: '%.*s' is not an option; it takes the card's number, or device=N, memory=BYTES, tf32=on|off, "
+                     "fail_at=N",
+                     n > 60 ? 60 : (int)n, text);
+            return host->fail(host->self, DQ_E_INVALID, 0, message);
+        }
+        text += n + (text[n] == ',');
+    }
+    return DQ_OK;
+}
+
+/* ---- opening and closing ---- */
+
+static dq_status choose_card(dq_cuda_device *dev, const options *o)
+{
+    int count = 0, driver = 0, major = 0, minor = 0, pools = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) {
+        (void)cudaGetLastError();
+        return dq_cuda_fail(dev, DQ_E_BACKEND, error, "no CUDA device: %s",
+                            error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
+    }
+    if (o->device >= count)
+        return dq_cuda_fail(dev, DQ_E_INVALID, 0, "there is no such card; this machine has %d, counted from 0", count);
+    CU_TRY(dq_cuda_check(dev, cudaDriverGetVersion(&driver), "driver version"));
+    CU_TRY(dq_cuda_check(dev, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, dev->ordinal), "query"));
+    CU_TRY(dq_cuda_check(dev, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, dev->ordinal), "query"));
+    if (major < OLDEST_MAJOR)
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "compute capability %d.%d is too old: 8.0 is needed", major, minor);
+    CU_TRY(dq_cuda_check(dev, cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, dev->ordinal), "query"));
+    if (!pools)
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "driver %d.%d has no memory pools", driver / 1000, driver % 1000 / 10);
+    return dq_cuda_check(dev,
+                         cudaDeviceGetAttribute(&dev->max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, dev->ordinal),
+                         "query");
+}
+
+/* Memory given back stays in the pool until the device is closed: the same sizes come and go with each layer. */
+static dq_status keep_pool(dq_cuda_device *dev)
+{
+    cudaMemPool_t pool;
+    uint64_t all = ~(uint64_t)0;
+    CU_TRY(dq_cuda_check(dev, cudaDeviceGetDefaultMemPool(&pool, dev->ordinal), "memory pool"));
+    return dq_cuda_check(dev, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "memory pool");
+}
+
+static dq_status make_stages(dq_cuda_device *dev)
+{
+    dev->stage_bytes = STAGE_BYTES;
+    for (int i = 0; i < DQ_CUDA_STAGES; i++) {
+        CU_TRY(dq_cuda_check(dev, cudaMallocHost(&dev->stage[i].memory, STAGE_BYTES), "pinned staging"));
+        CU_TRY(dq_cuda_check(dev, cudaEventCreateWithFlags(&dev->stage[i].done, cudaEventDisableTiming), "event"));
+    }
+    return DQ_OK;
+}
+
+static dq_status start(dq_cuda_device *dev, const options *o)
+{
+    CU_TRY(choose_card(dev, o));
+    CU_TRY(dq_cuda_enter(dev));
+    CU_TRY(keep_pool(dev));
+    CU_TRY(dq_cuda_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream"));
+    CU_TRY(dq_cuda_check(dev, cudaMalloc((void **)&dev->fault, sizeof *dev->fault), "error flag"));
+    CU_TRY(dq_cuda_check(dev, cudaMallocHost((void **)&dev->fault_host, sizeof *dev->fault), "error flag"));
+    CU_TRY(dq_cuda_check(dev, cudaMalloc(&dev->result, 64), "result"));
+    CU_TRY(dq_cuda_check(dev, cudaMallocHost(&dev->result_host, 64), "result"));
+    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(dev->fault, 0xff, sizeof *dev->fault, dev->stream), "error flag"));
+    CU_TRY(make_stages(dev));
+    CU_TRY(dq_cuda_check_blas(dev, cublasCreate(&dev->blas), "opening cuBLAS"));
+    CU_TRY(dq_cuda_check_blas(dev, cublasSetStream(dev->blas, dev->stream), "cuBLAS stream"));
+    /* A workspace of our own: results then do not depend on what else runs in the process. */
+    CU_TRY(dq_cuda_check(dev, cudaMalloc(&dev->blas_workspace, BLAS_WORKSPACE), "cuBLAS workspace"));
+    CU_TRY(dq_cuda_check_blas(dev, cublasSetWorkspace(dev->blas, dev->blas_workspace, BLAS_WORKSPACE), "workspace"));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnCreate(&dev->solver), "opening cuSOLVER"));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnSetStream(dev->solver, dev->stream), "cuSOLVER stream"));
+    return dq_cuda_check(dev, cudaStreamSynchronize(dev->stream), "opening the card");
+}
+
+static void stop(dq_cuda_device *dev)
+{
+    (void)cudaSetDevice(dev->ordinal);
+    if (dev->stream) (void)cudaStreamSynchronize(dev->stream);
+    if (dev->solver) (void)cusolverDnDestroy(dev->solver);
+    if (dev->blas) (void)cublasDestroy(dev->blas);
+    for (int i = 0; i < DQ_CUDA_STAGES; i++) {
+        if (dev->stage[i].done) (void)cudaEventDestroy(dev->stage[i].done);
+        if (dev->stage[i].memory) (void)cudaFreeHost(dev->stage[i].memory);
+    }
+    if (dev->blas_workspace) (void)cudaFree(dev->blas_workspace);
+    if (dev->fault) (void)cudaFree(dev->fault);
+    if (dev->fault_host) (void)cudaFreeHost(dev->fault_host);
+    if (dev->result) (void)cudaFree(dev->result);
+    if (dev->result_host) (void)cudaFreeHost(dev->result_host);
+    if (dev->stream) (void)cudaStreamDestroy(dev->stream);
+    (void)cudaGetLastError();
+}
+
+static dq_status open_card(const dq_host *host, const char *text, void **out)
+{
+    options o;
+    CU_TRY(parse_options(host, text, &o));
+    dq_cuda_device *dev = (dq_cuda_device *)host->alloc(host->self, sizeof *dev);
+    if (!dev) return host->fail(host->self, DQ_E_NOMEM, 0, "cuda: no memory for the device");
+    memset(dev, 0, sizeof *dev);
+    dev->host = host;
+    dev->ordinal = (int)o.device;
+    dev->tf32 = o.tf32;
+    dev->budget = (uint64_t)o.memory;
+    dev->fail_at = (uint64_t)o.fail_at;
+    dq_status status = start(dev, &o);
+    if (status != DQ_OK) {
+        stop(dev);
+        host->free(host->self, dev);
+        return status;
+    }
+    *out = dev;
+    return DQ_OK;
+}
+
+static void close_card(void *device)
+{
+    dq_cuda_device *dev = (dq_cuda_device *)device;
+    const dq_host *host = dev->host;
+    stop(dev);
+    host->free(host->self, dev);
+}
+
+static dq_status describe(void *device, dq_device_info *out)
+{
+    CU_ENTER(device);
+    cudaDeviceProp p;
+    int driver = 0, runtime = 0, blas = 0;
+    size_t available = 0, total = 0;
+    CU_TRY(dq_cuda_check(dev, cudaGetDeviceProperties(&p, dev->ordinal), "device properties"));
+    CU_TRY(dq_cuda_check(dev, cudaDriverGetVersion(&driver), "driver version"));
+    CU_TRY(dq_cuda_check(dev, cudaRuntimeGetVersion(&runtime), "runtime version"));
+    CU_TRY(dq_cuda_check_blas(dev, cublasGetVersion(dev->blas, &blas), "cuBLAS version"));
+    CU_TRY(dq_cuda_check(dev, cudaMemGetInfo(&available, &total), "free memory"));
+    snprintf(out->name, sizeof out->name, "cuda:%d", dev->ordinal);
+    snprintf(out->description, sizeof out->description, "%.48s, sm_%d%d, driver %d.%d, runtime %d.%d, cuBLAS %d.%d.%d",
+             p.name, p.major, p.minor, driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10,
+             blas / 10000, blas % 10000 / 100, blas % 100);
+    out->memory_total = total;
+    out->memory_free = available;
+    if (dev->budget && dev->budget < out->memory_total) out->memory_total = dev->budget;
+    if (dev->budget && dev->budget - dev->used < out->memory_free) out->memory_free = dev->budget - dev->used;
+    return DQ_OK;
+}
+
+static dq_backend make_table(void)
+{
+    dq_backend t;
+    memset(&t, 0, sizeof t);
+    t.struct_size = sizeof t;
+    t.abi = DQ_BACKEND_ABI;
+    t.name = "cuda";
+    t.open = open_card;
+    t.close = close_card;
+    t.info = describe;
+    t.alloc = dq_cuda_alloc;
+    t.free = dq_cuda_free;
+    t.upload = dq_cuda_upload;
+    t.download = dq_cuda_download;
+    t.sync = dq_cuda_sync;
+    t.fill = dq_cuda_fill;
+    t.convert = dq_cuda_convert;
+    t.axpy = dq_cuda_axpy;
+    t.scale_cols = dq_cuda_scale_cols;
+    t.gather_rows = dq_cuda_gather_rows;
+    t.gather_cols = dq_cuda_gather_cols;
+    t.find_nonfinite = dq_cuda_find_nonfinite;
+    t.dot = dq_cuda_dot;
+    t.gemm = dq_cuda_gemm;
+    t.rmsnorm = dq_cuda_rmsnorm;
+    t.rope = dq_cuda_rope;
+    t.activation = dq_cuda_activation;
+    t.attention = dq_cuda_attention;
+    t.head_nll = dq_cuda_head_nll;
+    t.fake_quant = dq_cuda_fake_quant;
+    t.hadamard = dq_cuda_hadamard;
+    t.syrk = dq_cuda_syrk;
+    t.diag = dq_cuda_diag;
+    t.gptq_factor = dq_cuda_gptq_factor;
+    t.qr = dq_cuda_qr;
+    t.weight_grid = dq_cuda_weight_grid;
+    t.quantize_weight = dq_cuda_quantize_weight;
+    t.dequantize_weight = dq_cuda_dequantize_weight;
+    t.gptq_block = dq_cuda_gptq_block;
+    return t;
+}
+
+static const dq_backend table = make_table();
+
+extern "C" DQ_API const dq_backend *dq_backend_entry(uint32_t abi);
+extern "C" const dq_backend *dq_backend_entry(uint32_t abi) { return abi == DQ_BACKEND_ABI ? &table : NULL; }

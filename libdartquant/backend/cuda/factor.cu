@@ -1,0 +1,174 @@
+/* Factorizations through cuSOLVER and cuBLAS. SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/kernel.h"
+
+/* ---- the GPTQ factor ----
+ * With J the matrix that reverses order, A = M M^T for upper M exactly when J A J = L L^T for lower L = J M J; then
+ * U = M^-1 = J L^-1 J. One Cholesky and one triangular inverse instead of Cholesky, inverse, Cholesky. */
+
+/* a (column-major) = J P A P^T J + damp: damped, permuted, reversed; both triangles. */
+__global__ void assemble_kernel(cu_mat<const float> h, const int32_t *perm, double damp, double *a, dq_cuda_fault *fault)
+{
+    int64_t n = h.rows;
+    CU_STRIDE_LOOP(at, n *n)
+    {
+        int64_t i = n - 1 - at % n, j = n - 1 - at / n;
+        int64_t p = perm ? cu_checked(perm[i], n, fault, CU_OP_FACTOR, i) : i;
+        int64_t q = perm ? cu_checked(perm[j], n, fault, CU_OP_FACTOR, j) : j;
+        double value = p >= q ? h.row(p)[q] : h.row(q)[p];
+        if (i == j) value = (value == 0 ? 1.0 : value) + damp;
+        a[at] = value;
+    }
+}
+
+__global__ void identity_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n *n) x[at] = at % n == at / n; }
+
+/* u = J X J of the column-major lower triangular X, zeros below the diagonal. */
+__global__ void reverse_kernel(const double *x, cu_mat<float> u)
+{
+    int64_t n = u.rows;
+    CU_STRIDE_LOOP(at, n *n)
+    {
+        int64_t r = at / n, c = at % n;
+        u.row(r)[c] = c < r ? 0.0f : (float)x[(n - 1 - r) + (n - 1 - c) * n];
+    }
+}
+
+typedef struct factor_memory {
+    dq_cuda_block a, x, work, info;
+} factor_memory;
+
+static void release(dq_cuda_device *dev, factor_memory *m)
+{
+    dq_cuda_release(dev, &m->a);
+    dq_cuda_release(dev, &m->x);
+    dq_cuda_release(dev, &m->work);
+    dq_cuda_release(dev, &m->info);
+}
+
+static dq_status fetch_info(dq_cuda_device *dev, const dq_cuda_block *info, int *out)
+{
+    CU_TRY(dq_cuda_check(dev,
+                         cudaMemcpyAsync(dev->result_host, info->address, sizeof *out, cudaMemcpyDeviceToHost,
+                                         dev->stream),
+                         "result"));
+    CU_TRY(dq_cuda_wait(dev));
+    *out = *(int *)dev->result_host;
+    return DQ_OK;
+}
+
+static dq_status factor(dq_cuda_device *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
+                        int64_t *info, factor_memory *m)
+{
+    int n = (int)h->rows, words = 0, failed = 0;
+    uint64_t bytes = (uint64_t)n * (uint64_t)n * sizeof(double);
+    double one = 1;
+    CU_TRY(dq_cuda_scratch(dev, bytes, "gptq_factor", &m->a));
+    CU_TRY(dq_cuda_scratch(dev, 16, "gptq_factor", &m->info));
+    double *a = (double *)m->a.address;
+    CU_LAUNCH(dev, assemble_kernel, cu_grid((int64_t)n * n, CU_THREADS), CU_THREADS, 0, cu_view<const float>(h),
+              perm ? (const int32_t *)cu_at(perm) : NULL, damp, a, dev->fault);
+    CU_TRY(dq_cuda_launched(dev, "gptq_factor"));
+    CU_TRY(dq_cuda_check_solver(
+        dev, cusolverDnDpotrf_bufferSize(dev->solver, CUBLAS_FILL_MODE_LOWER, n, a, n, &words), "Cholesky"));
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)words * sizeof(double), "Cholesky", &m->work));
+    CU_TRY(dq_cuda_check_solver(dev,
+                                cusolverDnDpotrf(dev->solver, CUBLAS_FILL_MODE_LOWER, n, a, n,
+                                                 (double *)m->work.address, words, (int *)m->info.address),
+                                "Cholesky"));
+    CU_TRY(fetch_info(dev, &m->info, &failed));
+    if (failed < 0) return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "gptq_factor: Cholesky refused argument %d", -failed);
+    *info = failed == 0 ? 0 : (int64_t)n - failed + 1; /* pivots are taken from the last to the first */
+    if (failed) return DQ_OK;
+    dq_cuda_release(dev, &m->work);
+    CU_TRY(dq_cuda_scratch(dev, bytes, "gptq_factor", &m->x));
+    double *x = (double *)m->x.address;
+    CU_LAUNCH(dev, identity_kernel, cu_grid((int64_t)n * n, CU_THREADS), CU_THREADS, 0, x, (int64_t)n);
+    CU_TRY(dq_cuda_check_blas(dev,
+                              cublasDtrsm(dev->blas, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_N,
+                                          CUBLAS_DIAG_NON_UNIT, n, n, &one, a, n, x, n),
+                              "triangular inverse"));
+    CU_LAUNCH(dev, reverse_kernel, cu_grid((int64_t)n * n, CU_THREADS), CU_THREADS, 0, (const double *)x,
+              cu_view<float>(u));
+    return dq_cuda_launched(dev, "gptq_factor");
+}
+
+static dq_status check_order(dq_cuda_device *dev, const char *op, int64_t n)
+{
+    if (n <= 46340) return DQ_OK;
+    return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "%s: order %lld (46340 at most)", op, (long long)n);
+}
+
+DQ_CUDA_SLOT dq_cuda_gptq_factor(void *device, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
+                                 int64_t *info)
+{
+    CU_ENTER(device);
+    CU_TRY(check_order(dev, "gptq_factor", h->rows));
+    factor_memory m = {};
+    dq_status status = factor(dev, h, perm, damp, u, info, &m);
+    release(dev, &m);
+    return status;
+}
+
+/* ---- QR: double throughout, which costs little at these sizes and serves F32 as well ---- */
+
+template <class T> __global__ void columns_kernel(cu_mat<const T> a, double *out)
+{
+    CU_STRIDE_LOOP(at, a.rows *a.cols) out[at] = (double)a.row(at % a.rows)[at / a.rows];
+}
+
+template <class T> __global__ void rows_kernel(const double *x, bool upper, cu_mat<T> out)
+{
+    CU_STRIDE_LOOP(at, out.rows *out.cols)
+    {
+        int64_t r = at / out.cols, c = at % out.cols;
+        out.row(r)[c] = upper && c < r ? (T)0 : (T)x[r + c * out.rows];
+    }
+}
+
+static dq_status put_rows(dq_cuda_device *dev, const double *x, bool upper, const dq_view *out)
+{
+    unsigned grid = cu_grid(out->rows * out->cols, CU_THREADS);
+    if (out->dtype == DQ_F64)
+        CU_LAUNCH(dev, rows_kernel<double>, grid, CU_THREADS, 0, x, upper, cu_view<double>(out));
+    else
+        CU_LAUNCH(dev, rows_kernel<float>, grid, CU_THREADS, 0, x, upper, cu_view<float>(out));
+    return dq_cuda_launched(dev, "qr");
+}
+
+static dq_status householder(dq_cuda_device *dev, const dq_view *a, const dq_view *q, const dq_view *r,
+                             factor_memory *m)
+{
+    int n = (int)a->rows, words = 0, more = 0, failed = 0;
+    unsigned grid = cu_grid((int64_t)n * n, CU_THREADS);
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)n * (uint64_t)n * sizeof(double), "qr", &m->a));
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)n * sizeof(double), "qr", &m->x));
+    CU_TRY(dq_cuda_scratch(dev, 16, "qr", &m->info));
+    double *x = (double *)m->a.address, *tau = (double *)m->x.address;
+    int *info = (int *)m->info.address;
+    if (a->dtype == DQ_F64)
+        CU_LAUNCH(dev, columns_kernel<double>, grid, CU_THREADS, 0, cu_view<const double>(a), x);
+    else
+        CU_LAUNCH(dev, columns_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(a), x);
+    CU_TRY(dq_cuda_launched(dev, "qr"));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnDgeqrf_bufferSize(dev->solver, n, n, x, n, &words), "qr"));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnDorgqr_bufferSize(dev->solver, n, n, n, x, n, tau, &more), "qr"));
+    if (more > words) words = more;
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)words * sizeof(double), "qr", &m->work));
+    double *work = (double *)m->work.address;
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnDgeqrf(dev->solver, n, n, x, n, tau, work, words, info), "qr"));
+    CU_TRY(fetch_info(dev, &m->info, &failed));
+    if (failed) return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "qr: argument %d was refused", -failed);
+    if (r) CU_TRY(put_rows(dev, x, true, r));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnDorgqr(dev->solver, n, n, n, x, n, tau, work, words, info), "qr"));
+    return put_rows(dev, x, false, q);
+}
+
+DQ_CUDA_SLOT dq_cuda_qr(void *device, const dq_view *a, const dq_view *q, const dq_view *r)
+{
+    CU_ENTER(device);
+    CU_TRY(check_order(dev, "qr", a->rows));
+    factor_memory m = {};
+    dq_status status = householder(dev, a, q, r, &m);
+    release(dev, &m);
+    return status;
+}

@@ -1,0 +1,77 @@
+/* RMS norm, rotary position embedding, activations. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "backend/cuda/kernel.h"
+
+/* One block a row; the sum of squares in double, in a fixed order. */
+__global__ void rmsnorm_kernel(cu_mat<const float> x, const float *weight, double eps, cu_mat<float> y)
+{
+    __shared__ double slots[CU_THREADS / CU_WARP];
+    const float *in = x.row(blockIdx.x);
+    float *out = y.row(blockIdx.x);
+    double sum = 0;
+    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) sum += (double)in[c] * (double)in[c];
+    sum = cu_block_sum(sum, slots);
+    float factor = (float)(1.0 / sqrt(sum / (double)x.cols + eps));
+    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) out[c] = in[c] * factor * (weight ? weight[c] : 1.0f);
+}
+
+DQ_CUDA_SLOT dq_cuda_rmsnorm(void *device, const dq_view *x, const dq_view *weight, double eps, const dq_view *y)
+{
+    CU_ENTER(device);
+    CU_LAUNCH(dev, rmsnorm_kernel, (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x),
+              weight ? (const float *)cu_at(weight) : NULL, eps, cu_view<float>(y));
+    return dq_cuda_launched(dev, "rmsnorm");
+}
+
+__global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int64_t head_dim, cu_mat<float> x)
+{
+    int64_t half = head_dim / 2, pairs = x.cols / 2;
+    CU_STRIDE_LOOP(i, x.rows *pairs)
+    {
+        int64_t r = i / pairs, p = i % pairs, position = r % cosines.rows;
+        float *at = x.row(r) + p / half * head_dim + p % half;
+        float c = cosines.row(position)[p % half], s = sines.row(position)[p % half];
+        float a = at[0], b = at[half];
+        at[0] = fmaf(a, c, -b * s);
+        at[half] = fmaf(b, c, a * s);
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_rope(void *device, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x)
+{
+    CU_ENTER(device);
+    CU_LAUNCH(dev, rope_kernel, cu_grid(x->rows * x->cols / 2, CU_THREADS), CU_THREADS, 0, cu_view<const float>(cos),
+              cu_view<const float>(sin), head_dim, cu_view<float>(x));
+    return dq_cuda_launched(dev, "rope");
+}
+
+__device__ static float activate(int kind, float x)
+{
+    switch (kind) {
+        case DQ_ACT_SILU: return x / (1.0f + expf(-x));
+        case DQ_ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752440f));
+        case DQ_ACT_GELU_TANH: /* sqrt(2/pi); Hendrycks and Gimpel, arXiv 1606.08415 */
+            return 0.5f * x * (1.0f + tanhf(0.79788456080286535588f * (x + 0.044715f * x * x * x)));
+        default: return x > 0 ? x : (x != x ? x : 0.0f);
+    }
+}
+
+__global__ void activation_kernel(int kind, cu_mat<const float> gate, cu_mat<const float> up, cu_mat<float> y)
+{
+    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    {
+        int64_t r = i / y.cols, c = i % y.cols;
+        float value = activate(kind, gate.row(r)[c]);
+        y.row(r)[c] = up.p ? value * up.row(r)[c] : value;
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_activation(void *device, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y)
+{
+    CU_ENTER(device);
+    cu_mat<const float> none = {NULL, 0, 0, 0};
+    CU_LAUNCH(dev, activation_kernel, cu_grid(y->rows * y->cols, CU_THREADS), CU_THREADS, 0, kind,
+              cu_view<const float>(gate), up ? cu_view<const float>(up) : none, cu_view<float>(y));
+    return dq_cuda_launched(dev, "activation");
+}

@@ -1,0 +1,164 @@
+/* cudasim: blocks run one after the other; the threads of a block are fibers on one thread. A fiber runs until it
+ * meets a barrier or a shuffle. The order of fibers is shuffled from block to block, so that a missing barrier changes
+ * results. SPDX-License-Identifier: Apache-2.0 */
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <vector>
+
+namespace cusim {
+
+place here;
+
+namespace {
+
+enum { WARP = 32, STACK = 128 << 10, MOST_THREADS = 1024, SHARED = 256 << 10 };
+enum state { READY, AT_BARRIER, AT_EXCHANGE, DONE };
+
+struct fiber {
+    ucontext_t context;
+    char *stack;
+    dim3 thread;
+    state now;
+    int turn; /* of exchanges */
+};
+
+struct warp_slots {
+    uint64_t bits[2][WARP]; /* by turn: a lane is at most one exchange ahead */
+};
+
+std::vector<fiber> fibers;
+warp_slots slots[MOST_THREADS / WARP];
+ucontext_t scheduler;
+fiber *current;
+const std::function<void()> *body;
+unsigned char *shared_memory;
+size_t shared_bytes;
+uint64_t shuffle_state = 1;
+
+void entry()
+{
+    (*body)();
+    current->now = DONE;
+    swapcontext(&current->context, &scheduler);
+}
+
+void pause(state why)
+{
+    current->now = why;
+    swapcontext(&current->context, &scheduler);
+}
+
+void prepare(int count)
+{
+    while ((int)fibers.size() < count) {
+        fiber f = {};
+        f.stack = (char *)malloc(STACK);
+        if (!f.stack) abort();
+        fibers.push_back(f);
+    }
+    if (!shared_memory) shared_memory = (unsigned char *)aligned_alloc(64, SHARED);
+}
+
+void start(fiber &f, int i, dim3 block)
+{
+    f.thread = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
+    f.now = READY;
+    f.turn = 0;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack;
+    f.context.uc_stack.ss_size = STACK;
+    f.context.uc_link = NULL;
+    makecontext(&f.context, entry, 0);
+}
+
+void run(fiber &f)
+{
+    current = &f;
+    here.thread = f.thread;
+    swapcontext(&scheduler, &f.context);
+}
+
+/* All fibers of [first, last) wait for the same thing, or are done: let them go on. */
+bool release(int first, int last, state why)
+{
+    int waiting = 0;
+    for (int i = first; i < last; i++) {
+        if (fibers[i].now == DONE) continue;
+        if (fibers[i].now != why) return false;
+        waiting++;
+    }
+    for (int i = first; i < last; i++)
+        if (fibers[i].now == why) fibers[i].now = READY;
+    return waiting > 0;
+}
+
+void run_block(int count)
+{
+    for (;;) {
+        /* Any order must do: walk with a stride coprime to the count. */
+        shuffle_state = shuffle_state * 6364136223846793005u + 1442695040888963407u;
+        int offset = (int)(shuffle_state >> 33) % count, backwards = (int)(shuffle_state >> 62) & 1;
+        bool ran = false, left = false;
+        for (int k = 0; k < count; k++) {
+            int i = (offset + (backwards ? count - k : k)) % count;
+            if (fibers[i].now != READY) continue;
+            run(fibers[i]);
+            ran = true;
+        }
+        for (int first = 0; first < count; first += WARP)
+            if (release(first, first + WARP < count ? first + WARP : count, AT_EXCHANGE)) left = true;
+        if (!left && release(0, count, AT_BARRIER)) left = true;
+        if (left) continue;
+        bool done = true;
+        for (int i = 0; i < count; i++) done = done && fibers[i].now == DONE;
+        if (done) return;
+        if (!ran) {
+            fprintf(stderr, "cudasim: threads of a block wait at different places\n");
+            abort();
+        }
+    }
+}
+
+} // namespace
+
+unsigned char *dynamic_shared() { return shared_memory; }
+void block_barrier() { pause(AT_BARRIER); }
+int lane() { return (int)(current - fibers.data()) % WARP; }
+
+uint64_t exchange(uint64_t bits, int from)
+{
+    fiber *self = current;
+    int index = (int)(self - fibers.data());
+    uint64_t *board = slots[index / WARP].bits[self->turn];
+    self->turn ^= 1;
+    board[index % WARP] = bits;
+    pause(AT_EXCHANGE);
+    return board[from % WARP];
+}
+
+void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
+{
+    int count = (int)(block.x * block.y * block.z);
+    if (count < 1 || count > MOST_THREADS || shared > SHARED - 1024 || grid.y > 65535 || grid.z > 65535) {
+        fprintf(stderr, "cudasim: a launch no card would take\n");
+        abort();
+    }
+    prepare(count);
+    body = &kernel;
+    shared_bytes = shared;
+    here.block_dim = block;
+    here.grid_dim = grid;
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) {
+                here.block = dim3(x, y, z);
+                memset(shared_memory, 0xff, shared); /* NaN: nobody may count on old contents */
+                for (int i = 0; i < count; i++) start(fibers[i], i, block);
+                run_block(count);
+            }
+}
+
+} // namespace cusim

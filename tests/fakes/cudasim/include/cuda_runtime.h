@@ -1,0 +1,138 @@
+/* cudasim: enough of the CUDA runtime to run the kernels of libdartquant/backend/cuda on a CPU, thread by thread, so
+ * that their arithmetic and indexing are tested on machines without a card. Our own declarations of the few names used;
+ * memory is host memory, streams are synchronous, threads of a block are fibers that switch at barriers and shuffles.
+ * What it cannot show: races that need true concurrency, alignment traps, speed. SPDX-License-Identifier: Apache-2.0 */
+#ifndef CUDASIM_CUDA_RUNTIME_H
+#define CUDASIM_CUDA_RUNTIME_H
+
+#define DQ_CUDASIM 1
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <functional>
+
+/* ---- language ---- */
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+
+namespace cusim {
+struct place {
+    dim3 thread, block, block_dim, grid_dim;
+};
+extern place here; /* of the fiber that runs */
+unsigned char *dynamic_shared();
+void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
+void block_barrier();
+/* Leaves 8 bytes for the other lanes of the warp, waits for them, and reads those of `lane`. */
+uint64_t exchange(uint64_t bits, int lane);
+int lane();
+} // namespace cusim
+
+#define threadIdx (cusim::here.thread)
+#define blockIdx (cusim::here.block)
+#define blockDim (cusim::here.block_dim)
+#define gridDim (cusim::here.grid_dim)
+#define CU_LAUNCH(dev, kernel, grid, block, shared, ...)                                                               \
+    cusim::launch(dim3(grid), dim3(block), (shared), [=]() { kernel(__VA_ARGS__); })
+#define CU_DYNAMIC_SHARED(name) unsigned char *name = cusim::dynamic_shared()
+
+static inline void __syncthreads() { cusim::block_barrier(); }
+template <class T> static inline T __shfl_sync(unsigned, T x, int from)
+{
+    uint64_t bits = 0;
+    memcpy(&bits, &x, sizeof x);
+    bits = cusim::exchange(bits, from);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int step)
+{
+    return __shfl_sync(mask, x, cusim::lane() ^ step);
+}
+static inline unsigned long long atomicMin(unsigned long long *p, unsigned long long value)
+{
+    unsigned long long old = *p;
+    if (value < old) *p = value;
+    return old;
+}
+
+/* ---- runtime ---- */
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorSystemDriverMismatch = 803,
+    cudaErrorDevicesUnavailable = 46,
+    cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorECCUncorrectable = 214,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchTimeout = 702,
+    cudaErrorAssert = 710,
+    cudaErrorHardwareStackError = 714,
+    cudaErrorIllegalInstruction = 715,
+    cudaErrorMisalignedAddress = 716,
+    cudaErrorInvalidAddressSpace = 717,
+    cudaErrorInvalidPc = 718,
+    cudaErrorLaunchFailure = 719,
+    cudaErrorUnknown = 999
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaDeviceAttr {
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrMemoryPoolsSupported = 115
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+typedef struct cusim_stream *cudaStream_t;
+typedef struct cusim_event *cudaEvent_t;
+typedef struct cusim_pool *cudaMemPool_t;
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor;
+};
+
+const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device);
+cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void *value);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaMalloc(void **memory, size_t bytes);
+cudaError_t cudaFree(void *memory);
+cudaError_t cudaMallocHost(void **memory, size_t bytes);
+cudaError_t cudaFreeHost(void *memory);
+cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value);
+
+#endif
