@@ -323,6 +323,11 @@ static dq_backend make_table(void)
     t.quantize_weight = dq_cuda_quantize_weight;
     t.dequantize_weight = dq_cuda_dequantize_weight;
     t.gptq_block = dq_cuda_gptq_block;
+    t.rotation_loss = dq_cuda_rotation_loss;
+    t.qr_batch = dq_cuda_qr_batch;
+    t.qr_grad = dq_cuda_qr_grad;
+    t.polar = dq_cuda_polar;
+    t.compare_logits = dq_cuda_compare_logits;
     return t;
 }
 

@@ -115,6 +115,15 @@ DQ_CUDA_SLOT dq_cuda_hadamard(void *dev, const dq_hadamard_desc *d, const dq_vie
 DQ_CUDA_SLOT dq_cuda_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                                  int64_t *info);
 DQ_CUDA_SLOT dq_cuda_qr(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
+/* rotation_loss.cu, orthogonal.cu, compare.cu */
+DQ_CUDA_SLOT dq_cuda_rotation_loss(void *dev, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
+                                   const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss);
+DQ_CUDA_SLOT dq_cuda_qr_batch(void *dev, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r);
+DQ_CUDA_SLOT dq_cuda_qr_grad(void *dev, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
+                             const dq_view *da);
+DQ_CUDA_SLOT dq_cuda_polar(void *dev, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
+DQ_CUDA_SLOT dq_cuda_compare_logits(void *dev, const dq_view *a, const dq_view *b, int64_t first,
+                                    const dq_view *state);
 /* weight.cu, gptq.cu */
 DQ_CUDA_SLOT dq_cuda_weight_grid(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
                                  const dq_view *zero);

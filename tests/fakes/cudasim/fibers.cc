@@ -4,9 +4,13 @@
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <ucontext.h>
 
+#include <mutex>
 #include <vector>
+
+#ifndef __x86_64__
+#error "cudasim switches stacks in x86-64 assembly"
+#endif
 
 namespace cusim {
 
@@ -18,7 +22,7 @@ enum { WARP = 32, STACK = 128 << 10, MOST_THREADS = 1024, SHARED = 256 << 10 };
 enum state { READY, AT_BARRIER, AT_EXCHANGE, DONE };
 
 struct fiber {
-    ucontext_t context;
+    void *saved; /* stack pointer while it waits */
     char *stack;
     dim3 thread;
     state now;
@@ -31,24 +35,49 @@ struct warp_slots {
 
 std::vector<fiber> fibers;
 warp_slots slots[MOST_THREADS / WARP];
-ucontext_t scheduler;
+void *scheduler;
 fiber *current;
 const std::function<void()> *body;
 unsigned char *shared_memory;
 size_t shared_bytes;
 uint64_t shuffle_state = 1;
 
+/* Leaves the callee-saved registers on this stack, puts its pointer in *from and goes on with another stack: what
+ * swapcontext does, without its two system calls. */
+extern "C" void cusim_switch(void **from, void *to);
+asm(R"(
+    .text
+    .type cusim_switch, @function
+cusim_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size cusim_switch, .-cusim_switch
+)");
+
 void entry()
 {
     (*body)();
     current->now = DONE;
-    swapcontext(&current->context, &scheduler);
+    cusim_switch(&current->saved, scheduler);
 }
 
 void pause(state why)
 {
     current->now = why;
-    swapcontext(&current->context, &scheduler);
+    cusim_switch(&current->saved, scheduler);
 }
 
 void prepare(int count)
@@ -67,18 +96,20 @@ void start(fiber &f, int i, dim3 block)
     f.thread = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     f.now = READY;
     f.turn = 0;
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack;
-    f.context.uc_stack.ss_size = STACK;
-    f.context.uc_link = NULL;
-    makecontext(&f.context, entry, 0);
+    /* As if it had switched away at the start of `entry`: six registers, the address to return to, and a stack that is
+     * aligned as after a call. */
+    void **top = (void **)(((uintptr_t)f.stack + STACK) & ~(uintptr_t)15) - 2;
+    top[0] = (void *)entry;
+    top[1] = NULL;
+    f.saved = top - 6;
+    memset(f.saved, 0, 6 * sizeof(void *));
 }
 
 void run(fiber &f)
 {
     current = &f;
     here.thread = f.thread;
-    swapcontext(&scheduler, &f.context);
+    cusim_switch(&scheduler, f.saved);
 }
 
 /* All fibers of [first, last) wait for the same thing, or are done: let them go on. */
@@ -146,6 +177,8 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &k
         fprintf(stderr, "cudasim: a launch no card would take\n");
         abort();
     }
+    static std::mutex one; /* two devices may be used by two threads */
+    std::lock_guard<std::mutex> lock(one);
     prepare(count);
     body = &kernel;
     shared_bytes = shared;

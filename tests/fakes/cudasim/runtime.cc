@@ -224,6 +224,11 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t, cublasOperation_t op_a, cublasOpe
 }
 
 extern "C" {
+void strsm_(const char *, const char *, const char *, const char *, const int *, const int *, const float *,
+            const float *, const int *, float *, const int *);
+void dgetrf_(const int *, const int *, double *, const int *, int *, int *);
+void dgetrs_(const char *, const int *, const int *, const double *, const int *, const int *, double *, const int *,
+             int *);
 void dtrsm_(const char *, const char *, const char *, const char *, const int *, const int *, const double *,
             const double *, const int *, double *, const int *);
 void dpotrf_(const char *, const int *, double *, const int *, int *);
@@ -241,7 +246,34 @@ cublasStatus_t cublasDtrsm(cublasHandle_t, cublasSideMode_t side, cublasFillMode
     return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasStrsm(cublasHandle_t, cublasSideMode_t side, cublasFillMode_t uplo, cublasOperation_t trans,
+                           cublasDiagType_t diag, int m, int n, const float *alpha, const float *a, int lda, float *b,
+                           int ldb)
+{
+    strsm_(side == CUBLAS_SIDE_LEFT ? "L" : "R", uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U",
+           trans == CUBLAS_OP_N ? "N" : "T", diag == CUBLAS_DIAG_UNIT ? "U" : "N", &m, &n, alpha, a, &lda, b, &ldb);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 /* ---- cuSOLVER ---- */
+
+cusolverStatus_t cusolverDnDgetrf_bufferSize(cusolverDnHandle_t, int, int, double *, int, int *words)
+{
+    *words = 1;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDgetrf(cusolverDnHandle_t, int m, int n, double *a, int lda, double *, int *pivots,
+                                  int *info)
+{
+    dgetrf_(&m, &n, a, &lda, pivots, info);
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDgetrs(cusolverDnHandle_t, cublasOperation_t trans, int n, int columns, const double *a,
+                                  int lda, const int *pivots, double *b, int ldb, int *info)
+{
+    dgetrs_(trans == CUBLAS_OP_N ? "N" : "T", &n, &columns, a, &lda, pivots, b, &ldb, info);
+    return CUSOLVER_STATUS_SUCCESS;
+}
 
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *handle)
 {

@@ -67,6 +67,13 @@ static inline unsigned long long atomicMin(unsigned long long *p, unsigned long 
     return old;
 }
 
+static inline unsigned long long atomicMax(unsigned long long *p, unsigned long long value)
+{
+    unsigned long long old = *p;
+    if (value > old) *p = value;
+    return old;
+}
+
 /* ---- runtime ---- */
 enum cudaError_t {
     cudaSuccess = 0,

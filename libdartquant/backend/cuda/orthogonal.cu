@@ -1,0 +1,264 @@
+/* Stacks of square matrices: QR, its derivative, polar factors. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <string.h>
+
+#include "backend/cuda/kernel.h"
+
+static dq_view matrix_of(const dq_view *stack, int64_t g)
+{
+    dq_view m = *stack;
+    m.rows = m.cols;
+    m.offset += (uint64_t)(g * m.rows * m.stride * (m.dtype == DQ_F64 ? 8 : 4));
+    return m;
+}
+
+DQ_CUDA_SLOT dq_cuda_qr_batch(void *device, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r)
+{
+    for (int64_t g = 0; g < groups; g++) {
+        dq_view ag = matrix_of(a, g), qg = matrix_of(q, g), rg = matrix_of(r ? r : q, g);
+        CU_TRY(dq_cuda_qr(device, &ag, &qg, r ? &rg : NULL));
+    }
+    return DQ_OK;
+}
+
+/* ---- derivative through QR ---- */
+
+/* c = strict lower triangle of g - g^T */
+template <class T> __global__ void skew_kernel(cu_mat<const T> g, cu_mat<T> c)
+{
+    CU_STRIDE_LOOP(at, c.rows *c.cols)
+    {
+        int64_t i = at / c.cols, j = at % c.cols;
+        c.row(i)[j] = j < i ? g.row(i)[j] - g.row(j)[i] : (T)0;
+    }
+}
+
+/* x r^T = x in place, for row-major x and upper r: as column-major matrices r^T x^T = x^T with r^T lower, transposed. */
+static dq_status solve(dq_cuda_device *dev, const dq_view *r, const dq_view *x)
+{
+    int n = (int)x->rows;
+    cublasStatus_t status;
+    if (x->dtype == DQ_F64) {
+        double one = 1;
+        status = cublasDtrsm(dev->blas, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_T, CUBLAS_DIAG_NON_UNIT, n,
+                             n, &one, (const double *)cu_at(r), (int)r->stride, (double *)cu_at(x), (int)x->stride);
+    } else {
+        float one = 1;
+        status = cublasStrsm(dev->blas, CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_T, CUBLAS_DIAG_NON_UNIT, n,
+                             n, &one, (const float *)cu_at(r), (int)r->stride, (float *)cu_at(x), (int)x->stride);
+    }
+    return dq_cuda_check_blas(dev, status, "triangular solve");
+}
+
+static dq_status grad_of_one(dq_cuda_device *dev, const dq_view *q, const dq_view *r, const dq_view *dq,
+                             const dq_view *da, const dq_view *g, const dq_view *c)
+{
+    unsigned grid = cu_grid(g->rows * g->cols, CU_THREADS);
+    CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, q, dq, 0.0, g, DQ_MATH_F32));
+    if (g->dtype == DQ_F64)
+        CU_LAUNCH(dev, skew_kernel<double>, grid, CU_THREADS, 0, cu_view<const double>(g), cu_view<double>(c));
+    else
+        CU_LAUNCH(dev, skew_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(g), cu_view<float>(c));
+    CU_TRY(dq_cuda_launched(dev, "qr_grad"));
+    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, q, c, 0.0, da, DQ_MATH_F32));
+    return solve(dev, r, da);
+}
+
+DQ_CUDA_SLOT dq_cuda_qr_grad(void *device, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
+                             const dq_view *da)
+{
+    CU_ENTER(device);
+    int64_t n = q->cols;
+    uint64_t bytes = (uint64_t)(n * n) * (q->dtype == DQ_F64 ? 8 : 4);
+    dq_cuda_block scratch = {};
+    CU_TRY(dq_cuda_scratch(dev, 2 * bytes, "qr_grad", &scratch));
+    dq_view g = {&scratch, 0, n, n, n, q->dtype, 0}, c = g;
+    c.offset = bytes;
+    dq_status status = DQ_OK;
+    for (int64_t i = 0; i < groups && status == DQ_OK; i++) {
+        dq_view qi = matrix_of(q, i), ri = matrix_of(r, i), dqi = matrix_of(dq, i), dai = matrix_of(da, i);
+        status = grad_of_one(dev, &qi, &ri, &dqi, &dai, &g, &c);
+    }
+    dq_cuda_release(dev, &scratch);
+    return status;
+}
+
+/* ---- polar factor: Newton's iteration x <- (s x + x^-T / s) / 2 with Higham's Frobenius scaling (SIAM J. Sci. Stat.
+ * Comput. 7, 1986), in double ---- */
+
+enum { NEWTON_STEPS = 60 };
+
+typedef struct polar_memory {
+    int64_t n;
+    double *x, *lu, *inverse;
+    int *pivots, *info;
+    unsigned long long *worst; /* bits of a largest absolute value */
+    double *work;
+    int words;
+} polar_memory;
+
+template <class T> __global__ void widen_kernel(cu_mat<const T> a, double *x)
+{
+    CU_STRIDE_LOOP(at, a.rows *a.cols) x[at] = (double)a.row(at / a.cols)[at % a.cols];
+}
+template <class T> __global__ void narrow_kernel(const double *x, cu_mat<T> u)
+{
+    CU_STRIDE_LOOP(at, u.rows *u.cols) u.row(at / u.cols)[at % u.cols] = (T)x[at];
+}
+__global__ void eye_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n *n) x[at] = at / n == at % n; }
+
+/* The bits of numbers that are not negative are ordered like the numbers, NaN above all. */
+__device__ static void keep_worst(unsigned long long *worst, double value)
+{
+    union {
+        double d;
+        unsigned long long u;
+    } x;
+    x.d = fabs(value);
+    atomicMax(worst, x.u);
+}
+
+__global__ void newton_kernel(double *x, const double *inverse, double s, int64_t n, unsigned long long *change)
+{
+    CU_STRIDE_LOOP(at, n *n)
+    {
+        double old = x[at], next = 0.5 * (s * old + inverse[at % n * n + at / n] / s);
+        x[at] = next;
+        keep_worst(change, next - old);
+    }
+}
+
+__global__ void deviation_kernel(const double *gram, int64_t n, unsigned long long *worst)
+{
+    CU_STRIDE_LOOP(at, n *n) keep_worst(worst, gram[at] - (at / n == at % n ? 1.0 : 0.0));
+}
+
+static dq_status fetch(dq_cuda_device *dev, const void *from, void *to, size_t bytes)
+{
+    CU_TRY(dq_cuda_check(dev, cudaMemcpyAsync(dev->result_host, from, bytes, cudaMemcpyDeviceToHost, dev->stream),
+                         "result"));
+    CU_TRY(dq_cuda_wait(dev));
+    memcpy(to, dev->result_host, bytes);
+    return DQ_OK;
+}
+
+static dq_status norm_of(dq_cuda_device *dev, const dq_cuda_block *owner, const double *x, int64_t n, double *out)
+{
+    dq_view v = {(void *)owner, (uint64_t)((const char *)x - owner->address), n, n, n, DQ_F64, 0};
+    CU_TRY(dq_cuda_dot(dev, &v, &v, out));
+    *out = sqrt(*out);
+    return DQ_OK;
+}
+
+static dq_status invert(dq_cuda_device *dev, const polar_memory *m, bool *singular)
+{
+    int n = (int)m->n, failed = 0;
+    unsigned grid = cu_grid(m->n * m->n, CU_THREADS);
+    CU_TRY(dq_cuda_check(dev,
+                         cudaMemcpyAsync(m->lu, m->x, (size_t)(m->n * m->n) * 8, cudaMemcpyDeviceToDevice, dev->stream),
+                         "polar"));
+    CU_LAUNCH(dev, eye_kernel, grid, CU_THREADS, 0, m->inverse, m->n);
+    CU_TRY(dq_cuda_launched(dev, "polar"));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnDgetrf(dev->solver, n, n, m->lu, n, m->work, m->pivots, m->info), "LU"));
+    CU_TRY(fetch(dev, m->info, &failed, sizeof failed));
+    *singular = failed > 0;
+    if (failed < 0) return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "polar: LU refused argument %d", -failed);
+    if (failed) return DQ_OK;
+    return dq_cuda_check_solver(
+        dev, cusolverDnDgetrs(dev->solver, CUBLAS_OP_N, n, n, m->lu, n, m->pivots, m->inverse, n, m->info), "LU");
+}
+
+/* *good = false when a matrix is singular to working precision or not finite. */
+static dq_status newton(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, bool *good)
+{
+    int64_t n = m->n;
+    *good = false;
+    for (int step = 0; step < NEWTON_STEPS; step++) {
+        double size, other, change;
+        bool singular;
+        CU_TRY(norm_of(dev, owner, m->x, n, &size));
+        if (!isfinite(size) || size == 0) return DQ_OK;
+        CU_TRY(invert(dev, m, &singular));
+        if (singular) return DQ_OK;
+        CU_TRY(norm_of(dev, owner, m->inverse, n, &other));
+        if (!isfinite(other) || size * other > 1e15 * (double)n) return DQ_OK;
+        CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(m->worst, 0, 8, dev->stream), "polar"));
+        CU_LAUNCH(dev, newton_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, m->x, (const double *)m->inverse,
+                  sqrt(other / size), n, m->worst);
+        CU_TRY(dq_cuda_launched(dev, "polar"));
+        CU_TRY(fetch(dev, m->worst, &change, sizeof change));
+        *good = change < 1e-15 * (double)n || (step > 12 && change < 1e-13); /* as near as rounding lets it come */
+        if (*good) return DQ_OK;
+    }
+    return DQ_OK;
+}
+
+static dq_status deviation(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, double *out)
+{
+    int64_t n = m->n;
+    dq_view x = {(void *)owner, (uint64_t)((char *)m->x - owner->address), n, n, n, DQ_F64, 0}, gram = x;
+    gram.offset = (uint64_t)((char *)m->lu - owner->address);
+    CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, &x, &x, 0.0, &gram, DQ_MATH_F32));
+    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(m->worst, 0, 8, dev->stream), "polar"));
+    CU_LAUNCH(dev, deviation_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, (const double *)m->lu, n, m->worst);
+    CU_TRY(dq_cuda_launched(dev, "polar"));
+    return fetch(dev, m->worst, out, sizeof *out);
+}
+
+static dq_status polar_of_one(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, const dq_view *a,
+                              const dq_view *u, double *error)
+{
+    unsigned grid = cu_grid(m->n * m->n, CU_THREADS);
+    bool good;
+    double one = INFINITY;
+    if (a->dtype == DQ_F64)
+        CU_LAUNCH(dev, widen_kernel<double>, grid, CU_THREADS, 0, cu_view<const double>(a), m->x);
+    else
+        CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(a), m->x);
+    CU_TRY(dq_cuda_launched(dev, "polar"));
+    CU_TRY(newton(dev, owner, m, &good));
+    if (good) {
+        if (u->dtype == DQ_F64)
+            CU_LAUNCH(dev, narrow_kernel<double>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<double>(u));
+        else
+            CU_LAUNCH(dev, narrow_kernel<float>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<float>(u));
+        CU_TRY(dq_cuda_launched(dev, "polar"));
+        /* What was stored is what counts. */
+        if (u->dtype == DQ_F32) CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(u), m->x);
+        CU_TRY(deviation(dev, owner, m, &one));
+    }
+    if (!(one <= *error)) *error = one;
+    return DQ_OK;
+}
+
+DQ_CUDA_SLOT dq_cuda_polar(void *device, int64_t groups, int32_t math, const dq_view *a, const dq_view *u,
+                           double *error)
+{
+    CU_ENTER(device);
+    (void)math;
+    int64_t n = a->cols;
+    uint64_t square = (uint64_t)(n * n) * 8;
+    polar_memory m = {};
+    dq_cuda_block scratch = {}, work = {};
+    m.n = n;
+    if (n > 32768) return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "polar: order %lld (32768 at most)", (long long)n);
+    CU_TRY(dq_cuda_scratch(dev, 3 * square + (uint64_t)n * 4 + 64, "polar", &scratch));
+    m.x = (double *)scratch.address;
+    m.lu = m.x + n * n;
+    m.inverse = m.lu + n * n;
+    m.worst = (unsigned long long *)(m.inverse + n * n);
+    m.info = (int *)(m.worst + 1);
+    m.pivots = m.info + 4;
+    dq_status status = dq_cuda_check_solver(
+        dev, cusolverDnDgetrf_bufferSize(dev->solver, (int)n, (int)n, m.lu, (int)n, &m.words), "LU");
+    if (status == DQ_OK) status = dq_cuda_scratch(dev, (uint64_t)m.words * 8, "LU", &work);
+    m.work = (double *)work.address;
+    *error = 0;
+    for (int64_t g = 0; g < groups && status == DQ_OK; g++) {
+        dq_view ag = matrix_of(a, g), ug = matrix_of(u, g);
+        status = polar_of_one(dev, &scratch, &m, &ag, &ug, error);
+    }
+    dq_cuda_release(dev, &work);
+    dq_cuda_release(dev, &scratch);
+    return status;
+}
