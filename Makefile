@@ -101,6 +101,7 @@ $(O)/tests/%: tests/%.c $(TEST_HELPERS) $(STATIC)
 tests-bin: $(TESTS)
 
 .PHONY: all tests-bin test demo bench fuzz install install-headers uninstall check-format format clean help
+include libdartquant/backend/cuda/cuda.mk
 include tests/tests.mk
 
 # ---- installation ------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)/include/dartquant
 
 # ---- housekeeping ------------------------------------------------------------------------------------------------
-FORMATTED = $(shell git ls-files '*.c' '*.h')
+FORMATTED = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cc')
 check-format:
 	@clang-format --dry-run --Werror $(FORMATTED) && echo 'format: ok'
 format:
@@ -142,6 +143,8 @@ help:
 	@echo 'make conformance  BACKEND=/abs/libdartquant-x.so: test your own backend against the reference, op by op'
 	@echo 'make abi-check    symbols, headers and types against the committed interface; make abi-baseline writes that anew'
 	@echo 'make docs         reference pages of the public headers in build/docs (doxygen)'
+	@echo 'make cuda         the CUDA backend as a plug-in, where nvcc is installed (CUDA_ARCH=90 for one card alone)'
+	@echo 'make cuda-test    every op and whole jobs on the card; make cuda-bench measures there'
 	@echo 'make bench        measure against PyTorch, transformers, llama.cpp (sets up a virtual environment)'
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'

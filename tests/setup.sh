@@ -4,7 +4,7 @@ set -eu
 what=${1:-build}
 packages="gcc make pkg-config libopenblas-dev libjansson-dev libpcre2-dev libutf8proc-dev libzip-dev zlib1g-dev python3 python3-venv python3-pip"
 case $what in
-    test) packages="$packages libcmocka-dev valgrind abigail-tools doxygen" ;;
+    test) packages="$packages g++ libcmocka-dev valgrind abigail-tools doxygen" ;;
     bench) packages="$packages" ;;
     fuzz) packages="$packages clang libclang-rt-14-dev" ;;
 esac

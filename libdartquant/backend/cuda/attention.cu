@@ -147,9 +147,17 @@ DQ_CUDA_SLOT dq_cuda_attention(void *device, const dq_attention_desc *d, const d
     if (d->head_dim > 256 || sequences > 65535 || d->heads > 65535)
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "attention: head_dim %d (256 at most), %d heads, %lld sequences",
                             d->head_dim, d->heads, (long long)sequences);
-    attention_args a = {cu_view<const float>(q), cu_view<const float>(k), cu_view<const float>(v), cu_view<float>(o),
-                        d->seqlen, d->heads, d->heads / d->kv_heads, d->head_dim, d->window,
-                        d->math == DQ_MATH_BF16, d->scale};
+    attention_args a = {cu_view<const float>(q),
+                        cu_view<const float>(k),
+                        cu_view<const float>(v),
+                        cu_view<float>(o),
+                        d->seqlen,
+                        d->heads,
+                        d->heads / d->kv_heads,
+                        d->head_dim,
+                        d->window,
+                        d->math == DQ_MATH_BF16,
+                        d->scale};
     dim3 grid((unsigned)cu_div_up(d->seqlen, QUERIES), (unsigned)d->heads, (unsigned)sequences);
     if (d->head_dim <= 64) return launch<4>(dev, a, grid);
     if (d->head_dim <= 128) return launch<8>(dev, a, grid);

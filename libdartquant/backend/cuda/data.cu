@@ -36,7 +36,7 @@ static unsigned elements_grid(const dq_view *v) { return cu_grid(v->rows * v->co
 
 template <class T> __global__ void fill_kernel(cu_mat<T> y, T value)
 {
-    CU_STRIDE_LOOP(i, y.rows *y.cols) y.row(i / y.cols)[i % y.cols] = value;
+    CU_STRIDE_LOOP(i, y.rows * y.cols) y.row(i / y.cols)[i % y.cols] = value;
 }
 
 template <class T> static void fill_with(dq_cuda_device *dev, const dq_view *y, T value)
@@ -70,7 +70,7 @@ DQ_CUDA_SLOT dq_cuda_fill(void *device, double value, const dq_view *y)
 
 template <class X, class Y> __global__ void convert_kernel(cu_mat<const X> x, cu_mat<Y> y)
 {
-    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    CU_STRIDE_LOOP(i, y.rows * y.cols)
     {
         int64_t r = i / y.cols, c = i % y.cols;
         cu_store(y.row(r) + c, (double)cu_load(x.row(r) + c));
@@ -120,7 +120,7 @@ DQ_CUDA_SLOT dq_cuda_convert(void *device, const dq_view *x, const dq_view *y)
 
 template <class T> __global__ void axpy_kernel(double alpha, cu_mat<const T> x, cu_mat<T> y)
 {
-    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    CU_STRIDE_LOOP(i, y.rows * y.cols)
     {
         int64_t r = i / y.cols, c = i % y.cols;
         T *to = y.row(r) + c;
@@ -142,7 +142,7 @@ DQ_CUDA_SLOT dq_cuda_axpy(void *device, double alpha, const dq_view *x, const dq
 
 template <class T> __global__ void scale_cols_kernel(cu_mat<const T> x, const T *v, cu_mat<T> y)
 {
-    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    CU_STRIDE_LOOP(i, y.rows * y.cols)
     {
         int64_t r = i / y.cols, c = i % y.cols;
         y.row(r)[c] = x.row(r)[c] * v[c];
@@ -166,7 +166,7 @@ DQ_CUDA_SLOT dq_cuda_scale_cols(void *device, const dq_view *x, const dq_view *v
 template <class T>
 __global__ void gather_kernel(bool by_rows, cu_mat<const T> x, const int32_t *index, cu_mat<T> y, dq_cuda_fault *fault)
 {
-    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    CU_STRIDE_LOOP(i, y.rows * y.cols)
     {
         int64_t r = i / y.cols, c = i % y.cols;
         if (by_rows)
@@ -184,8 +184,7 @@ static dq_status gather(dq_cuda_device *dev, bool by_rows, const dq_view *x, con
     return dq_cuda_launched(dev, by_rows ? "gather_rows" : "gather_cols");
 }
 
-static dq_status gather_any(dq_cuda_device *dev, bool by_rows, const dq_view *x, const dq_view *index,
-                            const dq_view *y)
+static dq_status gather_any(dq_cuda_device *dev, bool by_rows, const dq_view *x, const dq_view *index, const dq_view *y)
 {
     switch (element_size(x->dtype)) {
         case 8: return gather<uint64_t>(dev, by_rows, x, index, y);
@@ -220,7 +219,7 @@ static dq_status fetch(dq_cuda_device *dev, size_t bytes)
 
 template <class T> __global__ void nonfinite_kernel(cu_mat<const T> x, unsigned long long *first)
 {
-    CU_STRIDE_LOOP(i, x.rows *x.cols)
+    CU_STRIDE_LOOP(i, x.rows * x.cols)
     {
         double value = cu_load(x.row(i / x.cols) + i % x.cols);
         if (!(fabs(value) < INFINITY)) atomicMin(first, (unsigned long long)i);
@@ -260,7 +259,7 @@ template <class T> __global__ void dot_kernel(cu_mat<const T> x, cu_mat<const T>
 {
     __shared__ double slots[CU_THREADS / CU_WARP];
     double sum = 0;
-    CU_STRIDE_LOOP(i, x.rows *x.cols)
+    CU_STRIDE_LOOP(i, x.rows * x.cols)
     {
         int64_t r = i / x.cols, c = i % x.cols;
         sum += (double)x.row(r)[c] * (double)y.row(r)[c];
@@ -282,8 +281,8 @@ DQ_CUDA_SLOT dq_cuda_dot(void *device, const dq_view *x, const dq_view *y, doubl
     dq_cuda_block partial = {};
     CU_TRY(dq_cuda_scratch(dev, DOT_BLOCKS * sizeof(double), "dot", &partial));
     if (x->dtype == DQ_F64)
-        CU_LAUNCH(dev, dot_kernel<double>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const double>(x), cu_view<const double>(y),
-                  (double *)partial.address);
+        CU_LAUNCH(dev, dot_kernel<double>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const double>(x),
+                  cu_view<const double>(y), (double *)partial.address);
     else
         CU_LAUNCH(dev, dot_kernel<float>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const float>(x), cu_view<const float>(y),
                   (double *)partial.address);

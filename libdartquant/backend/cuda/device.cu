@@ -76,17 +76,16 @@ dq_status dq_cuda_enter(dq_cuda_device *dev)
 
 static const char *fault_op(unsigned long long op)
 {
-    static const char *const names[] = {"?",          "gather_rows", "gather_cols", "quantize_weight", "dequantize_weight",
-                                        "gptq_block", "gptq_factor"};
+    static const char *const names[] = {
+        "?", "gather_rows", "gather_cols", "quantize_weight", "dequantize_weight", "gptq_block", "gptq_factor"};
     return op < sizeof names / sizeof names[0] ? names[op] : "?";
 }
 
 dq_status dq_cuda_wait(dq_cuda_device *dev)
 {
-    CU_TRY(dq_cuda_check(dev,
-                         cudaMemcpyAsync(dev->fault_host, dev->fault, sizeof *dev->fault, cudaMemcpyDeviceToHost,
-                                         dev->stream),
-                         "reading the error flag"));
+    CU_TRY(dq_cuda_check(
+        dev, cudaMemcpyAsync(dev->fault_host, dev->fault, sizeof *dev->fault, cudaMemcpyDeviceToHost, dev->stream),
+        "reading the error flag"));
     CU_TRY(dq_cuda_check(dev, cudaStreamSynchronize(dev->stream), "waiting for queued work"));
     unsigned long long first = dev->fault_host->first;
     if (first == ~0ull) return DQ_OK;
@@ -135,10 +134,11 @@ static dq_status parse_options(const dq_host *host, const char *text, options *o
         size_t n = strcspn(text, ",");
         if (!parse_option(text, n, o)) {
             char message[200];
-            snprintf(message, sizeof message,
-                     "cuda: '%.*s' is not an option; it takes the card's number, or device=N, memory=BYTES, tf32=on|off, "
-                     "fail_at=N",
-                     n > 60 ? 60 : (int)n, text);
+            snprintf(
+                message, sizeof message,
+                "cuda: '%.*s' is not an option; it takes the card's number, or device=N, memory=BYTES, tf32=on|off, "
+                "fail_at=N",
+                n > 60 ? 60 : (int)n, text);
             return host->fail(host->self, DQ_E_INVALID, 0, message);
         }
         text += n + (text[n] == ',');
@@ -160,16 +160,19 @@ static dq_status choose_card(dq_cuda_device *dev, const options *o)
     if (o->device >= count)
         return dq_cuda_fail(dev, DQ_E_INVALID, 0, "there is no such card; this machine has %d, counted from 0", count);
     CU_TRY(dq_cuda_check(dev, cudaDriverGetVersion(&driver), "driver version"));
-    CU_TRY(dq_cuda_check(dev, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, dev->ordinal), "query"));
-    CU_TRY(dq_cuda_check(dev, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, dev->ordinal), "query"));
+    CU_TRY(
+        dq_cuda_check(dev, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, dev->ordinal), "query"));
+    CU_TRY(
+        dq_cuda_check(dev, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, dev->ordinal), "query"));
     if (major < OLDEST_MAJOR)
-        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "compute capability %d.%d is too old: 8.0 is needed", major, minor);
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "compute capability %d.%d is too old: 8.0 is needed", major,
+                            minor);
     CU_TRY(dq_cuda_check(dev, cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, dev->ordinal), "query"));
     if (!pools)
-        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "driver %d.%d has no memory pools", driver / 1000, driver % 1000 / 10);
-    return dq_cuda_check(dev,
-                         cudaDeviceGetAttribute(&dev->max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, dev->ordinal),
-                         "query");
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "driver %d.%d has no memory pools", driver / 1000,
+                            driver % 1000 / 10);
+    return dq_cuda_check(
+        dev, cudaDeviceGetAttribute(&dev->max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, dev->ordinal), "query");
 }
 
 /* Memory given back stays in the pool until the device is closed: the same sizes come and go with each layer. */

@@ -97,8 +97,8 @@ DQ_CUDA_SLOT dq_cuda_find_nonfinite(void *dev, const dq_view *x, int64_t *index)
 DQ_CUDA_SLOT dq_cuda_dot(void *dev, const dq_view *x, const dq_view *y, double *out);
 DQ_CUDA_SLOT dq_cuda_diag(void *dev, const dq_view *h, const dq_view *v);
 /* gemm.cu */
-DQ_CUDA_SLOT dq_cuda_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a,
-                          const dq_view *b, double beta, const dq_view *c, int32_t math);
+DQ_CUDA_SLOT dq_cuda_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a, const dq_view *b,
+                          double beta, const dq_view *c, int32_t math);
 DQ_CUDA_SLOT dq_cuda_syrk(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h);
 /* forward.cu */
 DQ_CUDA_SLOT dq_cuda_rmsnorm(void *dev, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
@@ -122,8 +122,7 @@ DQ_CUDA_SLOT dq_cuda_qr_batch(void *dev, int64_t groups, const dq_view *a, const
 DQ_CUDA_SLOT dq_cuda_qr_grad(void *dev, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
                              const dq_view *da);
 DQ_CUDA_SLOT dq_cuda_polar(void *dev, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
-DQ_CUDA_SLOT dq_cuda_compare_logits(void *dev, const dq_view *a, const dq_view *b, int64_t first,
-                                    const dq_view *state);
+DQ_CUDA_SLOT dq_cuda_compare_logits(void *dev, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state);
 /* weight.cu, gptq.cu */
 DQ_CUDA_SLOT dq_cuda_weight_grid(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
                                  const dq_view *zero);

@@ -1,4 +1,6 @@
 /* Factorizations through cuSOLVER and cuBLAS. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
 #include "backend/cuda/kernel.h"
 
 /* ---- the GPTQ factor ----
@@ -6,10 +8,11 @@
  * U = M^-1 = J L^-1 J. One Cholesky and one triangular inverse instead of Cholesky, inverse, Cholesky. */
 
 /* a (column-major) = J P A P^T J + damp: damped, permuted, reversed; both triangles. */
-__global__ void assemble_kernel(cu_mat<const float> h, const int32_t *perm, double damp, double *a, dq_cuda_fault *fault)
+__global__ void assemble_kernel(cu_mat<const float> h, const int32_t *perm, double damp, double *a,
+                                dq_cuda_fault *fault)
 {
     int64_t n = h.rows;
-    CU_STRIDE_LOOP(at, n *n)
+    CU_STRIDE_LOOP(at, n * n)
     {
         int64_t i = n - 1 - at % n, j = n - 1 - at / n;
         int64_t p = perm ? cu_checked(perm[i], n, fault, CU_OP_FACTOR, i) : i;
@@ -20,16 +23,27 @@ __global__ void assemble_kernel(cu_mat<const float> h, const int32_t *perm, doub
     }
 }
 
-__global__ void identity_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n *n) x[at] = at % n == at / n; }
+__global__ void identity_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n * n) x[at] = at % n == at / n; }
 
 /* u = J X J of the column-major lower triangular X, zeros below the diagonal. */
 __global__ void reverse_kernel(const double *x, cu_mat<float> u)
 {
     int64_t n = u.rows;
-    CU_STRIDE_LOOP(at, n *n)
+    CU_STRIDE_LOOP(at, n * n)
     {
         int64_t r = at / n, c = at % n;
         u.row(r)[c] = c < r ? 0.0f : (float)x[(n - 1 - r) + (n - 1 - c) * n];
+    }
+}
+
+/* Lowers *info to i + 1 for a diagonal entry i that is not positive or not finite: a NaN pivot need not be noticed by the
+ * factorization itself. */
+__global__ void pivots_kernel(const double *a, int64_t n, unsigned long long *first)
+{
+    CU_STRIDE_LOOP(i, n)
+    {
+        double pivot = a[i + i * n];
+        if (!(pivot > 0 && pivot < INFINITY)) atomicMin(first, (unsigned long long)i + 1);
     }
 }
 
@@ -47,12 +61,25 @@ static void release(dq_cuda_device *dev, factor_memory *m)
 
 static dq_status fetch_info(dq_cuda_device *dev, const dq_cuda_block *info, int *out)
 {
-    CU_TRY(dq_cuda_check(dev,
-                         cudaMemcpyAsync(dev->result_host, info->address, sizeof *out, cudaMemcpyDeviceToHost,
-                                         dev->stream),
-                         "result"));
+    CU_TRY(dq_cuda_check(
+        dev, cudaMemcpyAsync(dev->result_host, info->address, sizeof *out, cudaMemcpyDeviceToHost, dev->stream),
+        "result"));
     CU_TRY(dq_cuda_wait(dev));
     *out = *(int *)dev->result_host;
+    return DQ_OK;
+}
+
+static dq_status check_pivots(dq_cuda_device *dev, const double *a, int64_t n, int *failed)
+{
+    unsigned long long *first = (unsigned long long *)dev->result, found;
+    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(first, 0xff, sizeof *first, dev->stream), "gptq_factor"));
+    CU_LAUNCH(dev, pivots_kernel, cu_grid(n, CU_THREADS), CU_THREADS, 0, a, n, first);
+    CU_TRY(dq_cuda_launched(dev, "gptq_factor"));
+    CU_TRY(dq_cuda_check(
+        dev, cudaMemcpyAsync(dev->result_host, first, sizeof found, cudaMemcpyDeviceToHost, dev->stream), "result"));
+    CU_TRY(dq_cuda_wait(dev));
+    found = *(unsigned long long *)dev->result_host;
+    *failed = found == ~0ull ? 0 : (int)found;
     return DQ_OK;
 }
 
@@ -68,15 +95,17 @@ static dq_status factor(dq_cuda_device *dev, const dq_view *h, const dq_view *pe
     CU_LAUNCH(dev, assemble_kernel, cu_grid((int64_t)n * n, CU_THREADS), CU_THREADS, 0, cu_view<const float>(h),
               perm ? (const int32_t *)cu_at(perm) : NULL, damp, a, dev->fault);
     CU_TRY(dq_cuda_launched(dev, "gptq_factor"));
-    CU_TRY(dq_cuda_check_solver(
-        dev, cusolverDnDpotrf_bufferSize(dev->solver, CUBLAS_FILL_MODE_LOWER, n, a, n, &words), "Cholesky"));
+    CU_TRY(dq_cuda_check_solver(dev, cusolverDnDpotrf_bufferSize(dev->solver, CUBLAS_FILL_MODE_LOWER, n, a, n, &words),
+                                "Cholesky"));
     CU_TRY(dq_cuda_scratch(dev, (uint64_t)words * sizeof(double), "Cholesky", &m->work));
     CU_TRY(dq_cuda_check_solver(dev,
                                 cusolverDnDpotrf(dev->solver, CUBLAS_FILL_MODE_LOWER, n, a, n,
                                                  (double *)m->work.address, words, (int *)m->info.address),
                                 "Cholesky"));
     CU_TRY(fetch_info(dev, &m->info, &failed));
-    if (failed < 0) return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "gptq_factor: Cholesky refused argument %d", -failed);
+    if (failed < 0)
+        return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "gptq_factor: Cholesky refused argument %d", -failed);
+    if (failed == 0) CU_TRY(check_pivots(dev, a, n, &failed));
     *info = failed == 0 ? 0 : (int64_t)n - failed + 1; /* pivots are taken from the last to the first */
     if (failed) return DQ_OK;
     dq_cuda_release(dev, &m->work);
@@ -113,12 +142,12 @@ DQ_CUDA_SLOT dq_cuda_gptq_factor(void *device, const dq_view *h, const dq_view *
 
 template <class T> __global__ void columns_kernel(cu_mat<const T> a, double *out)
 {
-    CU_STRIDE_LOOP(at, a.rows *a.cols) out[at] = (double)a.row(at % a.rows)[at / a.rows];
+    CU_STRIDE_LOOP(at, a.rows * a.cols) out[at] = (double)a.row(at % a.rows)[at / a.rows];
 }
 
 template <class T> __global__ void rows_kernel(const double *x, bool upper, cu_mat<T> out)
 {
-    CU_STRIDE_LOOP(at, out.rows *out.cols)
+    CU_STRIDE_LOOP(at, out.rows * out.cols)
     {
         int64_t r = at / out.cols, c = at % out.cols;
         out.row(r)[c] = upper && c < r ? (T)0 : (T)x[r + c * out.rows];

@@ -27,7 +27,7 @@ DQ_CUDA_SLOT dq_cuda_rmsnorm(void *device, const dq_view *x, const dq_view *weig
 __global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int64_t head_dim, cu_mat<float> x)
 {
     int64_t half = head_dim / 2, pairs = x.cols / 2;
-    CU_STRIDE_LOOP(i, x.rows *pairs)
+    CU_STRIDE_LOOP(i, x.rows * pairs)
     {
         int64_t r = i / pairs, p = i % pairs, position = r % cosines.rows;
         float *at = x.row(r) + p / half * head_dim + p % half;
@@ -59,7 +59,7 @@ __device__ static float activate(int kind, float x)
 
 __global__ void activation_kernel(int kind, cu_mat<const float> gate, cu_mat<const float> up, cu_mat<float> y)
 {
-    CU_STRIDE_LOOP(i, y.rows *y.cols)
+    CU_STRIDE_LOOP(i, y.rows * y.cols)
     {
         int64_t r = i / y.cols, c = i % y.cols;
         float value = activate(kind, gate.row(r)[c]);

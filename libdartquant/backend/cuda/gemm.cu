@@ -52,21 +52,21 @@ static dq_status multiply(dq_cuda_device *dev, const product *p, dq_dtype type, 
 {
     float alpha32 = (float)alpha, beta32 = (float)beta;
     bool f64 = type == DQ_F64;
-    cublasComputeType_t compute = f64 ? CUBLAS_COMPUTE_64F
+    cublasComputeType_t compute = f64                           ? CUBLAS_COMPUTE_64F
                                   : type == DQ_F32 && dev->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                                 : CUBLAS_COMPUTE_32F;
-    cublasStatus_t status = cublasGemmEx_64(
-        dev->blas, p->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, p->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N, p->cols, p->rows,
-        p->depth, f64 ? (void *)&alpha : (void *)&alpha32, b->p, blas_type(type), b->stride, a->p, blas_type(type),
-        a->stride, f64 ? (void *)&beta : (void *)&beta32, cu_at(c), blas_type(c->dtype), c->stride, compute,
-        CUBLAS_GEMM_DEFAULT);
+    cublasStatus_t status =
+        cublasGemmEx_64(dev->blas, p->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, p->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+                        p->cols, p->rows, p->depth, f64 ? (void *)&alpha : (void *)&alpha32, b->p, blas_type(type),
+                        b->stride, a->p, blas_type(type), a->stride, f64 ? (void *)&beta : (void *)&beta32, cu_at(c),
+                        blas_type(c->dtype), c->stride, compute, CUBLAS_GEMM_DEFAULT);
     return dq_cuda_check_blas(dev, status, "gemm");
 }
 
 /* c *= beta, for sums without terms. */
 template <class T> __global__ void scale_kernel(double beta, cu_mat<T> c)
 {
-    CU_STRIDE_LOOP(i, c.rows *c.cols)
+    CU_STRIDE_LOOP(i, c.rows * c.cols)
     {
         T *at = c.row(i / c.cols) + i % c.cols;
         *at = beta == 0 ? (T)0 : (T)(beta * (double)*at);
@@ -106,7 +106,7 @@ DQ_CUDA_SLOT dq_cuda_gemm(void *device, int32_t trans_a, int32_t trans_b, double
 /* Adds the lower triangle of a square block; beta was applied to the old values here. */
 __global__ void lower_kernel(cu_mat<const float> block, double beta, cu_mat<float> h)
 {
-    CU_STRIDE_LOOP(i, h.rows *h.cols)
+    CU_STRIDE_LOOP(i, h.rows * h.cols)
     {
         int64_t r = i / h.cols, c = i % h.cols;
         if (c > r) continue;
@@ -139,7 +139,7 @@ static dq_status syrk_rows(dq_cuda_device *dev, double alpha, const dq_view *x, 
 
 __global__ void scale_lower_kernel(double beta, cu_mat<float> h)
 {
-    CU_STRIDE_LOOP(i, h.rows *h.cols)
+    CU_STRIDE_LOOP(i, h.rows * h.cols)
     {
         int64_t r = i / h.cols, c = i % h.cols;
         if (c <= r) h.row(r)[c] = beta == 0 ? 0.0f : (float)(beta * (double)h.row(r)[c]);

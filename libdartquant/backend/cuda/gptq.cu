@@ -69,7 +69,7 @@ template <int EACH> static dq_status launch(dq_cuda_device *dev, const block_arg
 {
     int64_t bytes = a.u.cols * a.u.cols * 4;
     CU_TRY(cu_allow_shared(dev, block_kernel<EACH>, bytes));
-    CU_LAUNCH(dev, block_kernel<EACH>, (unsigned)cu_div_up(a.w.rows, BLOCK_WARPS), BLOCK_WARPS *CU_WARP, (size_t)bytes,
+    CU_LAUNCH(dev, block_kernel<EACH>, (unsigned)cu_div_up(a.w.rows, BLOCK_WARPS), BLOCK_WARPS * CU_WARP, (size_t)bytes,
               a);
     return dq_cuda_launched(dev, "gptq_block");
 }
@@ -82,9 +82,15 @@ DQ_CUDA_SLOT dq_cuda_gptq_block(void *device, const dq_grid_desc *d, const dq_vi
     if (u->cols > 160) /* 100 KB of shared memory, which every supported card has */
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "gptq_block: blocks of %lld columns (160 at most)",
                             (long long)u->cols);
-    block_args a = {*d, cu_view<float>(w), cu_view<const float>(u), cu_view<const float>(scale),
-                    cu_view<const float>(zero), (const int32_t *)cu_at(group_index), cu_view<uint8_t>(codes),
-                    cu_view<float>(err), dev->fault};
+    block_args a = {*d,
+                    cu_view<float>(w),
+                    cu_view<const float>(u),
+                    cu_view<const float>(scale),
+                    cu_view<const float>(zero),
+                    (const int32_t *)cu_at(group_index),
+                    cu_view<uint8_t>(codes),
+                    cu_view<float>(err),
+                    dev->fault};
     if (u->cols <= 32) return launch<1>(dev, a);
     if (u->cols <= 64) return launch<2>(dev, a);
     if (u->cols <= 128) return launch<4>(dev, a);

@@ -88,8 +88,9 @@ static dq_status transform(dq_cuda_device *dev, const hadamard_args &a, const dq
 {
     int64_t bytes = (int64_t)a.n * (int64_t)sizeof(T) + (a.k > 1 ? a.k * a.k : 0);
     if (bytes > dev->max_shared)
-        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "hadamard: order %d needs %lld bytes of shared memory, there are %d",
-                            a.n, (long long)bytes, dev->max_shared);
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0,
+                            "hadamard: order %d needs %lld bytes of shared memory, there are %d", a.n, (long long)bytes,
+                            dev->max_shared);
     CU_TRY(cu_allow_shared(dev, hadamard_kernel<T>, bytes));
     int threads = a.n / RADIX < 32 ? 32 : a.n / RADIX > 512 ? 512 : (a.n / RADIX + 31) / 32 * 32;
     CU_LAUNCH(dev, hadamard_kernel<T>, cu_grid(x->rows * (x->cols / a.n), 1), threads, (size_t)bytes, a,

@@ -9,7 +9,8 @@
 #include "backend/cuda/device.h"
 
 #ifndef DQ_CUDASIM
-#define CU_LAUNCH(dev, kernel, grid, block, shared, ...) kernel<<<(grid), (block), (shared), (dev)->stream>>>(__VA_ARGS__)
+#define CU_LAUNCH(dev, kernel, grid, block, shared, ...)                                                               \
+    kernel<<<(grid), (block), (shared), (dev)->stream>>>(__VA_ARGS__)
 #define CU_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
@@ -170,10 +171,9 @@ static inline unsigned cu_grid(int64_t count, int64_t per_block)
 template <class K> static inline dq_status cu_allow_shared(dq_cuda_device *dev, K *kernel, int64_t bytes)
 {
     if (bytes <= 48 * 1024) return DQ_OK;
-    return dq_cuda_check(dev,
-                         cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)bytes),
-                         "shared memory of a kernel");
+    return dq_cuda_check(
+        dev, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+        "shared memory of a kernel");
 }
 
 /* A bad index, reported at the next wait; kernels then use element 0 so that nothing is read out of bounds. */

@@ -108,8 +108,8 @@ DQ_CUDA_SLOT dq_cuda_download(void *device, void *dst, void *mem, uint64_t offse
         if (i < pieces) {
             dq_cuda_stage *stage = &dev->stage[i % 2];
             uint64_t at = i * dev->stage_bytes, n = bytes - at < dev->stage_bytes ? bytes - at : dev->stage_bytes;
-            CU_TRY(dq_cuda_check(
-                dev, cudaMemcpyAsync(stage->memory, from + at, n, cudaMemcpyDeviceToHost, dev->stream), "download"));
+            CU_TRY(dq_cuda_check(dev, cudaMemcpyAsync(stage->memory, from + at, n, cudaMemcpyDeviceToHost, dev->stream),
+                                 "download"));
             CU_TRY(dq_cuda_check(dev, cudaEventRecord(stage->done, dev->stream), "download"));
         }
         if (i > 0) {

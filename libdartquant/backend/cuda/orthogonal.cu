@@ -26,7 +26,7 @@ DQ_CUDA_SLOT dq_cuda_qr_batch(void *device, int64_t groups, const dq_view *a, co
 /* c = strict lower triangle of g - g^T */
 template <class T> __global__ void skew_kernel(cu_mat<const T> g, cu_mat<T> c)
 {
-    CU_STRIDE_LOOP(at, c.rows *c.cols)
+    CU_STRIDE_LOOP(at, c.rows * c.cols)
     {
         int64_t i = at / c.cols, j = at % c.cols;
         c.row(i)[j] = j < i ? g.row(i)[j] - g.row(j)[i] : (T)0;
@@ -99,13 +99,13 @@ typedef struct polar_memory {
 
 template <class T> __global__ void widen_kernel(cu_mat<const T> a, double *x)
 {
-    CU_STRIDE_LOOP(at, a.rows *a.cols) x[at] = (double)a.row(at / a.cols)[at % a.cols];
+    CU_STRIDE_LOOP(at, a.rows * a.cols) x[at] = (double)a.row(at / a.cols)[at % a.cols];
 }
 template <class T> __global__ void narrow_kernel(const double *x, cu_mat<T> u)
 {
-    CU_STRIDE_LOOP(at, u.rows *u.cols) u.row(at / u.cols)[at % u.cols] = (T)x[at];
+    CU_STRIDE_LOOP(at, u.rows * u.cols) u.row(at / u.cols)[at % u.cols] = (T)x[at];
 }
-__global__ void eye_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n *n) x[at] = at / n == at % n; }
+__global__ void eye_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n * n) x[at] = at / n == at % n; }
 
 /* The bits of numbers that are not negative are ordered like the numbers, NaN above all. */
 __device__ static void keep_worst(unsigned long long *worst, double value)
@@ -120,7 +120,7 @@ __device__ static void keep_worst(unsigned long long *worst, double value)
 
 __global__ void newton_kernel(double *x, const double *inverse, double s, int64_t n, unsigned long long *change)
 {
-    CU_STRIDE_LOOP(at, n *n)
+    CU_STRIDE_LOOP(at, n * n)
     {
         double old = x[at], next = 0.5 * (s * old + inverse[at % n * n + at / n] / s);
         x[at] = next;
@@ -130,7 +130,7 @@ __global__ void newton_kernel(double *x, const double *inverse, double s, int64_
 
 __global__ void deviation_kernel(const double *gram, int64_t n, unsigned long long *worst)
 {
-    CU_STRIDE_LOOP(at, n *n) keep_worst(worst, gram[at] - (at / n == at % n ? 1.0 : 0.0));
+    CU_STRIDE_LOOP(at, n * n) keep_worst(worst, gram[at] - (at / n == at % n ? 1.0 : 0.0));
 }
 
 static dq_status fetch(dq_cuda_device *dev, const void *from, void *to, size_t bytes)
@@ -154,9 +154,8 @@ static dq_status invert(dq_cuda_device *dev, const polar_memory *m, bool *singul
 {
     int n = (int)m->n, failed = 0;
     unsigned grid = cu_grid(m->n * m->n, CU_THREADS);
-    CU_TRY(dq_cuda_check(dev,
-                         cudaMemcpyAsync(m->lu, m->x, (size_t)(m->n * m->n) * 8, cudaMemcpyDeviceToDevice, dev->stream),
-                         "polar"));
+    CU_TRY(dq_cuda_check(
+        dev, cudaMemcpyAsync(m->lu, m->x, (size_t)(m->n * m->n) * 8, cudaMemcpyDeviceToDevice, dev->stream), "polar"));
     CU_LAUNCH(dev, eye_kernel, grid, CU_THREADS, 0, m->inverse, m->n);
     CU_TRY(dq_cuda_launched(dev, "polar"));
     CU_TRY(dq_cuda_check_solver(dev, cusolverDnDgetrf(dev->solver, n, n, m->lu, n, m->work, m->pivots, m->info), "LU"));

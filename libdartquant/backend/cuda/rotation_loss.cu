@@ -87,7 +87,8 @@ __global__ void loss_kernel(loss_args a)
             sum += (double)expf(-fabsf(o[i]));
             slope = whip_slope(o[i]);
         } else if (kind == DQ_LOSS_KURTOSIS) {
-            slope = m.s2 == 0 ? 0.0 : 4.0 * (double)n / (m.s2 * m.s2) * (d * d * d - m.s3 / (double)n - m.s4 / m.s2 * d);
+            slope =
+                m.s2 == 0 ? 0.0 : 4.0 * (double)n / (m.s2 * m.s2) * (d * d * d - m.s3 / (double)n - m.s4 / m.s2 * d);
         } else if (kind == DQ_LOSS_VARIANCE) {
             slope = 2.0 * d / (double)n;
         } else {
@@ -160,7 +161,8 @@ static dq_status pass_tile(dq_cuda_device *dev, loss_pass *p, int64_t first, int
     const float *weight = p->weight ? (const float *)cu_at(p->weight) + first : NULL;
     const double *per = d->relative ? (const double *)p->per.address : NULL;
     for (int64_t h = 0; h < d->heads; h++) {
-        dq_view xh = part(&x, 0, rows, h * n, n), oh = part(&o, 0, rows, h * n, n), rg = part(p->r, h / share * n, n, 0, n);
+        dq_view xh = part(&x, 0, rows, h * n, n), oh = part(&o, 0, rows, h * n, n),
+                rg = part(p->r, h / share * n, n, 0, n);
         CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &xh, &rg, 0.0, &oh, d->math));
     }
     CU_TRY(measure_rows(dev, p, &x));
@@ -170,7 +172,8 @@ static dq_status pass_tile(dq_cuda_device *dev, loss_pass *p, int64_t first, int
               p->row_loss ? (float *)cu_at(p->row_loss) + first : NULL, (double *)dev->result);
     CU_TRY(dq_cuda_launched(dev, "rotation_loss"));
     for (int64_t h = 0; p->grad && h < d->heads; h++) {
-        dq_view xh = part(&x, 0, rows, h * n, n), sh = part(&o, 0, rows, h * n, n), gg = part(p->grad, h / share * n, n, 0, n);
+        dq_view xh = part(&x, 0, rows, h * n, n), sh = part(&o, 0, rows, h * n, n),
+                gg = part(p->grad, h / share * n, n, 0, n);
         double beta = first == 0 && h % share == 0 ? d->beta : 1.0;
         CU_TRY(dq_cuda_gemm(dev, 1, 0, d->scale, &xh, &sh, beta, &gg, d->math));
     }
@@ -187,7 +190,8 @@ static dq_status run_pass(dq_cuda_device *dev, loss_pass *p, double *loss)
     for (int64_t first = 0; first < rows; first += p->tile)
         CU_TRY(pass_tile(dev, p, first, rows - first < p->tile ? rows - first : p->tile));
     CU_TRY(dq_cuda_check(
-        dev, cudaMemcpyAsync(dev->result_host, dev->result, sizeof *loss, cudaMemcpyDeviceToHost, dev->stream), "result"));
+        dev, cudaMemcpyAsync(dev->result_host, dev->result, sizeof *loss, cudaMemcpyDeviceToHost, dev->stream),
+        "result"));
     CU_TRY(dq_cuda_wait(dev));
     *loss = p->d->scale * *(double *)dev->result_host;
     return DQ_OK;

@@ -94,7 +94,7 @@ __global__ void quantize_kernel(dq_grid_desc d, cu_mat<const float> w, cu_mat<co
                                 dq_cuda_fault *fault)
 {
     float top = cu_top_code(d.bits);
-    CU_STRIDE_LOOP(i, w.rows *w.cols)
+    CU_STRIDE_LOOP(i, w.rows * w.cols)
     {
         int64_t r = i / w.cols, c = i % w.cols, g = group_of(d, index, c, scale.cols, fault, CU_OP_QUANTIZE);
         codes.row(r)[c] = (uint8_t)cu_code(w.row(r)[c], scale.row(r)[g], zero.row(r)[g], top);
@@ -114,7 +114,7 @@ DQ_CUDA_SLOT dq_cuda_quantize_weight(void *device, const dq_grid_desc *d, const 
 __global__ void dequantize_kernel(dq_grid_desc d, cu_mat<const uint8_t> codes, cu_mat<const float> scale,
                                   cu_mat<const float> zero, const int32_t *index, cu_mat<float> w, dq_cuda_fault *fault)
 {
-    CU_STRIDE_LOOP(i, w.rows *w.cols)
+    CU_STRIDE_LOOP(i, w.rows * w.cols)
     {
         int64_t r = i / w.cols, c = i % w.cols, g = group_of(d, index, c, scale.cols, fault, CU_OP_DEQUANTIZE);
         w.row(r)[c] = cu_code_value((float)codes.row(r)[c], scale.row(r)[g], zero.row(r)[g]);

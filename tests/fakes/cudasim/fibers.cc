@@ -12,11 +12,13 @@
 #error "cudasim switches stacks in x86-64 assembly"
 #endif
 
-namespace cusim {
+namespace cusim
+{
 
 place here;
 
-namespace {
+namespace
+{
 
 enum { WARP = 32, STACK = 128 << 10, MOST_THREADS = 1024, SHARED = 256 << 10 };
 enum state { READY, AT_BARRIER, AT_EXCHANGE, DONE };

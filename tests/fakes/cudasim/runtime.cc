@@ -142,6 +142,24 @@ cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int value)
     return value <= 232448 ? cudaSuccess : keep(cudaErrorUnknown);
 }
 
+/* ---- the CPU's BLAS and LAPACK ---- */
+
+extern "C" {
+void dgemm_(const char *, const char *, const int *, const int *, const int *, const double *, const double *,
+            const int *, const double *, const int *, const double *, double *, const int *);
+void strsm_(const char *, const char *, const char *, const char *, const int *, const int *, const float *,
+            const float *, const int *, float *, const int *);
+void dgetrf_(const int *, const int *, double *, const int *, int *, int *);
+void dgetrs_(const char *, const int *, const int *, const double *, const int *, const int *, double *, const int *,
+             int *);
+void dtrsm_(const char *, const char *, const char *, const char *, const int *, const int *, const double *,
+            const double *, const int *, double *, const int *);
+void dpotrf_(const char *, const int *, double *, const int *, int *);
+void dgeqrf_(const int *, const int *, double *, const int *, double *, double *, const int *, int *);
+void dorgqr_(const int *, const int *, const int *, double *, const int *, const double *, double *, const int *,
+             int *);
+}
+
 /* ---- cuBLAS: column-major, sums in double ---- */
 
 static double element(const void *p, cudaDataType_t type, int64_t i)
@@ -165,14 +183,14 @@ static double element(const void *p, cudaDataType_t type, int64_t i)
     return sign * (e ? ldexp(1024.0 + m, e - 25) : ldexp(m, -24));
 }
 
-/* op(x), rows x cols, widened, rows contiguous */
+/* op(x), rows x cols, widened, column-major without gaps */
 static std::vector<double> widen(const void *p, cudaDataType_t type, int64_t ld, cublasOperation_t op, int64_t rows,
                                  int64_t cols)
 {
     std::vector<double> out((size_t)(rows * cols));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++)
-            out[(size_t)(r * cols + c)] = element(p, type, op == CUBLAS_OP_N ? r + c * ld : c + r * ld);
+    for (int64_t c = 0; c < cols; c++)
+        for (int64_t r = 0; r < rows; r++)
+            out[(size_t)(r + c * rows)] = element(p, type, op == CUBLAS_OP_N ? r + c * ld : c + r * ld);
     return out;
 }
 
@@ -205,36 +223,24 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t, cublasOperation_t op_a, cublasOpe
     if (a_type != b_type || f64 != (a_type == CUDA_R_64F) || lda < (op_a == CUBLAS_OP_N ? m : k) ||
         ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 || k < 1)
         return CUBLAS_STATUS_INVALID_VALUE;
-    double x = f64 ? *(const double *)alpha : *(const float *)alpha, y = f64 ? *(const double *)beta : *(const float *)beta;
-    std::vector<double> left = widen(a, a_type, lda, op_a, m, k);
-    std::vector<double> right = widen(b, b_type, ldb, op_b == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N, n, k);
+    double x = f64 ? *(const double *)alpha : *(const float *)alpha,
+           y = f64 ? *(const double *)beta : *(const float *)beta;
+    std::vector<double> left = widen(a, a_type, lda, op_a, m, k), right = widen(b, b_type, ldb, op_b, k, n);
+    std::vector<double> product((size_t)(m * n));
+    double one = 1, zero = 0;
+    int rows = (int)m, cols = (int)n, depth = (int)k;
+    dgemm_("N", "N", &rows, &cols, &depth, &one, left.data(), &rows, right.data(), &depth, &zero, product.data(),
+           &rows);
     for (int64_t j = 0; j < n; j++)
         for (int64_t i = 0; i < m; i++) {
-            double sum = 0;
-            const double *u = &left[(size_t)(i * k)], *v = &right[(size_t)(j * k)];
-            for (int64_t t = 0; t < k; t++) sum += u[t] * v[t];
             int64_t at = i + j * ldc;
-            double value = x * sum + (y == 0 ? 0.0 : y * element(c, c_type, at));
+            double value = x * product[(size_t)(i + j * m)] + (y == 0 ? 0.0 : y * element(c, c_type, at));
             if (c_type == CUDA_R_64F)
                 ((double *)c)[at] = value;
             else
                 ((float *)c)[at] = (float)value;
         }
     return CUBLAS_STATUS_SUCCESS;
-}
-
-extern "C" {
-void strsm_(const char *, const char *, const char *, const char *, const int *, const int *, const float *,
-            const float *, const int *, float *, const int *);
-void dgetrf_(const int *, const int *, double *, const int *, int *, int *);
-void dgetrs_(const char *, const int *, const int *, const double *, const int *, const int *, double *, const int *,
-             int *);
-void dtrsm_(const char *, const char *, const char *, const char *, const int *, const int *, const double *,
-            const double *, const int *, double *, const int *);
-void dpotrf_(const char *, const int *, double *, const int *, int *);
-void dgeqrf_(const int *, const int *, double *, const int *, double *, double *, const int *, int *);
-void dorgqr_(const int *, const int *, const int *, double *, const int *, const double *, double *, const int *,
-             int *);
 }
 
 cublasStatus_t cublasDtrsm(cublasHandle_t, cublasSideMode_t side, cublasFillMode_t uplo, cublasOperation_t trans,

@@ -26,7 +26,8 @@ struct dim3 {
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
 
-namespace cusim {
+namespace cusim
+{
 struct place {
     dim3 thread, block, block_dim, grid_dim;
 };
