@@ -144,7 +144,7 @@ help:
 	@echo 'make abi-check    symbols, headers and types against the committed interface; make abi-baseline writes that anew'
 	@echo 'make docs         reference pages of the public headers in build/docs (doxygen)'
 	@echo 'make cuda         the CUDA backend as a plug-in, where nvcc is installed (CUDA_ARCH=90 for one card alone)'
-	@echo 'make cuda-test    every op and whole jobs on the card; make cuda-bench measures there'
+	@echo 'make cuda-test    every op of that backend on the card'
 	@echo 'make bench        measure against PyTorch, transformers, llama.cpp (sets up a virtual environment)'
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'

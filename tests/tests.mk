@@ -36,6 +36,11 @@ conformance: $(filter $(O)/tests/conformance/%,$(TESTS))
 	@for t in $^; do echo "== $$t"; DQ_TEST_BACKEND='$(BACKEND)' $$t || exit 1; done
 .PHONY: conformance
 
+# The CUDA backend on a real card: every op against the reference.
+cuda-test: cuda all tests-bin
+	@bash tests/cuda/run_cuda.sh $(O)
+.PHONY: cuda-test
+
 # The binary interface against the one of the first release (docs/abi.md); abi-baseline writes that file anew.
 abi-check: $(SHARED)
 	@tests/setup.sh test

@@ -1,5 +1,8 @@
 /* Weights of a root model: finding them in the source and reading them onto the device.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <limits.h>
+#include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -101,7 +104,21 @@ typedef struct decode_job {
     int64_t tensor, first, rows, cols, rows_per_task;
     float *out;
     atomic_bool failed;
+    atomic_llong bad; /* lowest index of an element that is not finite; LLONG_MAX = none */
 } decode_job;
+
+/* Looked for here, on the host and while the rows are in cache, so that a device with memory of its own need not wait for
+ * every upload. */
+static void note_nonfinite(decode_job *job, int64_t first, int64_t count)
+{
+    for (int64_t i = first; i < first + count; i++) {
+        if (isfinite(job->out[i])) continue;
+        long long known = atomic_load(&job->bad);
+        while (i < known && !atomic_compare_exchange_weak(&job->bad, &known, i)) {
+        }
+        return;
+    }
+}
 
 static void decode_task(void *arg, int64_t i, int thread)
 {
@@ -111,15 +128,23 @@ static void decode_task(void *arg, int64_t i, int thread)
     int64_t n = job->rows - r < job->rows_per_task ? job->rows - r : job->rows_per_task;
     if (dq_source_read_rows(job->source, job->tensor, job->first + r, n, job->out + r * job->cols) != DQ_OK)
         atomic_store(&job->failed, true);
+    else
+        note_nonfinite(job, r * job->cols, n * job->cols);
 }
 
+/* *bad = index of the first element that is not finite, or -1. */
 static dq_status decode_rows(const dq_model *root, int64_t tensor, int64_t first, int64_t rows, int64_t cols,
-                             float *out)
+                             float *out, int64_t *bad)
 {
-    if (root->source->one_thread) return dq_source_read_rows(root->source, tensor, first, rows, out);
     int64_t per_task = cols < TASK_ELEMENTS ? TASK_ELEMENTS / cols : 1;
-    decode_job job = {root->source, tensor, first, rows, cols, per_task, out, false};
-    dq_run(root->env, (rows + per_task - 1) / per_task, decode_task, &job);
+    decode_job job = {root->source, tensor, first, rows, cols, per_task, out, false, LLONG_MAX};
+    if (root->source->one_thread) {
+        DQ_TRY(dq_source_read_rows(root->source, tensor, first, rows, out));
+        note_nonfinite(&job, 0, rows * cols);
+    } else {
+        dq_run(root->env, (rows + per_task - 1) / per_task, decode_task, &job);
+    }
+    *bad = atomic_load(&job.bad) == LLONG_MAX ? -1 : atomic_load(&job.bad);
     if (!atomic_load(&job.failed)) return DQ_OK;
     /* The error record belongs to the thread that failed: read again on this one. */
     dq_status status = dq_source_read_rows(root->source, tensor, first, rows, out);
@@ -140,16 +165,12 @@ static void unpermute(const float *in, int64_t rows, int64_t cols, int64_t head_
         memcpy(out + r * cols, in + stored_row(r, head_dim) * cols, (size_t)cols * sizeof *out);
 }
 
-/* head_dim: of permuted rows, 0 = rows as they are stored. */
-static dq_status check_finite(const dq_model *root, int64_t tensor, int64_t first, int64_t head_dim,
-                              const dq_tensor *chunk)
+/* `at`: element of rows [first, ...) as they are stored; -1 = all are finite. */
+static dq_status check_finite(const dq_model *root, int64_t tensor, int64_t first, int64_t cols, int64_t at)
 {
-    int64_t at;
-    DQ_TRY(dq_op_find_nonfinite(chunk, &at));
     if (at < 0) return DQ_OK;
     const dq_tensor_info *info = &root->source->tensors[tensor];
-    int64_t row = first + at / chunk->view.cols, col = at % chunk->view.cols;
-    if (head_dim) row = stored_row(row, head_dim);
+    int64_t row = first + at / cols, col = at % cols;
     dq_status status =
         dq_fail(DQ_E_NONFINITE, "the element in row %lld, column %lld is not finite", (long long)row, (long long)col);
     /* of block types, the byte where the row begins */
@@ -186,11 +207,12 @@ static dq_status alloc_staging(const dq_model *root, bool permuted, const dq_ten
 static dq_status read_chunk(const dq_model *root, int64_t tensor, int64_t first, staging *s, dq_tensor *out)
 {
     int64_t rows = out->view.rows, cols = out->view.cols;
-    DQ_TRY(decode_rows(root, tensor, first, rows, cols, s->decoded));
+    int64_t bad;
+    DQ_TRY(decode_rows(root, tensor, first, rows, cols, s->decoded, &bad));
+    DQ_TRY(check_finite(root, tensor, first, cols, bad));
     if (s->ordered) unpermute(s->decoded, rows, cols, root->arch.head_dim, s->ordered);
     dq_tensor chunk = out->view.dtype == DQ_F32 ? *out : dq_tensor_rows(&s->device, 0, rows);
     DQ_TRY(dq_tensor_upload(&chunk, s->ordered ? s->ordered : s->decoded));
-    DQ_TRY(check_finite(root, tensor, first, s->ordered ? root->arch.head_dim : 0, &chunk));
     return out->view.dtype == DQ_F32 ? DQ_OK : dq_op_convert(&chunk, out);
 }
 
@@ -202,11 +224,11 @@ static dq_status read_permuted_bias(const dq_model *root, int64_t tensor, dq_ten
     dq_status status;
     float *buffer = dq_alloc(root->env, (size_t)n * 2 * sizeof *buffer);
     if (!buffer) return DQ_E_NOMEM;
-    DQ_GO(dq_source_read_rows(root->source, tensor, 0, 1, buffer));
-    DQ_GO(dq_tensor_from_host(root->dev, DQ_F32, 1, n, buffer, &t));
-    DQ_GO(check_finite(root, tensor, 0, 0, &t));
+    int64_t bad;
+    DQ_GO(decode_rows(root, tensor, 0, 1, n, buffer, &bad));
+    DQ_GO(check_finite(root, tensor, 0, n, bad));
     unpermute(buffer, n, 1, root->arch.head_dim, buffer + n);
-    DQ_GO(dq_tensor_upload(&t, buffer + n));
+    DQ_GO(dq_tensor_from_host(root->dev, DQ_F32, 1, n, buffer + n, &t));
     status = dq_op_convert(&t, out);
 done:
     dq_tensor_free(&t);
