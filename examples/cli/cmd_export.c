@@ -73,7 +73,7 @@ const cli_command command_export = {
 
 /* ---- quantize-model ---- */
 
-static const char *const model_areas[] = {"calibration", "general", NULL};
+static const char *const model_areas[] = {"calibration", "evaluation", "general", NULL};
 static const cli_flag model_flags[] = {
     {"model_path", FLAG_VALUE, "PATH", "The model; or give it as MODEL."},
     {"output_path", FLAG_VALUE, "DIR", "The new folder."},

@@ -133,7 +133,9 @@ static dq_status check_linear(dq_export_plan *p, int64_t layer, dq_role role, bo
     dq_codes_free(&codes);
     DQ_TRY(status);
     dq_layout l = {.kind = p->spec->layout};
-    int64_t group = c.groups > 1 ? c.group : -1;
+    /* one group says nothing where the model's group is at least as wide */
+    int64_t asked = dq_model_scheme(p->model)->w.group;
+    int64_t group = c.groups > 1 ? c.group : asked >= c.in ? asked : -1;
     if (*first) {
         *first = false;
         p->bits = c.bits;

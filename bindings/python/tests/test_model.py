@@ -24,6 +24,21 @@ def test_logits_golden(name, tmp_path):
     assert np.abs(found - wanted).max() < 2e-4 * np.abs(wanted).max()
 
 
+def test_export_and_open(tmp_path):
+    quantized = ROOT / "tests" / "data" / "formats" / "gptq_w4"
+    ids = np.arange(12, dtype=np.int32)
+    model = dartquant.Model.open(quantized)
+    wanted = model.logits(ids)
+    for name in ("compressed-tensors", "awq", "gptq_v2", "gguf:q4_0"):
+        folder = tmp_path / name.replace(":", "_")
+        model.export(folder, name)
+        path = folder / "model.gguf" if name.startswith("gguf") else folder
+        assert np.array_equal(dartquant.Model.open(path).logits(ids), wanted)
+    with pytest.raises(dartquant.DartQuantError, match="gguf:q4_0 holds the codes"):
+        model.export(tmp_path / "refused", "gguf:q8_0")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_info(model):
     assert model.info["hidden_size"] == 64 and model.vocab_size == 512 and "llama" in repr(model)
     names = [t.name for t in model.tensors]
