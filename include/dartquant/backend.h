@@ -170,6 +170,37 @@ typedef struct dq_rotation_loss_desc {
     double shift;
 } dq_rotation_loss_desc;
 
+/* A linear whose integer weights stay packed. Stored column j has the code in byte j (bits 8), or in the lower (even j) or
+ * upper half of byte j / 2 (bits 4), and the weight w[o][j] = scale[o][j / group] * (code - zero[o][j / group]), rounded to
+ * fp32. Narrower codes are stored in 4 or 8 bits. */
+typedef struct dq_packed_desc {
+    int32_t bits;  /* 4 or 8 */
+    int32_t math;  /* DQ_MATH_* */
+    int64_t group; /* stored columns, a multiple of 8; ceil(columns / group) groups */
+    double beta;   /* 0 ignores the old content of y */
+} dq_packed_desc;
+
+/* Storage of keys or values of past tokens, one row per token.
+ *   FLOAT: F32, F16 or BF16 [slots, heads*head_dim], rounded half to even
+ *   INT:   codes of 8 bits, U8 [slots, heads*head_dim], or of 4, U8 [slots, heads*head_dim/2], the lower half of a byte
+ *          first; grid F32 [slots, 2*heads] holds scale and zero of head h in columns 2h and 2h+1. As the asymmetric
+ *          dq_fake_quant_desc with clip 1 over one head, its range extended to contain 0: x = scale * (code - zero)
+ *   FP8:   E4M3 without infinities (OCP 8-bit floating point), U8 [slots, heads*head_dim]; beyond +-448 held there */
+enum { DQ_KV_FLOAT = 0, DQ_KV_INT = 1, DQ_KV_FP8 = 2 };
+typedef struct dq_kv_desc {
+    int32_t kind;  /* DQ_KV_* */
+    int32_t bits;  /* INT: 4 (head_dim then even) or 8; else 0 */
+    int32_t heads; /* key/value heads */
+    int32_t head_dim;
+} dq_kv_desc;
+
+/* Attention over cached keys and values: query row r sees the slots [span[0][r], span[0][r] + span[1][r]). */
+typedef struct dq_kv_attention_desc {
+    dq_kv_desc kv;
+    int32_t heads; /* of the queries; query head h reads key/value head h / (heads / kv.heads) */
+    float scale;
+} dq_kv_attention_desc;
+
 /* One device of a backend. */
 typedef struct dq_device_info {
     uint32_t struct_size;
@@ -317,6 +348,22 @@ typedef struct dq_backend {
      * {-inf, 0, 0, -inf, 0, -1, -1}. After all tiles the Kullback-Leibler divergence of b from a is
      * s2 / s1 - (log s1 + s0) + (log s4 + s3). A NaN logit makes sums NaN. */
     dq_status (*compare_logits)(void *dev, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state);
+
+    /* ---- generation ---- */
+    /* y = beta * y + x' w^T for the packed weights w of desc: x'[:][j] = x[:][order[j]], 0 where order[j] is -1; x' = x
+     * without order (NULL). x F32 [rows, in], codes U8 [out, stored columns * bits / 8 rounded up], scale F32 [out, groups],
+     * zero U8 [out, groups] or NULL for 2^(bits-1), order I32 [1, stored columns], y F32 [rows, out]. */
+    dq_status (*packed_linear)(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
+                               const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);
+    /* cache[slot[r]] = x[r] as d stores it; x F32 [rows, heads*head_dim], slot I32 [1, rows], no two the same; grid NULL unless
+     * INT. Other rows of cache and grid are left alone. */
+    dq_status (*kv_store)(void *dev, const dq_kv_desc *d, const dq_view *x, const dq_view *slot, const dq_view *cache,
+                          const dq_view *grid);
+    /* q, o F32 [rows, heads*head_dim]; k, v and their grids as kv_store left them; span I32 [2, rows], counts of at least 1.
+     * The result of a row does not depend on the other rows of the call. */
+    dq_status (*kv_attention)(void *dev, const dq_kv_attention_desc *d, const dq_view *q, const dq_view *k,
+                              const dq_view *k_grid, const dq_view *v, const dq_view *v_grid, const dq_view *span,
+                              const dq_view *o);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

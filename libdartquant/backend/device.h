@@ -95,4 +95,13 @@ dq_status dq_op_qr_batch(int64_t groups, const dq_tensor *a, dq_tensor *q, dq_te
 dq_status dq_op_qr_grad(int64_t groups, const dq_tensor *q, const dq_tensor *r, const dq_tensor *dq, dq_tensor *da);
 dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u, double *error);
 
+/* Generation. */
+dq_status dq_op_packed_linear(const dq_packed_desc *d, const dq_tensor *x, const dq_tensor *codes,
+                              const dq_tensor *scale, const dq_tensor *zero, const dq_tensor *order, dq_tensor *y);
+dq_status dq_op_kv_store(const dq_kv_desc *d, const dq_tensor *x, const dq_tensor *slot, dq_tensor *cache,
+                         dq_tensor *grid);
+dq_status dq_op_kv_attention(const dq_kv_attention_desc *d, const dq_tensor *q, const dq_tensor *k,
+                             const dq_tensor *k_grid, const dq_tensor *v, const dq_tensor *v_grid,
+                             const dq_tensor *span, dq_tensor *o);
+
 #endif

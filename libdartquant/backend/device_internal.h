@@ -76,7 +76,10 @@ typedef enum dq_op_id {
     DQ_OP_QR_BATCH,
     DQ_OP_QR_GRAD,
     DQ_OP_POLAR,
-    DQ_OP_COMPARE_LOGITS
+    DQ_OP_COMPARE_LOGITS,
+    DQ_OP_PACKED_LINEAR,
+    DQ_OP_KV_STORE,
+    DQ_OP_KV_ATTENTION
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };

@@ -39,6 +39,10 @@ static const band bands[] = {
     {"head_nll", "f32", 3e-6, 3e-6}, /* sqrt(depth) */
     {"head_nll", "bf16 math", 3e-6, 3e-6},
     {"compare_logits", "f32", 3e-7, 1e-6}, /* sqrt(vocabulary) */
+    {"packed_linear", "f32", 4e-6, 0},     /* sqrt(depth) + |beta|; weights within [-1, 1] */
+    {"packed_linear", "bf16 math", 4e-6, 0},
+    {"kv_store", "any", 0, 0},
+    {"kv_attention", "f32", 4e-6, 0}, /* 1 */
     {"fake_quant", "f32", 0, 0},
     {"hadamard", "f32", 1e-6, 0}, /* |scale| sqrt(order) */
     {"hadamard", "f64", 2e-15, 0},

@@ -1,5 +1,5 @@
 /* Registers the products and transformer ops of the CPU backend. SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/forward.h"
+#include "backend/cpu/decode.h"
 
 void dq_cpu_fill_forward(dq_backend *table)
 {
@@ -14,6 +14,8 @@ void dq_cpu_fill_forward(dq_backend *table)
     table->attention = dq_cpu_attention;
     table->head_nll = dq_cpu_head_nll;
     table->compare_logits = dq_cpu_compare_logits;
+    table->packed_linear = dq_cpu_packed_linear;
+    table->kv_attention = dq_cpu_kv_attention;
     table->rmsnorm = dq_cpu_rmsnorm;
     table->rope = dq_cpu_rope;
     table->activation = dq_cpu_activation;

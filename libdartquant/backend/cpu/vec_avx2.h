@@ -127,3 +127,29 @@ static inline vd vd_signs(int h)
     for (int i = 0; i < 4; i++) s[i] = i & h ? -1.0 : 1.0;
     return vd_load(s);
 }
+
+typedef __m256i vw;
+static inline vw vw_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline vf vw_nibble(vw w, int i)
+{
+    vw code = _mm256_and_si256(_mm256_srli_epi32(w, 4 * i), _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(8)));
+}
+static inline vf vw_byte(vw w, int i)
+{
+    vw code = _mm256_and_si256(_mm256_srli_epi32(w, 8 * i), _mm256_set1_epi32(255));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(128)));
+}
+static inline vf vf_pick(const float *p, int64_t n, const int32_t *index)
+{
+    return _mm256_permutevar8x32_ps(vf_load_n(p, n), _mm256_loadu_si256((const __m256i *)(const void *)index));
+}
+static inline vf vf_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+static inline vf vf_load_bf16(const uint16_t *p)
+{
+    __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+}

@@ -93,3 +93,32 @@ static inline vd vd_signs(int h)
     for (int i = 0; i < 8; i++) s[i] = i & h ? -1.0 : 1.0;
     return vd_load(s);
 }
+
+/* Words of packed codes. */
+typedef __m512i vw;
+static inline vw vw_load(const void *p) { return _mm512_loadu_si512(p); }
+/* Four bits of every word as a number less 8, and eight bits less 128. */
+static inline vf vw_nibble(vw w, int i)
+{
+    const vf value = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(w, (unsigned)(4 * i)), value); /* reads four bits of a lane */
+}
+static inline vf vw_byte(vw w, int i)
+{
+    vw code = _mm512_and_si512(_mm512_srli_epi32(w, (unsigned)(8 * i)), _mm512_set1_epi32(255));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(128)));
+}
+/* p[index[lane]] of n <= VF floats. */
+static inline vf vf_pick(const float *p, int64_t n, const int32_t *index)
+{
+    return _mm512_permutexvar_ps(_mm512_loadu_si512(index), vf_load_n(p, n));
+}
+static inline vf vf_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+static inline vf vf_load_bf16(const uint16_t *p)
+{
+    __m512i u = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+}

@@ -1,5 +1,7 @@
 /* vec.h in plain C: four floats or two doubles, which the compiler maps to whatever the target has (SSE2, NEON, scalar
  * registers). Uses the vector types of GCC and clang. SPDX-License-Identifier: Apache-2.0 */
+#include "base/half.h"
+
 #define DQ_ISA(name) name##_plain
 #define VF 4
 #define VD 2
@@ -117,3 +119,34 @@ static inline void vd_store_u8(uint8_t *p, vd v)
 }
 static inline vd vd_swap1(vd v) { return (vd){v[1], v[0]}; }
 static inline vd vd_signs(int h) { return (vd){1.0, h & 1 ? -1.0 : 1.0}; }
+
+typedef uint32_t vw __attribute__((vector_size(16)));
+static inline vw vw_load(const void *p)
+{
+    vw w;
+    memcpy(&w, p, sizeof w);
+    return w;
+}
+static inline vf vw_nibble(vw w, int i)
+{
+    vf_int code = (vf_int)(w >> (4 * i) & 15) - 8;
+    return (vf){(float)code[0], (float)code[1], (float)code[2], (float)code[3]};
+}
+static inline vf vw_byte(vw w, int i)
+{
+    vf_int code = (vf_int)(w >> (8 * i) & 255) - 128;
+    return (vf){(float)code[0], (float)code[1], (float)code[2], (float)code[3]};
+}
+static inline vf vf_pick(const float *p, int64_t n, const int32_t *index)
+{
+    (void)n;
+    return vf_gather(p, index);
+}
+static inline vf vf_load_f16(const uint16_t *p)
+{
+    return (vf){dq_f16_to_f32(p[0]), dq_f16_to_f32(p[1]), dq_f16_to_f32(p[2]), dq_f16_to_f32(p[3])};
+}
+static inline vf vf_load_bf16(const uint16_t *p)
+{
+    return (vf){dq_bf16_to_f32(p[0]), dq_bf16_to_f32(p[1]), dq_bf16_to_f32(p[2]), dq_bf16_to_f32(p[3])};
+}

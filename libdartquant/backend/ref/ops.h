@@ -98,4 +98,17 @@ dq_status dq_ref_dequantize_weight(void *dev, const dq_grid_desc *d, const dq_vi
 dq_status dq_ref_gptq_block(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
                             const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
 
+/* generate.c */
+dq_status dq_ref_packed_linear(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
+                               const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);
+dq_status dq_ref_kv_store(void *dev, const dq_kv_desc *d, const dq_view *x, const dq_view *slot, const dq_view *cache,
+                          const dq_view *grid);
+dq_status dq_ref_kv_attention(void *dev, const dq_kv_attention_desc *d, const dq_view *q, const dq_view *k,
+                              const dq_view *k_grid, const dq_view *v, const dq_view *v_grid, const dq_view *span,
+                              const dq_view *o);
+/* Columns of x that packed weights are stored for, and whether each order is -1 or a column. */
+dq_status dq_ref_check_order(void *dev, const dq_view *order, int64_t columns);
+/* Every span lies in the cache's rows and is not empty. */
+dq_status dq_ref_check_span(void *dev, const dq_view *span, int64_t slots);
+
 #endif

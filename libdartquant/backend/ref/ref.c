@@ -149,6 +149,9 @@ static const dq_backend table = {
     .qr_grad = dq_ref_qr_grad,
     .polar = dq_ref_polar,
     .compare_logits = dq_ref_compare_logits,
+    .packed_linear = dq_ref_packed_linear,
+    .kv_store = dq_ref_kv_store,
+    .kv_attention = dq_ref_kv_attention,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }

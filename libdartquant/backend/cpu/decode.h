@@ -1,0 +1,63 @@
+/* Inside of the CPU backend's generation part: products of few rows, packed weights, cached keys and values.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_BACKEND_CPU_DECODE_H
+#define DQ_BACKEND_CPU_DECODE_H
+
+#include "backend/cpu/forward.h"
+
+enum {
+    DQ_DECODE_ROWS = 8,  /* rows of x that the kernels take at a time */
+    DQ_DECODE_LANES = 16 /* the widest vector */
+};
+
+/* x of a packed linear, laid out as the kernels read it. A vector of words holds `per` codes in each lane: code i of lane l of
+ * block b is column (b * lanes + l) * per + i, and stands in x at (b * per + i) * lanes + l. */
+typedef struct dq_packed_x {
+    const float *x;   /* [rows][stride] */
+    const float *sum; /* [rows][groups]: sums of x over a group's columns */
+    int64_t stride, rows, groups;
+    int64_t blocks;
+    int64_t row_bytes;          /* of codes */
+    const int32_t *lane_group;  /* [blocks][lanes]: group of a lane less that of the block's first */
+    const int32_t *block_group; /* [blocks]: group of the first lane */
+} dq_packed_x;
+
+/* One head of cached tokens as floats. */
+typedef struct dq_keys {
+    const float *at;
+    int64_t stride, count, dim;
+} dq_keys;
+
+typedef struct dq_decode_kernels {
+    int lanes;
+    /* out[r] = sum_j x[r][j] w[j] for one row of packed weights; zero NULL: the middle. */
+    void (*packed4)(const dq_packed_x *x, const uint8_t *codes, const float *scale, const uint8_t *zero, float *out);
+    void (*packed8)(const dq_packed_x *x, const uint8_t *codes, const float *scale, const uint8_t *zero, float *out);
+    /* The same for n plain weights, rows of x `stride` apart; dtype F32, F16 or BF16. */
+    void (*dense)(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n, float *out);
+    /* p[j] = scale q.k_j */
+    void (*scores)(const float *q, const dq_keys *k, float scale, float *p);
+    /* p = e^(p - max p) over their sum */
+    void (*softmax)(float *p, int64_t n);
+    /* o += sum_j p[j] v_j, in the order of j */
+    void (*weigh)(const float *p, const dq_keys *v, float *o);
+} dq_decode_kernels;
+
+extern const dq_decode_kernels dq_decode_plain, dq_decode_avx2, dq_decode_avx512;
+static inline const dq_decode_kernels *dq_cpu_decode(const dq_cpu_dev *dev) { return DQ_CPU_PICK(dev, dq_decode); }
+
+/* gemm_few.c */
+/* c = alpha a b^T + beta c for at most DQ_DECODE_ROWS rows of a; a, c F32, b F32, F16 or BF16; DQ_MATH_BF16 rounds a. */
+dq_status dq_cpu_gemm_few(dq_cpu_dev *dev, double alpha, const dq_view *a, const dq_view *b, double beta,
+                          const dq_view *c, int32_t math);
+/* packed_linear.c */
+dq_status dq_cpu_packed_linear(void *device, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
+                               const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);
+/* n codes of a row as bytes. */
+void dq_cpu_unpack(const uint8_t *codes, int bits, int64_t n, uint8_t *out);
+/* kv_attention.c */
+dq_status dq_cpu_kv_attention(void *device, const dq_kv_attention_desc *d, const dq_view *q, const dq_view *k,
+                              const dq_view *k_grid, const dq_view *v, const dq_view *v_grid, const dq_view *span,
+                              const dq_view *o);
+
+#endif
