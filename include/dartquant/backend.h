@@ -144,7 +144,13 @@ enum {
     DQ_LOSS_WHIP = 0,     /* sum exp(-|o|); derivative -sign(o) exp(-|o|), 0 at o = 0 (DartQuant, arXiv 2511.04063) */
     DQ_LOSS_KURTOSIS = 1, /* group * S4 / S2^2, Sk = sum (o - mean)^k; 0 with derivative 0 where S2 = 0 */
     DQ_LOSS_VARIANCE = 2, /* S2 / group */
-    DQ_LOSS_QUANT = 3     /* sum (o - q)^2, q = o after dq_fake_quant_desc; derivative 2 (o - q): q is held fixed */
+    DQ_LOSS_QUANT = 3,    /* sum (o - q)^2, q = o after dq_fake_quant_desc; derivative 2 (o - q): q is held fixed */
+    /* The error to be expected of that grid, from the range alone: group d^2 / 12 + sum max(0, o - t)^2 + sum min(0, o - b)^2
+     * with step d, top t and bottom b: d = clip (max - min) / (2^bits - 1), t = clip max, b = clip min; symmetric, with a =
+     * max |o|: d = clip a / (2^(bits-1) - 1), t = clip a, b = -2^(bits-1) d. Derivative exact; of elements that tie for
+     * the range the first gets its part (symmetric: the largest before the smallest). */
+    DQ_LOSS_RANGE = 4,
+    DQ_LOSS_SNAP = 5 /* as QUANT, but q = o for the elements that RANGE takes the range from */
 };
 
 /* One pass of fitting rotations. A row of x [rows, heads*n] is cut in heads; o = x after the product of head h with
@@ -161,9 +167,9 @@ typedef struct dq_rotation_loss_desc {
     int32_t heads;
     int32_t groups;    /* divides heads */
     int64_t group;     /* columns; divides n, or is a multiple of n and divides heads*n. No effect on WHIP */
-    int32_t bits;      /* QUANT: 2..15 */
-    int32_t symmetric; /* QUANT: 0 or 1 */
-    float clip;        /* QUANT: (0, 1]; zero_in_range is off */
+    int32_t bits;      /* QUANT, RANGE, SNAP: 2..15 */
+    int32_t symmetric; /* the same: 0 or 1 */
+    float clip;        /* the same: (0, 1]; zero_in_range is off */
     int32_t relative;  /* 0 or 1 */
     double scale;
     double beta; /* 0 ignores the old content of grad */

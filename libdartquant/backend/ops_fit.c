@@ -20,7 +20,7 @@ DQ_OP_CALLER(rotation_loss)
 static dq_status check_loss_desc(const dq_rotation_loss_desc *d, int64_t cols)
 {
     int64_t width;
-    if (d->kind < DQ_LOSS_WHIP || d->kind > DQ_LOSS_QUANT)
+    if (d->kind < DQ_LOSS_WHIP || d->kind > DQ_LOSS_SNAP)
         return dq_fail(DQ_E_INVALID, "rotation_loss: there is no loss %d", d->kind);
     if (d->n < 1 || d->heads < 1 || d->groups < 1 || d->heads % d->groups != 0 ||
         __builtin_mul_overflow(d->n, (int64_t)d->heads, &width) || width != cols)
@@ -29,9 +29,9 @@ static dq_status check_loss_desc(const dq_rotation_loss_desc *d, int64_t cols)
     if (d->group < 1 || (d->n % d->group != 0 && (d->group % d->n != 0 || width % d->group != 0)))
         return dq_fail(DQ_E_INVALID, "rotation_loss: groups of %lld columns do not fit %d heads of %lld",
                        (long long)d->group, d->heads, (long long)d->n);
-    if (d->kind == DQ_LOSS_QUANT && (d->bits < 2 || d->bits > 15))
+    if (d->kind >= DQ_LOSS_QUANT && (d->bits < 2 || d->bits > 15))
         return dq_fail(DQ_E_INVALID, "rotation_loss: %d bits, must be 2..15", d->bits);
-    if (d->kind == DQ_LOSS_QUANT && !(d->clip > 0 && d->clip <= 1))
+    if (d->kind >= DQ_LOSS_QUANT && !(d->clip > 0 && d->clip <= 1))
         return dq_fail(DQ_E_INVALID, "rotation_loss: clip ratio %g, must be in (0, 1]", (double)d->clip);
     if (!isfinite(d->scale) || !isfinite(d->beta) || !isfinite(d->shift))
         return dq_fail(DQ_E_INVALID, "rotation_loss: scale %g, beta %g and shift %g must be finite", d->scale, d->beta,

@@ -78,10 +78,17 @@ static void gradients_are_derivatives(void **state)
     enum { N = 6, HEADS = 4, GROUPS = 2, ROWS = 9 };
     float *x = noise(ROWS * HEADS * N, 1.5, 1), *w = noise(ROWS, 1, 2), *r = noise(GROUPS * N * N, 0.7, 3);
     float grad[GROUPS * N * N];
-    for (int kind = DQ_LOSS_WHIP; kind <= DQ_LOSS_VARIANCE; kind++)
+    static const struct {
+        int kind, symmetric;
+    } losses[] = {
+        {DQ_LOSS_WHIP, 0}, {DQ_LOSS_KURTOSIS, 0}, {DQ_LOSS_VARIANCE, 0}, {DQ_LOSS_RANGE, 0}, {DQ_LOSS_RANGE, 1}};
+    for (int k = 0; k < 5; k++)
         for (int64_t group = 3; group <= 24; group *= 2)
             for (int relative = 0; relative < 2; relative++) {
-                dq_rotation_loss_desc d = {.kind = kind,
+                dq_rotation_loss_desc d = {.kind = losses[k].kind,
+                                           .symmetric = losses[k].symmetric,
+                                           .bits = 3,
+                                           .clip = 0.75f,
                                            .n = N,
                                            .heads = HEADS,
                                            .groups = GROUPS,
@@ -100,8 +107,8 @@ static void gradients_are_derivatives(void **state)
                     r[i] = kept;
                     double want = (above - below) / ((double)up - (double)down);
                     if (!(fabs(want - grad[i]) <= 1e-4 * largest + 1e-9))
-                        print_error("loss %d, group %d, relative %d: %g, by differences %g\n", kind, (int)group,
-                                    relative, (double)grad[i], want);
+                        print_error("loss %d %d, group %d, relative %d: %g, by differences %g\n", losses[k].kind,
+                                    losses[k].symmetric, (int)group, relative, (double)grad[i], want);
                     assert_true(fabs(want - grad[i]) <= 1e-4 * largest + 1e-9);
                 }
             }
@@ -151,16 +158,52 @@ static void known_values(void **state)
     free(eye);
 }
 
+/* A row of 8 numbers on 2-bit grids. Asymmetric, clip 1/2: step 1/2 (range -1 .. 2), top 1, bottom -1/2, so that 2 lies 1
+ * above, 1.5 lies 1/2 above and -1 lies 1/2 below. Symmetric, clip 1/2: step, top 1, bottom -2. */
+static void range_and_snap_by_hand(void **state)
+{
+    (void)state;
+    enum { N = 8 };
+    const float x[N] = {0.5f, 2, -1, 1.5f, 0, 0.75f, -0.5f, 2};
+    float one = 1, eye[N * N] = {0}, grad[N * N], slope[N];
+    for (int i = 0; i < N; i++) eye[i * N + i] = 1;
+    for (int t = 0; t < 2; t++) {
+        dq_rotation_loss_desc d = {.kind = DQ_LOSS_RANGE, .n = N, .heads = 1, .groups = 1, .group = N, .scale = 1};
+        d.bits = 2, d.clip = 0.5f;
+        double want = 8 * 0.25 / 12 + 1 + 0.25 + 0.25 + 1;
+        assert_true(fabs(loss_of(devices[t], &d, 1, x, &one, eye, grad) - want) < 1e-6);
+        for (int i = 0; i < N; i++) slope[i] = grad[i] * 2; /* x[0] = 1/2 times dL/do */
+        double wider = 8 * 0.5 * 0.5 / (6 * 3);
+        const double expected[N] = {0, 2 + wider - 2.5, -1 - wider + 0.5, 1, 0, 0, 0, 2};
+        for (int i = 0; i < N; i++) assert_true(fabs(slope[i] - expected[i]) < 1e-6);
+        d.symmetric = 1;
+        want = 8.0 / 12 + 1 + 0.25 + 1;
+        assert_true(fabs(loss_of(devices[t], &d, 1, x, &one, eye, grad) - want) < 1e-6);
+        assert_true(fabs(grad[1] * 2 - (2 + 8 * 0.5 / 6 - 2.5)) < 1e-6 && fabs(grad[7] * 2 - 2) < 1e-6);
+        d.kind = DQ_LOSS_SNAP, d.symmetric = 0, d.clip = 1; /* step 1: 0.5 to 0, 1.5 to 2, 0.75 to 1, -0.5 to 0 */
+        want = 3 * 0.25 + 0.0625;
+        assert_true(fabs(loss_of(devices[t], &d, 1, x, &one, eye, grad) - want) < 1e-6);
+        d.clip = 0.5f; /* step 1/2 from -1/2 to 1: the second 2 is clipped, the first and -1 keep their value */
+        want = 1 + 0.25 + 0.0625;
+        assert_true(fabs(loss_of(devices[t], &d, 1, x, &one, eye, grad) - want) < 1e-6);
+        assert_true(grad[1] == 0 && grad[2] == 0 && fabs(grad[7] * 2 - 2) < 1e-6);
+        d.symmetric = 1; /* step 1 from -2 to 1: only the first 2 keeps its value */
+        assert_true(loss_of(devices[t], &d, 1, x, &one, eye, grad) > 1.5 && grad[1] == 0 && grad[7] != 0);
+    }
+}
+
 static void nan_is_passed_on(void **state)
 {
     (void)state;
     float x[8] = {1, 2, NAN, 4, 5, 6, 7, 8}, one = 1, eye[64] = {0}, grad[64];
     for (int i = 0; i < 8; i++) eye[i * 8 + i] = 1;
-    for (int t = 0; t < 2; t++) {
-        dq_rotation_loss_desc d = {.n = 8, .heads = 1, .groups = 1, .group = 8, .scale = 1};
-        assert_true(isnan(loss_of(devices[t], &d, 1, x, &one, eye, grad)));
-        assert_true(isnan(grad[2 * 8 + 2]));
-    }
+    for (int t = 0; t < 2; t++)
+        for (int kind = DQ_LOSS_WHIP; kind <= DQ_LOSS_SNAP; kind++) {
+            dq_rotation_loss_desc d = {.kind = kind, .n = 8, .heads = 1, .groups = 1, .group = 8, .scale = 1};
+            d.bits = 4, d.clip = 0.9f;
+            assert_true(isnan(loss_of(devices[t], &d, 1, x, &one, eye, grad)));
+            assert_true(isnan(grad[2 * 8 + 2]));
+        }
 }
 
 static void refusals(void **state)
@@ -174,7 +217,7 @@ static void refusals(void **state)
         .n = 32, .heads = 2, .groups = 1, .group = 32, .scale = 1, .bits = 4, .clip = 1};
     dq_rotation_loss_desc bad[9];
     for (int i = 0; i < 9; i++) bad[i] = good;
-    bad[0].kind = 4, bad[1].n = 16, bad[2].groups = 2, bad[3].group = 5, bad[4].group = 96, bad[5].scale = NAN;
+    bad[0].kind = 6, bad[1].n = 16, bad[2].groups = 2, bad[3].group = 5, bad[4].group = 96, bad[5].scale = NAN;
     bad[6].math = 2, bad[7].kind = bad[8].kind = DQ_LOSS_QUANT, bad[7].bits = 1, bad[8].clip = 0;
     must(dq_op_rotation_loss(&good, &x, NULL, &r, &grad, NULL, &loss));
     for (int i = 0; i < 9; i++) {
@@ -335,6 +378,7 @@ int main(void)
         cmocka_unit_test(gradients_are_derivatives),
         cmocka_unit_test(shift_adds_the_second_moment),
         cmocka_unit_test(known_values),
+        cmocka_unit_test(range_and_snap_by_hand),
         cmocka_unit_test(nan_is_passed_on),
         cmocka_unit_test(refusals),
         cmocka_unit_test(qr_grad_is_the_derivative),

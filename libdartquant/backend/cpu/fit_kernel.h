@@ -2,6 +2,7 @@
  * fit_plain.c. Sums run over fixed lanes; every SPAN elements they go to fp64.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/fit.h"
+#include "backend/cpu/range_kernel.h"
 #include "backend/cpu/vec_exp.h"
 
 enum { SPAN = 1024 };
@@ -96,6 +97,81 @@ static double variance(const float *o, int64_t n, float weight, float shift, flo
     return s[0] / size;
 }
 
+/* ---- quantization ---- */
+
+/* Where the range comes from, as the reference has it. */
+typedef struct ends {
+    int64_t high, low;
+} ends;
+
+/* The first place of a value that is there; 0 when it is not (NaN). */
+static int64_t place_of(const float *o, int64_t n, float value)
+{
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        int found = 0;
+        for (int k = 0; k < 64; k++) found |= o[i + k] == value;
+        if (found) break;
+    }
+    for (; i < n; i++)
+        if (o[i] == value) return i;
+    return 0;
+}
+
+static ends find_ends(const float *o, int64_t n, bool symmetric)
+{
+    float lo, hi;
+    find_range(o, n, &lo, &hi);
+    if (symmetric) {
+        int64_t at = place_of(o, n, fabsf(lo) > fabsf(hi) ? lo : hi);
+        return (ends){at, at};
+    }
+    return (ends){place_of(o, n, hi), place_of(o, n, lo)};
+}
+
+/* sums = sum max(0, o - top)^2 + sum min(0, o - bottom)^2, sum max(0, o - top), sum min(0, o - bottom). */
+static void outside(const float *o, int64_t n, float top, float bottom, float weight, float shift, double sums[3],
+                    float *slope)
+{
+    vf t = vf_set1(top), b = vf_set1(bottom), w = vf_set1(weight), twice = vf_set1(2), s = vf_set1(shift);
+    sums[0] = sums[1] = sums[2] = 0;
+    for (int64_t at = 0; at < n; at += SPAN) {
+        int64_t end = at + SPAN < n ? at + SPAN : n;
+        vf squares = vf_zero(), above = vf_zero(), below = vf_zero();
+        for (int64_t i = at; i < end; i += VF) {
+            vf x = vf_load_n(o + i, end - i);
+            vf high = vf_keep_n(vf_max(vf_zero(), x - t), vf_zero(), end - i); /* of NaN max and min give the second */
+            vf low = vf_keep_n(vf_min(vf_zero(), x - b), vf_zero(), end - i), off = high + low;
+            squares = vf_madd(high, high, vf_madd(low, low, squares));
+            above = above + high;
+            below = below + low;
+            if (slope) vf_store_n(slope + i, w * vf_madd(s, x, twice * off), end - i);
+        }
+        sums[0] += (double)vf_sum(squares);
+        sums[1] += (double)vf_sum(above);
+        sums[2] += (double)vf_sum(below);
+    }
+}
+
+static double range(const dq_rotation_loss_desc *d, const float *o, int64_t n, float weight, float shift, float *slope)
+{
+    ends e = find_ends(o, n, d->symmetric);
+    double high = o[e.high], low = o[e.low], clip = d->clip, size = (double)n, sums[3];
+    double levels = d->symmetric ? (1 << (d->bits - 1)) - 1 : (1 << d->bits) - 1;
+    double width = d->symmetric ? fabs(high) : high - low, step = clip * width / levels;
+    double top = clip * (d->symmetric ? width : high), bottom = d->symmetric ? -(levels + 1) * step : clip * low;
+    outside(o, n, (float)top, (float)bottom, weight, shift, sums, slope);
+    double wider = size * step * clip / (6 * levels);
+    if (slope && d->symmetric) {
+        double s = wider - 2 * clip * sums[1] + 2 * clip * (levels + 1) / levels * sums[2];
+        slope[e.high] += weight * (float)(high < 0 ? -s : s);
+    } else if (slope) {
+        slope[e.high] += weight * (float)(wider - 2 * clip * sums[1]);
+        slope[e.low] += weight * (float)(-wider - 2 * clip * sums[2]);
+    }
+    return size * step * step / 12 + sums[0];
+}
+
 static double quantization(const dq_rotation_loss_desc *d, const dq_quant_kernels *quant, const float *o, int64_t n,
                            float weight, float shift, float *line, float *slope)
 {
@@ -103,6 +179,11 @@ static double quantization(const dq_rotation_loss_desc *d, const dq_quant_kernel
     vf twice = vf_set1(2), w = vf_set1(weight), s = vf_set1(shift);
     double total = 0;
     quant->fake_quant(&grid, n, o, line);
+    for (int64_t at = 0; d->kind == DQ_LOSS_SNAP && at < n; at += d->group) {
+        ends e = find_ends(o + at, d->group, d->symmetric);
+        line[at + e.high] = o[at + e.high];
+        line[at + e.low] = o[at + e.low];
+    }
     for (int64_t at = 0; at < n; at += SPAN) {
         int64_t end = at + SPAN < n ? at + SPAN : n;
         vf sum = vf_zero();
@@ -122,11 +203,15 @@ static double loss(const dq_rotation_loss_desc *d, const dq_quant_kernels *quant
     double sum = 0;
     int64_t g = d->group;
     if (d->kind == DQ_LOSS_WHIP) return whip(o, cols, weight, shift, slope);
-    if (d->kind == DQ_LOSS_QUANT) return quantization(d, quant, o, cols, weight, shift, line, slope);
+    if (d->kind == DQ_LOSS_QUANT || d->kind == DQ_LOSS_SNAP)
+        return quantization(d, quant, o, cols, weight, shift, line, slope);
     for (int64_t at = 0; at < cols; at += g) {
         float *out = slope ? slope + at : NULL;
-        sum += d->kind == DQ_LOSS_KURTOSIS ? kurtosis(o + at, g, weight, shift, out)
-                                           : variance(o + at, g, weight, shift, out);
+        switch (d->kind) {
+            case DQ_LOSS_KURTOSIS: sum += kurtosis(o + at, g, weight, shift, out); break;
+            case DQ_LOSS_RANGE: sum += range(d, o + at, g, weight, shift, out); break;
+            default: sum += variance(o + at, g, weight, shift, out); break;
+        }
     }
     return sum;
 }

@@ -9,7 +9,7 @@ typedef struct pass {
     int64_t width;
     double *x, *o, *slope; /* one row: input, rotated, dL/do */
     double *grad;          /* [groups*n, n], or NULL */
-    float *single, *grid;  /* QUANT: o and q as fp32 */
+    float *single, *grid;  /* QUANT, SNAP: o and q as fp32 */
 } pass;
 
 static void rotate(const pass *p)
@@ -64,6 +64,50 @@ static double variance(const double *o, double *slope, int64_t n)
     return s2 / (double)n;
 }
 
+/* Where the range comes from: the first of the largest and of the smallest values; symmetric: of the largest magnitude,
+ * twice. */
+typedef struct ends {
+    int64_t high, low;
+} ends;
+
+static ends find_ends(const double *o, int64_t n, int32_t symmetric)
+{
+    ends e = {0, 0};
+    for (int64_t i = 1; i < n; i++) {
+        if (o[i] > o[e.high]) e.high = i;
+        if (o[i] < o[e.low]) e.low = i;
+    }
+    if (symmetric) e.high = e.low = fabs(o[e.low]) > fabs(o[e.high]) ? e.low : e.high;
+    return e;
+}
+
+static double range(const dq_rotation_loss_desc *d, const double *o, double *slope, int64_t n)
+{
+    ends e = find_ends(o, n, d->symmetric);
+    double levels = d->symmetric ? (1 << (d->bits - 1)) - 1 : (1 << d->bits) - 1, clip = d->clip, above = 0, below = 0;
+    double width = d->symmetric ? fabs(o[e.high]) : o[e.high] - o[e.low], step = clip * width / levels;
+    double top = clip * (d->symmetric ? width : o[e.high]);
+    double bottom = d->symmetric ? -(levels + 1) * step : clip * o[e.low], sum = (double)n * step * step / 12;
+    for (int64_t i = 0; i < n; i++) {
+        double high = o[i] - top, low = o[i] - bottom;
+        high = high <= 0 ? 0 : high; /* NaN stays */
+        low = low >= 0 ? 0 : low;
+        sum += high * high + low * low;
+        above += high;
+        below += low;
+        slope[i] = 2 * (high + low);
+    }
+    double wider = (double)n * step * clip / (6 * levels);
+    if (d->symmetric) {
+        double s = wider - 2 * clip * above + 2 * clip * (levels + 1) / levels * below;
+        slope[e.high] += o[e.high] < 0 ? -s : s;
+    } else {
+        slope[e.high] += wider - 2 * clip * above;
+        slope[e.low] += -wider - 2 * clip * below;
+    }
+    return sum;
+}
+
 static double quantization(const pass *p, int64_t at, double *slope, int64_t n)
 {
     const dq_rotation_loss_desc *d = p->d;
@@ -71,6 +115,11 @@ static double quantization(const pass *p, int64_t at, double *slope, int64_t n)
     double sum = 0;
     for (int64_t i = 0; i < n; i++) p->single[i] = (float)p->o[at + i];
     dq_ref_quantize_group(&grid, p->single, p->grid, n);
+    if (d->kind == DQ_LOSS_SNAP) {
+        ends e = find_ends(p->o + at, n, d->symmetric);
+        p->grid[e.high] = p->single[e.high];
+        p->grid[e.low] = p->single[e.low];
+    }
     for (int64_t i = 0; i < n; i++) {
         double error = (double)p->single[i] - p->grid[i];
         sum += error * error;
@@ -90,6 +139,7 @@ static double loss_of_row(const pass *p)
             case DQ_LOSS_WHIP: sum += whip(o, slope, n); break;
             case DQ_LOSS_KURTOSIS: sum += kurtosis(o, slope, n); break;
             case DQ_LOSS_VARIANCE: sum += variance(o, slope, n); break;
+            case DQ_LOSS_RANGE: sum += range(p->d, o, slope, n); break;
             default: sum += quantization(p, at, slope, n); break;
         }
     }
