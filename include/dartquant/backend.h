@@ -145,7 +145,8 @@ enum {
     DQ_LOSS_KURTOSIS = 1, /* group * S4 / S2^2, Sk = sum (o - mean)^k; 0 with derivative 0 where S2 = 0 */
     DQ_LOSS_VARIANCE = 2, /* S2 / group */
     DQ_LOSS_QUANT = 3,    /* sum (o - q)^2, q = o after dq_fake_quant_desc; derivative 2 (o - q): q is held fixed */
-    /* The error to be expected of that grid, from the range alone: group d^2 / 12 + sum max(0, o - t)^2 + sum min(0, o - b)^2
+    /* The error to be expected of that grid, from the range alone:
+     *   group d^2 / 12 + sum max(0, o - t)^2 + sum min(0, o - b)^2
      * with step d, top t and bottom b: d = clip (max - min) / (2^bits - 1), t = clip max, b = clip min; symmetric, with a =
      * max |o|: d = clip a / (2^(bits-1) - 1), t = clip a, b = -2^(bits-1) d. Derivative exact; of elements that tie for
      * the range the first gets its part (symmetric: the largest before the smallest). */
@@ -225,10 +226,10 @@ typedef struct dq_device_info {
  *
  * Views handed to a slot lie inside one allocation, have the shapes and types said here, and start at a multiple of
  * their element size; any such offset and stride may occur. Outputs are never empty; of the inputs only those of a sum
- * without terms are (gemm of depth 0, syrk and rotation_loss of 0 rows: the product is zero). What lies in device memory is not checked
- * by the library: for an index outside its bounds the answer is DQ_E_INVALID, at once or later as for any failure of
- * queued work. Output views never overlap input views unless the same view is passed for both (x == y where noted "in
- * place"). */
+ * without terms are (gemm of depth 0, syrk and rotation_loss of 0 rows: the product is zero). What lies in device memory
+ * is not checked by the library: for an index outside its bounds the answer is DQ_E_INVALID, at once or later as for any
+ * failure of queued work. Output views never overlap input views unless the same view is passed for both (x == y where
+ * noted "in place"). */
 typedef struct dq_backend {
     uint32_t struct_size; /* sizeof(dq_backend) of the header the backend was built with */
     uint32_t abi;         /* DQ_BACKEND_ABI */

@@ -20,19 +20,20 @@ extern "C" {
  * done), copy_rotation. One job fits one R1 (heads = groups = 1), or the R2 of one layer.
  *
  * Options (NULL config = defaults): the area "rotation fitting", seed, math, memory_budget; a_bits, a_asym, a_clip_ratio
- * and w_bits name the target for quantization errors in the report (16 counts as 4 bits, asymmetric, clipped at 0.9).
- * Results do not depend on the number of threads. After a failure or a cancel the job can only be asked for its report or
+ * and w_bits name the target: of the last steps, and of quantization errors in the report (16 counts as 4 bits, asymmetric,
+ * clipped at 0.9; so does the clipping of a_clip_ratio = auto). A result is never worse than the start by that error on
+ * held-out activations, except with compat = upstream or a loss of the host's own. Results do not depend on the number of threads. After a failure or a cancel the job can only be asked for its report or
  * freed. All functions also fail with DQ_E_INVALID (NULL, sizes) and DQ_E_NOMEM. */
 
 /* Kinds of rows (`kind` below). */
 enum {
     DQ_CALIBRATION_ACTIVATIONS = 0, /* inputs of the linears that the rotation turns */
-    DQ_CALIBRATION_SINKS = 1,       /* those of massive activations (attention sinks); weighted by sink_weight */
-    DQ_CALIBRATION_WEIGHTS = 2 /* rows of those linears' weights, best scaled to RMS 1; weighted by weight_weight */
+    DQ_CALIBRATION_SINKS = 1,       /* those of massive activations (attention sinks) that q, k and v read; sink_weight */
+    DQ_CALIBRATION_WEIGHTS = 2      /* rows of those linears' weights, best scaled to RMS 1; weighted by weight_weight */
 };
 
+#define DQ_ROTATION_LOSS_ABI 1u /* layout of the table below */
 /* A loss of the host's own. */
-#define DQ_ROTATION_LOSS_ABI 1u
 typedef struct dq_rotation_loss {
     uint32_t struct_size; /* sizeof(dq_rotation_loss) */
     uint32_t abi;         /* DQ_ROTATION_LOSS_ABI */
@@ -42,8 +43,8 @@ typedef struct dq_rotation_loss {
      * d loss / d o, or NULL when only the value is wanted. Comes on the thread that runs the job and must not call the
      * library. DQ_OK, or a negative status that then ends the job. */
     dq_status (*evaluate)(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss);
-    /* Upper bound of the second derivative of one row's loss along any element, for method = polar-mm; 0 = unknown, then that
-     * method is refused. */
+    /* Upper bound of the second derivative of one row's loss along any element, for method = polar-mm; 0 = unknown, then
+     * that method is refused. */
     double curvature;
 } dq_rotation_loss;
 
@@ -112,17 +113,18 @@ DQ_API dq_status dq_calibrator_restore(dq_calibrator *calibrator, const char *di
  * how (model, data, options, loss histories) that dq_rotation_save keeps. The caller frees them. Once per job.
  * Errors: DQ_E_STATE (not done, already taken, a job for rows). */
 DQ_API dq_status dq_calibrator_take_rotation(dq_calibrator *calibrator, dq_rotation **out);
-/* Copies the matrices of a job for rows to out fp64 [groups, n, n], capacity in numbers: orthogonal to 1e-12. Also between two steps: the
- * best so far. Errors: DQ_E_INVALID (capacity), DQ_E_STATE (not started, a job with a model). */
+/* Copies the matrices of a job for rows to out fp64 [groups, n, n], capacity in numbers: orthogonal to 1e-12. Also
+ * between two steps: the best so far. Errors: DQ_E_INVALID (capacity), DQ_E_STATE (not started, a job with a model). */
 DQ_API dq_status dq_calibrator_copy_rotation(dq_calibrator *calibrator, double *out, size_t capacity);
 
 /* JSON text: loss, method, optim, compat_upstream, the numbers of dq_calibrator_get_float, and rotations: [{name, n, heads,
  * groups, loss_before, loss_after, orthogonality_error (of the result, once done), steps, steps_total, best_step,
- * stopped_early, diverged: {step, loss} or null, seconds, kinds: [{kind, rows_seen, rows_train, rows_held_out, loss_before,
- * loss_after, error_before, error_after}], history: [{loss, held_out or null, lr, finish}]}]. Losses are means over rows,
- * errors mean relative squared quantization errors of a row; before and after on held-out rows where there are any, else on training rows. In
- * history `finish` marks steps on the quantization error: their losses are squared errors. *out is owned by the job, valid
- * until the next call with it. */
+ * stopped_early, rejected_error (null, or the error of what was learnt when the start was better and is the result),
+ * diverged: {step, loss} or null, seconds, kinds: [{kind, rows_seen, rows_train, rows_held_out, loss_before, loss_after,
+ * error_before, error_after}], history: [{loss, held_out or null, lr, finish}]}]. Losses are means over rows, errors mean
+ * relative squared quantization errors of a row; before and after on held-out rows where there are any, else on training
+ * rows. In history `finish` marks steps of the finish: losses are what it minimises, held_out the error. *out is owned by
+ * the job, valid until the next call with it. */
 DQ_API dq_status dq_calibrator_report(dq_calibrator *calibrator, const char **out);
 /* One number: "steps_done", "steps_total", "loss_before", "loss_after", "error_before", "error_after",
  * "orthogonality_error", "total_seconds". Means over rotations (errors: of their activation rows), the largest for

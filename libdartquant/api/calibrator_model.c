@@ -166,7 +166,7 @@ static dq_status start(dq_calibrator *c)
     struct dq_calibration_data *d = c->data;
     if (!d->windows.data && !d->folder)
         return dq_fail(DQ_E_STATE, "calibration data is missing: call dq_calibrator_bind or _bind_folder first");
-    for (int t = 0; c->has_loss && t < DQ_TARGETS; t++) d->spec.fit[t].loss = dq_host_loss(&c->loss);
+    for (int t = 0; c->has_loss && t < DQ_TARGETS; t++) dq_fit_spec_set_host_loss(&d->spec.fit[t], &c->loss);
     return dq_calibrate_job_new(c->model, &d->spec, d->windows.data, d->nsamples, d->seqlen, d->folder, &c->job);
 }
 

@@ -92,7 +92,7 @@ static dq_status start(dq_calibrator *c)
     dq_fit_spec spec;
     if (!c->rows) return dq_fail(DQ_E_STATE, "there are no rows yet: call dq_calibrator_add_rows first");
     DQ_TRY(dq_fit_spec_from_config(c->config, &c->orbit, &spec));
-    if (c->has_loss) spec.loss = dq_host_loss(&c->loss);
+    if (c->has_loss) dq_fit_spec_set_host_loss(&spec, &c->loss);
     DQ_TRY(dq_rows_seal(c->rows));
     dq_status status = dq_fit_new(c->ctx->dev, &spec, c->rows, c->initial, &c->fit);
     if (status != DQ_OK) dq_rows_unseal(c->rows);

@@ -34,7 +34,28 @@ static void upstream_defaults(const dq_config *config, bool r2, dq_fit_spec *s)
     if (!is_set(config, "sink_weight")) s->weight[DQ_ROWS_SINK] = 0;
     if (!is_set(config, "weight_weight")) s->weight[DQ_ROWS_WEIGHT] = 0;
     if (s->batch == 0) s->batch = windows * dq_config_int(config, "seqlen");
+    s->unit_rows = s->never_worse = false;
     s->compat = true;
+}
+
+/* The finish: rows by the error to be expected from their range (weights as if they were cut a little tighter, where the
+ * search for clipping ends), massive activations by their rounding error with the range left alone. Steps as measured
+ * (docs/numerics.md). */
+#define FINISH_MEMORY 0.8
+#define FINISH_WEIGHT_CLIP 0.85
+
+static void finish_from_config(const dq_config *config, dq_fit_spec *s)
+{
+    bool range = dq_config_int(config, "quant_loss") == 0;
+    s->quant_steps = dq_config_int(config, "quant_steps");
+    s->finish_boldness = range ? s->mm_boldness : 1;
+    s->finish_memory = range ? FINISH_MEMORY : 0;
+    for (int k = 0; k < DQ_ROW_KINDS; k++)
+        s->finish[k] = (dq_loss){.kind = range ? DQ_FIT_RANGE : DQ_FIT_QUANT, .quant = s->quant[k], .relative = true};
+    if (!range) return;
+    s->finish[DQ_ROWS_SINK].kind = DQ_FIT_SNAP;
+    s->finish[DQ_ROWS_WEIGHT].quant.symmetric = 0;
+    s->finish[DQ_ROWS_WEIGHT].quant.clip = FINISH_WEIGHT_CLIP;
 }
 
 static dq_quant_target target_of(const dq_config *config, const char *kind)
@@ -44,17 +65,18 @@ static dq_quant_target target_of(const dq_config *config, const char *kind)
     if (weights) return (dq_quant_target){.bits = bits > 8 ? TARGET_BITS : bits, .symmetric = 1, .clip = 1};
     if (bits > 15) return (dq_quant_target){.bits = TARGET_BITS, .clip = TARGET_CLIP};
     int64_t group = dq_config_int(config, "a_groupsize");
+    double clip = dq_config_float(config, "a_clip_ratio"); /* 0 = searched for later */
     return (dq_quant_target){.bits = bits,
                              .symmetric = !dq_config_int(config, "a_asym"),
                              .group = group > 0 ? group : 0,
-                             .clip = dq_config_float(config, "a_clip_ratio")};
+                             .clip = clip > 0 ? clip : TARGET_CLIP};
 }
 
 dq_status dq_fit_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_fit_spec *out)
 {
     /* In the order of the option's choices. */
     static const dq_fit_loss losses[] = {DQ_FIT_WHIP,     DQ_FIT_SWD,      DQ_FIT_SWD_CHANNEL, DQ_FIT_SWD_GAUSS,
-                                         DQ_FIT_KURTOSIS, DQ_FIT_VARIANCE, DQ_FIT_QUANT};
+                                         DQ_FIT_KURTOSIS, DQ_FIT_VARIANCE, DQ_FIT_QUANT,       DQ_FIT_RANGE};
     double sinks = dq_config_float(config, "sink_weight"), weights = dq_config_float(config, "weight_weight");
     if (sinks + weights >= 1)
         return dq_fail(DQ_E_INVALID, "sink_weight %g and weight_weight %g leave nothing for activations", sinks,
@@ -74,12 +96,14 @@ dq_status dq_fit_spec_from_config(const dq_config *config, const dq_orbit *orbit
         .mm_boldness = dq_config_float(config, "mm_boldness"),
         .mm_memory = dq_config_float(config, "mm_memory"),
         .weight = {1 - sinks - weights, sinks, weights},
-        .quant_steps = dq_config_int(config, "quant_steps"),
         .quant = {a, a, w},
+        .unit_rows = orbit->heads > 1,
+        .never_worse = true,
         .patience = dq_config_int(config, "patience"),
         .seed = (uint64_t)dq_config_int(config, "seed"),
         .math = dq_config_math(config),
     };
+    finish_from_config(config, &s);
     if (dq_config_int(config, "compat")) upstream_defaults(config, orbit->heads > 1, &s);
     *out = s;
     return DQ_OK;
@@ -124,9 +148,11 @@ dq_status dq_host_loss_check(const dq_rotation_loss *table, dq_rotation_loss *ou
     return DQ_OK;
 }
 
-dq_loss dq_host_loss(const dq_rotation_loss *table)
+void dq_fit_spec_set_host_loss(dq_fit_spec *spec, const dq_rotation_loss *table)
 {
-    return (dq_loss){.kind = DQ_FIT_HOST, .fn = table->evaluate, .user = table->user, .curvature = table->curvature};
+    spec->loss =
+        (dq_loss){.kind = DQ_FIT_HOST, .fn = table->evaluate, .user = table->user, .curvature = table->curvature};
+    spec->never_worse = false;
 }
 
 /* ---- report ---- */
@@ -165,10 +191,12 @@ json_t *dq_fit_report_json(const char *name, const dq_orbit *orbit, const dq_fit
     json_t *diverged = r->diverged_step < 0 ? json_null()
                                             : json_pack("{s:I, s:o}", "step", (json_int_t)r->diverged_step, "loss",
                                                         number(r->diverged_loss));
-    return json_pack("{s:s, s:I, s:i, s:i, s:o, s:o, s:f, s:I, s:I, s:I, s:b, s:o, s:f, s:o, s:o}", "name", name, "n",
-                     (json_int_t)orbit->n, "heads", (int)orbit->heads, "groups", (int)orbit->groups, "loss_before",
+    json_t *rejected = r->kept_start ? number(r->rejected_error) : json_null();
+    return json_pack("{s:s, s:I, s:i, s:i, s:o, s:o, s:f, s:I, s:I, s:I, s:b, s:o, s:o, s:f, s:o, s:o}", "name", name,
+                     "n", (json_int_t)orbit->n, "heads", (int)orbit->heads, "groups", (int)orbit->groups, "loss_before",
                      number(r->loss_before), "loss_after", number(r->loss_after), "orthogonality_error",
                      r->orthogonality, "steps", (json_int_t)r->steps, "steps_total", (json_int_t)r->steps_total,
-                     "best_step", (json_int_t)r->best_step, "stopped_early", r->stopped_early, "diverged", diverged,
-                     "seconds", r->seconds, "kinds", kinds_json(r), "history", history_json(r));
+                     "best_step", (json_int_t)r->best_step, "stopped_early", r->stopped_early, "rejected_error",
+                     rejected, "diverged", diverged, "seconds", r->seconds, "kinds", kinds_json(r), "history",
+                     history_json(r));
 }

@@ -13,9 +13,9 @@ dq_status dq_fit_spec_from_config(const dq_config *config, const dq_orbit *orbit
 /* Where its rows are kept. */
 dq_status dq_rows_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_dtype dtype, dq_rows_spec *out);
 
-/* Takes the host's loss instead; `table` must live as long as the loss. */
 dq_status dq_host_loss_check(const dq_rotation_loss *table, dq_rotation_loss *out);
-dq_loss dq_host_loss(const dq_rotation_loss *table);
+/* Takes the host's loss instead, whatever it does to the error; `table` must live as long as the spec. */
+void dq_fit_spec_set_host_loss(dq_fit_spec *spec, const dq_rotation_loss *table);
 
 /* One entry of "rotations" in the report. */
 json_t *dq_fit_report_json(const char *name, const dq_orbit *orbit, const dq_fit_report *report);

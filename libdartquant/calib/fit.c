@@ -16,7 +16,7 @@
 #define DIVERGED 1.25
 #define DIVERGED_TWICE 1.02
 /* Rows are gathered in tiles of at most this many bytes, within the bounds. */
-enum { TILE_BYTES = 64 << 20, TILE_LEAST = 256, TILE_MOST = 16384, BATCHES = 10, BATCH_ROWS_PER_N = 64 };
+enum { TILE_BYTES = 64 << 20, TILE_LEAST = 256, TILE_MOST = 16384, BATCHES = 8, BATCH_ROWS_PER_N = 16 };
 
 /* ---- plan ---- */
 
@@ -38,6 +38,10 @@ static dq_status check_spec(const dq_fit_spec *s, dq_rows *rows)
         return dq_fail(DQ_E_INVALID, "%lld epochs of batches of %lld, accumulated %lld times, then %lld steps",
                        (long long)s->epochs, (long long)s->batch, (long long)s->accumulation,
                        (long long)s->quant_steps);
+    for (int k = 0; k < DQ_ROW_KINDS && s->quant_steps > 0; k++)
+        if (dq_loss_takes_batch(s->finish[k].kind) || !(dq_loss_curvature(&s->finish[k], dq_orbit_width(o)) > 0))
+            return dq_fail(DQ_E_INVALID, "the finish cannot work with the loss \"%s\"",
+                           dq_loss_name(s->finish[k].kind));
     if (s->method == DQ_FIT_POLAR_MM && !(dq_loss_curvature(&s->loss, dq_orbit_width(o)) > 0))
         return dq_fail(DQ_E_INVALID, "polar-mm needs a loss of known curvature, that of \"%s\" is not: use method qr",
                        dq_loss_name(s->loss.kind));
@@ -126,18 +130,21 @@ static dq_status set_up(dq_fit *f, const double *initial)
     DQ_TRY(share_weights(f));
     plan_steps(f);
     f->best = dq_alloc(f->env, (size_t)count * sizeof *f->best);
+    f->initial = dq_alloc(f->env, (size_t)count * sizeof *f->initial);
     f->history = dq_calloc(f->env, (size_t)(f->total > 0 ? f->total : 1), sizeof *f->history);
-    if (!f->best || !f->history) return DQ_E_NOMEM;
+    if (!f->best || !f->initial || !f->history) return DQ_E_NOMEM;
     DQ_TRY(dq_tensor_alloc(f->dev, DQ_F32, rows, f->spec.orbit.n, &f->grad));
     DQ_TRY(
         dq_tensor_alloc(f->dev, dq_rows_get_spec(f->rows)->dtype, f->tile, dq_orbit_width(&f->spec.orbit), &f->buffer));
+    if (f->spec.unit_rows) DQ_TRY(dq_tensor_alloc(f->dev, DQ_F32, f->tile, dq_orbit_width(&f->spec.orbit), &f->unit));
     DQ_TRY(first_rotation(f, initial, f->best));
     DQ_TRY(dq_fit_check_energy(f));
     f->finish = f->spec.epochs * f->epoch_steps == 0 && f->spec.quant_steps > 0;
     DQ_TRY(dq_optim_init(&f->optim, f->dev, &f->spec, f->finish ? DQ_FIT_POLAR_MM : f->spec.method, f->best));
-    if (f->finish) f->optim.mm_memory = 0;
+    if (f->finish) f->optim.mm_memory = f->spec.finish_memory;
     DQ_TRY(dq_fit_measure(f, &f->optim.r, false));
     DQ_TRY(dq_tensor_download(&f->optim.r, f->best)); /* QR-Orth may flip columns */
+    memcpy(f->initial, f->best, (size_t)count * sizeof *f->initial);
     f->last_loss = f->start = f->report.loss_before;
     if (f->finish) DQ_TRY(dq_fit_evaluate(f, &f->optim.r, &f->start));
     f->best_loss = f->start;
@@ -172,6 +179,8 @@ void dq_fit_free(dq_fit *f)
     dq_optim_clear(&f->optim);
     dq_tensor_free(&f->grad);
     dq_tensor_free(&f->buffer);
+    dq_tensor_free(&f->unit);
+    dq_free(f->initial);
     dq_free(f->best);
     dq_free(f->history);
     dq_free(f);
@@ -235,7 +244,7 @@ static dq_status begin_finish(dq_fit *f)
     f->finish = true;
     f->stale = f->above = 0;
     DQ_TRY(dq_optim_init(&f->optim, dev, &f->spec, DQ_FIT_POLAR_MM, f->best));
-    f->optim.mm_memory = 0;
+    f->optim.mm_memory = f->spec.finish_memory;
     DQ_TRY(dq_fit_evaluate(f, &f->optim.r, &f->start)); /* now the error: another measure of what is best */
     f->best_loss = f->start;
     return DQ_OK;
@@ -256,11 +265,28 @@ static void place_of_step(const dq_fit *f, int64_t *epoch, int64_t *index, bool 
     *last_of_epoch = *index + 1 == per_epoch || *last_of_phase;
 }
 
+/* A lower loss need not be a lower quantization error: a result that is worse than the start is not handed out. */
+static dq_status prefer_start(dq_fit *f)
+{
+    const dq_fit_kind_report *lead = &f->report.kinds[f->lead];
+    if (!f->spec.never_worse || !(lead->error_after > lead->error_before)) return DQ_OK;
+    dq_log(f->env, DQ_LOG_WARNING,
+           "the fitted rotation has a relative quantization error of %g, the start %g: the start is kept",
+           lead->error_after, lead->error_before);
+    f->report.kept_start = true;
+    f->report.rejected_error = lead->error_after;
+    f->report.best_step = 0;
+    memcpy(f->best, f->initial, (size_t)f->optim.count * sizeof *f->best);
+    DQ_TRY(dq_tensor_upload(&f->grad, f->best));
+    return dq_fit_measure(f, &f->grad, true);
+}
+
 static dq_status end_fit(dq_fit *f)
 {
     DQ_TRY(dq_tensor_upload(&f->grad, f->best)); /* not needed as a gradient any more */
     DQ_TRY(dq_fit_measure(f, &f->grad, true));
-    if (f->report.best_step == 0 && f->report.diverged_step < 0)
+    if (f->report.best_step > 0) DQ_TRY(prefer_start(f));
+    if (f->report.best_step == 0 && f->report.diverged_step < 0 && !f->report.kept_start)
         dq_log(f->env, DQ_LOG_WARNING, "no epoch lowered the loss of %g: the rotation stays as it was",
                f->report.loss_before);
     f->done = true;

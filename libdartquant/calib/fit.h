@@ -27,12 +27,16 @@ typedef struct dq_fit_spec {
     int64_t accumulation;  /* gradients in one step */
     double mm_boldness, mm_memory; /* polar-mm: factor c on the curvature (1 = monotone, less = longer steps), EMA */
     double weight[DQ_ROW_KINDS];   /* of each kind in the loss; kinds without rows give theirs to the others */
-    int64_t quant_steps;           /* steps of the quantization error finish after the epochs; 0 = none */
-    dq_quant_target quant[DQ_ROW_KINDS]; /* target bits of each kind: report and finish */
-    int64_t patience;                    /* epochs without gain on held-out rows before it stops; 0 = never */
-    uint64_t seed;                       /* of the initial rotation */
-    bool compat;                         /* the original program's ways, see docs/numerics.md */
-    int math;                            /* DQ_MATH_* */
+    dq_quant_target quant[DQ_ROW_KINDS]; /* target bits of each kind, for its error in the report */
+    int64_t quant_steps; /* polar-mm steps on relative quantization errors after the epochs (the finish); 0 = none */
+    dq_loss finish[DQ_ROW_KINDS]; /* row-local; what such a step minimises for each kind */
+    double finish_boldness, finish_memory;
+    bool unit_rows;   /* every row counts as if it were scaled to RMS 1 */
+    int64_t patience; /* epochs without gain on held-out rows before it stops; 0 = never */
+    bool never_worse; /* than the start on held-out rows, see dq_fit_step */
+    uint64_t seed;    /* of the initial rotation */
+    bool compat;      /* the original program's ways, see docs/numerics.md */
+    int math;         /* DQ_MATH_* */
 } dq_fit_spec;
 
 /* What is known of one kind of rows: losses and errors on held-out rows where there are any, else on training rows, 16384
@@ -47,7 +51,7 @@ typedef struct dq_fit_point {
     double loss;     /* of the step's batch, before the step */
     double held_out; /* weighted loss of the held-out rows after the step; NaN between epochs */
     double lr;
-    bool finish; /* a step of the quantization error finish: losses are that error */
+    bool finish; /* a step of the finish: `loss` is what it minimises, `held_out` the relative quantization error */
 } dq_fit_point;
 
 typedef struct dq_fit_report {
@@ -55,6 +59,8 @@ typedef struct dq_fit_report {
     double loss_before, loss_after;        /* weighted over kinds */
     int64_t steps, steps_total, best_step; /* done, planned, the one whose rotation is the result */
     bool stopped_early;
+    bool kept_start;       /* the fitted rotation had a larger error than the start on rows of the leading kind */
+    double rejected_error; /* that error */
     int64_t diverged_step; /* -1 = never */
     double diverged_loss;
     double orthogonality; /* max |R^T R - I| of the result */
@@ -72,8 +78,11 @@ dq_status dq_fit_check_rotation(dq_device *dev, const dq_orbit *orbit, int32_t g
  * that do not go together, all rows zero), DQ_E_NUMERIC (initial not orthogonal, with the measured error). */
 dq_status dq_fit_new(dq_device *dev, const dq_fit_spec *spec, dq_rows *rows, const double *initial, dq_fit **out);
 void dq_fit_free(dq_fit *fit); /* NULL is accepted */
-/* One optimiser step, or nothing when the fit is done (a fit of no steps is so from the start). The last one also evaluates. A loss that is not finite or far above the start ends the fit with the best rotation so
- * far: that is a success with `diverged_step` set and a warning in the log. */
+/* One optimiser step, or nothing when the fit is done (a fit of no steps is so from the start). The last one also
+ * evaluates: with `never_worse` the start is the result when it has a lower relative error on held-out rows of the leading
+ * kind (activations, where there are any; training rows where none are held out). A loss that is not finite or far above
+ * the start ends the fit with the best rotation so far: that is a success with `diverged_step` set and a warning in the
+ * log. */
 dq_status dq_fit_step(dq_fit *fit, bool *done);
 bool dq_fit_done(const dq_fit *fit);
 /* R F64 [groups * n, n], orthogonal to 1e-12; what is best so far when asked before the end. */

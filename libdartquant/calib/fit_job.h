@@ -16,7 +16,8 @@ struct dq_fit {
     int64_t tile;                /* rows that are gathered at a time */
     dq_optim optim;
     dq_tensor grad, buffer; /* F32 [groups * n, n]; [tile, width] */
-    float *best;            /* [count] the result so far */
+    dq_tensor unit;         /* F32 [tile, width] with unit_rows */
+    float *initial, *best;  /* [count] each: the start, the result so far */
     bool finish, done;
     int64_t steps;                      /* done */
     double start, best_loss, last_loss; /* of the present phase on the rows of evaluation */

@@ -11,8 +11,25 @@ typedef struct pass {
     dq_row_part part;
     int64_t epoch, first, count;
     double weight, shift;
+    int math;
     bool error; /* the relative quantization error at loss->quant, not the loss */
 } pass;
+
+/* Only rows of zeros are far from RMS 1 with this under the root; they stay zeros. */
+#define TINY 1e-30
+
+/* Rows of the stretch from `at` on as the losses see them; *x is a view. */
+static dq_status take_rows(dq_fit *f, const pass *p, int64_t at, int64_t rows, dq_tensor *x)
+{
+    *x = dq_tensor_rows(&f->buffer, 0, rows);
+    DQ_TRY(dq_rows_batch(f->rows, p->kind, p->part, p->epoch, p->first + at, rows, x));
+    if (!f->spec.unit_rows) return DQ_OK;
+    dq_tensor unit = dq_tensor_rows(&f->unit, 0, rows);
+    DQ_TRY(dq_op_convert(x, &unit));
+    DQ_TRY(dq_op_rmsnorm(&unit, NULL, TINY, &unit));
+    *x = unit;
+    return DQ_OK;
+}
 
 /* Mean over the rows, tile by tile; grad += weight * gradient (NULL: none). */
 static dq_status run_pass(dq_fit *f, const pass *p, const dq_tensor *r, dq_tensor *grad, double *value)
@@ -21,13 +38,13 @@ static dq_status run_pass(dq_fit *f, const pass *p, const dq_tensor *r, dq_tenso
     for (int64_t at = 0; at < p->count; at += f->tile) {
         int64_t rows = p->count - at < f->tile ? p->count - at : f->tile;
         double part = 0, share = (double)rows / (double)p->count;
-        dq_tensor x = dq_tensor_rows(&f->buffer, 0, rows);
-        DQ_TRY(dq_rows_batch(f->rows, p->kind, p->part, p->epoch, p->first + at, rows, &x));
+        dq_tensor x;
+        DQ_TRY(take_rows(f, p, at, rows, &x));
         if (p->error)
-            DQ_TRY(dq_quant_error_of_rotation(&p->loss->quant, &f->spec.orbit, &x, r, f->spec.math, &part));
+            DQ_TRY(dq_quant_error_of_rotation(&p->loss->quant, &f->spec.orbit, &x, r, p->math, &part));
         else
-            DQ_TRY(dq_loss_of_rotation(p->loss, &f->spec.orbit, &x, r, p->weight * share, p->shift, 1, grad,
-                                       f->spec.math, &part));
+            DQ_TRY(dq_loss_of_rotation(p->loss, &f->spec.orbit, &x, r, p->weight * share, p->shift, 1, grad, p->math,
+                                       &part));
         sum += share * part;
     }
     *value = sum;
@@ -38,7 +55,7 @@ static dq_status run_pass(dq_fit *f, const pass *p, const dq_tensor *r, dq_tenso
  * every time, spread over the epoch. */
 static void batch_of_kind(const dq_fit *f, dq_row_kind kind, int64_t j, int64_t *first, int64_t *count)
 {
-    enum { FEW = 64 };
+    enum { FEW = 1024 };
     int64_t rows = dq_rows_part(f->rows, kind, DQ_ROWS_TRAIN);
     if (kind == f->lead) {
         *first = j * f->batch;
@@ -52,9 +69,7 @@ static void batch_of_kind(const dq_fit *f, dq_row_kind kind, int64_t j, int64_t 
 
 static dq_loss loss_of_phase(const dq_fit *f, dq_row_kind kind)
 {
-    dq_loss loss = f->spec.loss;
-    if (f->finish) loss = (dq_loss){.kind = DQ_FIT_QUANT, .quant = f->spec.quant[kind]};
-    return loss;
+    return f->finish ? f->spec.finish[kind] : f->spec.loss;
 }
 
 dq_status dq_fit_gradient(dq_fit *f, int64_t epoch, int64_t index, double *loss)
@@ -63,7 +78,7 @@ dq_status dq_fit_gradient(dq_fit *f, int64_t epoch, int64_t index, double *loss)
     int64_t to = f->finish ? index + 1 : from + f->spec.accumulation;
     if (to > f->batches) to = f->batches;
     double total = 0, width = (double)dq_orbit_width(&f->spec.orbit);
-    double boldness = f->finish ? 1 : f->spec.mm_boldness;
+    double boldness = f->finish ? f->spec.finish_boldness : f->spec.mm_boldness;
     DQ_TRY(dq_op_fill(0, &f->grad));
     for (int64_t j = from; j < to; j++)
         for (int k = 0; k < DQ_ROW_KINDS; k++) {
@@ -74,7 +89,8 @@ dq_status dq_fit_gradient(dq_fit *f, int64_t epoch, int64_t index, double *loss)
                       .kind = (dq_row_kind)k,
                       .part = DQ_ROWS_TRAIN,
                       .epoch = epoch,
-                      .weight = f->weight[k] / (double)(to - from)};
+                      .weight = f->weight[k] / (double)(to - from),
+                      .math = f->spec.math};
             batch_of_kind(f, p.kind, j, &p.first, &p.count);
             if (f->optim.method == DQ_FIT_POLAR_MM) p.shift = -boldness * dq_loss_curvature(&of_kind, (int64_t)width);
             DQ_TRY(run_pass(f, &p, &f->optim.r, &f->grad, &value));
@@ -93,8 +109,12 @@ static dq_status evaluate_kind(dq_fit *f, dq_row_kind kind, const dq_loss *loss,
                                double *value)
 {
     bool held_out = dq_rows_part(f->rows, kind, DQ_ROWS_HELD_OUT) > 0;
-    pass p = {
-        .loss = loss, .kind = kind, .part = held_out ? DQ_ROWS_HELD_OUT : DQ_ROWS_TRAIN, .weight = 1, .error = error};
+    pass p = {.loss = loss,
+              .kind = kind,
+              .part = held_out ? DQ_ROWS_HELD_OUT : DQ_ROWS_TRAIN,
+              .weight = 1,
+              .error = error,
+              .math = f->spec.math};
     p.count = dq_rows_part(f->rows, kind, p.part);
     if (!held_out && p.count > EVALUATION_MOST) p.count = EVALUATION_MOST;
     return run_pass(f, &p, r, NULL, value);
@@ -106,7 +126,7 @@ dq_status dq_fit_evaluate(dq_fit *f, const dq_tensor *r, double *value)
     for (int k = 0; k < DQ_ROW_KINDS; k++) {
         double part = 0;
         if (f->weight[k] == 0) continue;
-        dq_loss loss = loss_of_phase(f, (dq_row_kind)k);
+        dq_loss loss = f->finish ? (dq_loss){.kind = DQ_FIT_QUANT, .quant = f->spec.quant[k]} : f->spec.loss;
         DQ_TRY(evaluate_kind(f, (dq_row_kind)k, &loss, f->finish, r, &part));
         sum += f->weight[k] * part;
     }

@@ -59,15 +59,15 @@ dq_status dq_fit_get_report(dq_fit *f, dq_fit_report *out)
 
 /* ---- complete state ---- */
 
-#define STATE_MAGIC "dqfit\1\0\0"
+#define STATE_MAGIC "dqfit\2\0\0"
 
 /* Followed by z, first, second, best (F32 [count] each) and the points of the steps done. */
 typedef struct state_header {
     char magic[8];
     int64_t count, steps, total, optim_steps, stale, above;
     int64_t best_step, diverged_step;
-    int32_t finish, done, stopped_early, reserved;
-    double start, best_loss, last_loss, diverged_loss, seconds, loss_before, loss_after;
+    int32_t finish, done, stopped_early, kept_start;
+    double start, best_loss, last_loss, diverged_loss, seconds, loss_before, loss_after, rejected_error;
     dq_fit_kind_report kinds[DQ_ROW_KINDS];
 } state_header;
 
@@ -114,6 +114,8 @@ dq_status dq_fit_export(dq_fit *f, void **bytes, size_t *size)
     h.finish = f->finish;
     h.done = f->done;
     h.stopped_early = r->stopped_early;
+    h.kept_start = r->kept_start;
+    h.rejected_error = r->rejected_error;
     h.start = f->start;
     h.best_loss = f->best_loss;
     h.last_loss = f->last_loss;
@@ -155,7 +157,7 @@ dq_status dq_fit_import(dq_fit *f, const void *bytes, size_t size)
     f->steps = h.steps;
     f->total = h.total;
     f->optim.steps = h.optim_steps;
-    f->optim.mm_memory = h.finish ? 0 : f->spec.mm_memory;
+    f->optim.mm_memory = h.finish ? f->spec.finish_memory : f->spec.mm_memory;
     f->stale = h.stale;
     f->above = h.above;
     f->start = h.start;
@@ -165,6 +167,8 @@ dq_status dq_fit_import(dq_fit *f, const void *bytes, size_t size)
     f->report.diverged_step = h.diverged_step;
     f->report.diverged_loss = h.diverged_loss;
     f->report.stopped_early = h.stopped_early;
+    f->report.kept_start = h.kept_start;
+    f->report.rejected_error = h.rejected_error;
     f->report.seconds = h.seconds;
     f->report.loss_before = h.loss_before;
     f->report.loss_after = h.loss_after;

@@ -154,7 +154,8 @@ dq_status dq_gather_inputs(dq_gather *g, const dq_inputs *in)
     dq_rows *to = in->site == DQ_SITE_O ? g->r2 : g->r1;
     if (!to) return DQ_OK;
     DQ_TRY(keep_listed(g, to, DQ_ROWS_ACTIVATION, g->picks[in->site], g->count[in->site], in->first, in->x));
-    if (in->site == DQ_SITE_O) return DQ_OK;
+    /* What a massive token feeds to the others are its keys and values; its own way through the MLP hardly matters. */
+    if (in->site != DQ_SITE_ATTN) return DQ_OK;
     return keep_listed(g, to, DQ_ROWS_SINK, g->sinks, g->sink_count, in->first, in->x);
 }
 

@@ -16,6 +16,8 @@ static const loss_info infos[DQ_FIT_LOSSES] = {
     [DQ_FIT_KURTOSIS] = {"kurtosis", DQ_LOSS_KURTOSIS},
     [DQ_FIT_VARIANCE] = {"variance", DQ_LOSS_VARIANCE},
     [DQ_FIT_QUANT] = {"quant-mse", DQ_LOSS_QUANT},
+    [DQ_FIT_RANGE] = {"range", DQ_LOSS_RANGE},
+    [DQ_FIT_SNAP] = {"snap", DQ_LOSS_SNAP},
     [DQ_FIT_SWD] = {"swd", -1},
     [DQ_FIT_SWD_CHANNEL] = {"swd-channel", -1},
     [DQ_FIT_SWD_GAUSS] = {"swd-gauss", -1},
@@ -25,9 +27,18 @@ static const loss_info infos[DQ_FIT_LOSSES] = {
 const char *dq_loss_name(dq_fit_loss kind) { return kind < DQ_FIT_LOSSES ? infos[kind].name : "?"; }
 bool dq_loss_takes_batch(dq_fit_loss kind) { return infos[kind].device < 0; }
 
+/* Its gradient falls with the square of the steps in the range, of which 4 bits have 15. */
+static double unit_of_range(const dq_quant_target *q)
+{
+    double steps = q->symmetric ? 2.0 * ((1 << (q->bits - 1)) - 1) : (1 << q->bits) - 1;
+    return 225 / (steps * steps);
+}
+
 double dq_loss_curvature(const dq_loss *loss, int64_t width)
 {
     switch (loss->kind) {
+        case DQ_FIT_RANGE: return unit_of_range(&loss->quant);
+        case DQ_FIT_SNAP: return 1;
         case DQ_FIT_WHIP: return 1; /* exp(-|o|) <= 1 away from the kink at 0, which is concave */
         case DQ_FIT_QUANT: return 2;
         case DQ_FIT_VARIANCE:
@@ -58,7 +69,7 @@ static dq_status on_device(const dq_loss *loss, const dq_orbit *orbit, const dq_
                                .scale = weight / rows,
                                .beta = beta,
                                .shift = shift};
-    if (loss->kind == DQ_FIT_QUANT) {
+    if (loss->kind >= DQ_FIT_QUANT) {
         if (q->group > 0) d.group = q->group;
         d.bits = q->bits;
         d.symmetric = q->symmetric;

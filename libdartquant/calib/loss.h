@@ -5,12 +5,14 @@
 
 #include "backend/device.h"
 
-/* The first four are decided by each row alone and run inside the device's rotation_loss. */
+/* The first six are decided by each row alone and run inside the device's rotation_loss. */
 typedef enum dq_fit_loss {
     DQ_FIT_WHIP,        /* sum exp(-|o|) of a row (DartQuant, arXiv 2511.04063) */
     DQ_FIT_KURTOSIS,    /* width S4 / S2^2 of a row, Sk = sum (o - mean)^k (KurTail) */
     DQ_FIT_VARIANCE,    /* S2 / width of a row */
     DQ_FIT_QUANT,       /* sum (o - Q(o))^2 of a row, Q(o) held fixed in the gradient */
+    DQ_FIT_RANGE,       /* the error to be expected of a row from its clipped range */
+    DQ_FIT_SNAP,        /* as QUANT, without the elements that give the range: they keep their value */
     DQ_FIT_SWD,         /* mean (sorted o - uniform quantiles)^2 over all numbers of a batch */
     DQ_FIT_SWD_CHANNEL, /* the same per channel over the rows of a batch, mean over channels */
     DQ_FIT_SWD_GAUSS,   /* per channel against Gaussian quantiles */
@@ -32,7 +34,7 @@ typedef dq_status (*dq_host_loss_fn)(void *user, const float *o, int64_t rows, i
 
 typedef struct dq_loss {
     dq_fit_loss kind;
-    dq_quant_target quant; /* QUANT */
+    dq_quant_target quant; /* QUANT, RANGE, SNAP */
     bool relative;         /* row-local kinds: each row's loss divided by |x|^2 */
     dq_host_loss_fn fn;    /* HOST */
     void *user;
@@ -46,11 +48,12 @@ typedef struct dq_orbit {
 } dq_orbit;
 static inline int64_t dq_orbit_width(const dq_orbit *o) { return o->n * o->heads; }
 
-/* "whip", "kurtosis", "variance", "quant-mse", "swd", "swd-channel", "swd-gauss", "host". */
+/* "whip", "kurtosis", "variance", "quant-mse", "range", "snap", "swd", "swd-channel", "swd-gauss", "host". */
 const char *dq_loss_name(dq_fit_loss kind);
 /* Depends on the rows of a batch together, or on the host: the batch is rotated whole. */
 bool dq_loss_takes_batch(dq_fit_loss kind);
-/* Upper bound of the second derivative of one row's loss along any o_i; 0 = unbounded or unknown. */
+/* Upper bound of the second derivative of one row's loss along any o_i; 0 = unbounded or unknown. RANGE and SNAP have none:
+ * for them it is the unit that mm_boldness was measured in. */
 double dq_loss_curvature(const dq_loss *loss, int64_t width);
 
 /* For losses that take a batch: their value for o F32 [rows, cols] in host memory, and grad = d value / d o (or NULL).

@@ -1,6 +1,6 @@
 /* Steps along the tangent R A, A skew-symmetric, and three ways back to the orthogonal group: QR factor, Cayley transform,
- * polar factor. Momentum and Adam work on A, which needs no transport. (Absil, Mahony, Sepulchre, Optimization Algorithms on Matrix
- * Manifolds, 2008, sections 4.1 and 8.1; Li, Fuxin, Todorovic, arXiv 2002.01113.) SPDX-License-Identifier: Apache-2.0 */
+ * polar factor. Momentum and Adam work on A, which needs no transport. (Absil, Mahony, Sepulchre, Optimization Algorithms
+ * on Matrix Manifolds, 2008, sections 4.1 and 8.1; Li, Fuxin, Todorovic, arXiv 2002.01113.) SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 #include <string.h>
 

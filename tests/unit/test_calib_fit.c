@@ -92,7 +92,10 @@ static float *heavy_rows(int64_t count, int64_t width, uint64_t seed)
 static dq_fit_spec usual_spec(int64_t n, int32_t heads, int32_t groups)
 {
     dq_quant_target target = {.bits = 4, .clip = 0.9};
+    dq_loss procrustes = {.kind = DQ_FIT_QUANT, .quant = target, .relative = true};
     return (dq_fit_spec){.orbit = {n, heads, groups},
+                         .finish = {procrustes, procrustes, procrustes},
+                         .finish_boldness = 1,
                          .method = DQ_FIT_QR,
                          .loss = {.kind = DQ_FIT_WHIP},
                          .lr = 0.02,
@@ -308,6 +311,81 @@ static void finish_lowers_the_quantization_error(void **state)
     assert_true(r.history[r.steps - 1].finish && !r.history[0].finish);
     assert_true(r.kinds[DQ_ROWS_ACTIVATION].error_after < before);
     close_job(&j);
+}
+
+/* The default recipe in small: every phase lowers the error. */
+static void range_and_snap_learn(void **state)
+{
+    static const dq_orbit orbits[] = {{32, 1, 1}, {16, 4, 2}};
+    (void)state;
+    for (size_t o = 0; o < 2; o++) {
+        double error[2], sinks[2];
+        for (int phase = 0; phase < 2; phase++) {
+            job j;
+            dq_fit_report r;
+            dq_fit_spec spec = usual_spec(orbits[o].n, orbits[o].heads, orbits[o].groups);
+            spec.method = DQ_FIT_POLAR_MM;
+            spec.unit_rows = spec.never_worse = true;
+            spec.epochs = 4;
+            spec.batch = 400;
+            spec.quant_steps = phase ? 32 : 0;
+            for (int k = 0; k < DQ_ROW_KINDS; k++) spec.finish[k].kind = k == DQ_ROWS_SINK ? DQ_FIT_SNAP : DQ_FIT_RANGE;
+            spec.finish_boldness = 0.25;
+            spec.finish_memory = 0.8;
+            open_job(&j, 2, &spec);
+            run(j.fit);
+            OK(dq_fit_get_report(j.fit, &r));
+            assert_false(r.kept_start);
+            error[phase] = r.kinds[DQ_ROWS_ACTIVATION].error_after / r.kinds[DQ_ROWS_ACTIVATION].error_before;
+            sinks[phase] = r.kinds[DQ_ROWS_SINK].error_after / r.kinds[DQ_ROWS_SINK].error_before;
+            close_job(&j);
+        }
+        print_message("n %d: error %.3f of the start's, then %.3f; sinks %.3f, %.3f\n", (int)orbits[o].n, error[0],
+                      error[1], sinks[0], sinks[1]);
+        assert_true(error[0] < 1 && error[1] < error[0]);
+    }
+}
+
+/* Whip upside down: it grows towards spikes, and the error with it. */
+static dq_status spikes(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss)
+{
+    double sum = 0;
+    (void)user;
+    for (int64_t i = 0; i < rows * cols; i++) {
+        sum += fabs((double)o[i]) / (double)rows;
+        if (grad) grad[i] = (o[i] > 0 ? 1.0f : -1.0f) / (float)rows;
+    }
+    *loss = sum;
+    return DQ_OK;
+}
+
+static void never_worse_than_the_start(void **state)
+{
+    (void)state;
+    for (int guard = 0; guard < 2; guard++) {
+        job j;
+        dq_fit_report r;
+        double before[1024], matrix[1024];
+        dq_fit_spec spec = usual_spec(32, 1, 1);
+        spec.loss = (dq_loss){.kind = DQ_FIT_HOST, .fn = spikes};
+        spec.lr = 0.005;
+        spec.batch = 500;
+        spec.epochs = 6;
+        spec.never_worse = guard;
+        open_job(&j, 1, &spec);
+        OK(dq_fit_result(j.fit, before));
+        run(j.fit);
+        OK(dq_fit_get_report(j.fit, &r));
+        OK(dq_fit_result(j.fit, matrix));
+        const dq_fit_kind_report *a = &r.kinds[DQ_ROWS_ACTIVATION];
+        if (guard) {
+            assert_true(r.kept_start && r.rejected_error > a->error_before && a->error_after == a->error_before);
+            assert_memory_equal(matrix, before, sizeof matrix);
+        } else {
+            assert_true(!r.kept_start && r.loss_after < r.loss_before && a->error_after > a->error_before);
+        }
+        close_job(&j);
+    }
 }
 
 /* ---- the same bits ---- */
@@ -567,6 +645,8 @@ int main(void)
         cmocka_unit_test(every_method_learns),
         cmocka_unit_test(majorisation_is_monotone),
         cmocka_unit_test(finish_lowers_the_quantization_error),
+        cmocka_unit_test(range_and_snap_learn),
+        cmocka_unit_test(never_worse_than_the_start),
         cmocka_unit_test(threads_change_nothing),
         cmocka_unit_test(resumed_fits_reach_the_same_bits),
         cmocka_unit_test(foreign_states_are_refused),

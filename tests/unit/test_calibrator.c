@@ -115,8 +115,8 @@ static void learns_r1_and_r2(void **state)
                     for (int k = 0; k < n; k++) sum += r[(m * n + k) * n + i] * r[(m * n + k) * n + j];
                     assert_true(fabs(sum - (i == j)) <= 1e-12);
                 }
-        assert_true(float_of(job, "loss_after") < float_of(job, "loss_before"));
-        if (heads == 1) assert_true(float_of(job, "error_after") < float_of(job, "error_before"));
+        if (heads == 1) assert_true(float_of(job, "loss_after") < float_of(job, "loss_before"));
+        assert_true(float_of(job, "error_after") <= (heads == 1 ? 0.98 : 1) * float_of(job, "error_before"));
         assert_true(float_of(job, "orthogonality_error") <= 1e-12);
         assert_true(float_of(job, "steps_done") == float_of(job, "steps_total"));
         OK(dq_calibrator_report(job, &report));
@@ -124,6 +124,7 @@ static void learns_r1_and_r2(void **state)
         assert_non_null(strstr(report, "\"kind\":\"sink\""));
         assert_non_null(strstr(report, "\"finish\":true"));
         assert_non_null(strstr(report, "\"diverged\":null"));
+        if (heads == 1) assert_non_null(strstr(report, "\"rejected_error\":null"));
         assert_int_equal(dq_calibrator_run(job, NULL, NULL, NULL), DQ_E_STATE);
         dq_calibrator_free(job);
     }
