@@ -187,13 +187,14 @@ typedef struct dq_packed_desc {
     double beta;   /* 0 ignores the old content of y */
 } dq_packed_desc;
 
-/* Storage of keys or values of past tokens, one row per token.
+/* Kinds of storage of keys or values of past tokens, one row per token.
  *   FLOAT: F32, F16 or BF16 [slots, heads*head_dim], rounded half to even
  *   INT:   codes of 8 bits, U8 [slots, heads*head_dim], or of 4, U8 [slots, heads*head_dim/2], the lower half of a byte
  *          first; grid F32 [slots, 2*heads] holds scale and zero of head h in columns 2h and 2h+1. As the asymmetric
  *          dq_fake_quant_desc with clip 1 over one head, its range extended to contain 0: x = scale * (code - zero)
  *   FP8:   E4M3 without infinities (OCP 8-bit floating point), U8 [slots, heads*head_dim]; beyond +-448 held there */
 enum { DQ_KV_FLOAT = 0, DQ_KV_INT = 1, DQ_KV_FP8 = 2 };
+/* How keys or values are stored. */
 typedef struct dq_kv_desc {
     int32_t kind;  /* DQ_KV_* */
     int32_t bits;  /* INT: 4 (head_dim then even) or 8; else 0 */

@@ -76,7 +76,7 @@ DQ_API dq_status dq_model_save(dq_model *model, const char *dir, const dq_config
  * to what the file holds. The tokenizer's files come along. `config` (NULL = defaults): part_size.
  * Errors: DQ_E_UNSUPPORTED (what the format cannot hold, found before anything is written, with alternatives), DQ_E_STATE
  * (a code format of a model without codes), DQ_E_INVALID (unknown format), DQ_E_IO, DQ_E_CANCELLED, DQ_E_NONFINITE,
- * DQ_E_NOMEM. Since 1.1. */
+ * DQ_E_NOMEM. */
 DQ_API dq_status dq_model_export(dq_model *model, const char *format, const char *dir, const dq_config *config,
                                  const dq_cancel *cancel, dq_progress_fn progress, void *user);
 

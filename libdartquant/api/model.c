@@ -222,7 +222,7 @@ dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *confi
 dq_status dq_model_export(dq_model *model, const char *format, const char *dir, const dq_config *config,
                           const dq_cancel *cancel, dq_progress_fn progress, void *user)
 {
-    DQ_ENTER(model && format && dir);
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && format && dir);
     dq_export_spec spec;
     dq_config *defaults = NULL;
     if (!dq_model_card_of(model)) return DQ_E_INVALID;
