@@ -32,7 +32,9 @@ enum {
     DQ_CALIBRATION_WEIGHTS = 2      /* rows of those linears' weights, best scaled to RMS 1; weighted by weight_weight */
 };
 
-#define DQ_ROTATION_LOSS_ABI 1u /* layout of the table below */
+/* dq_rotation_loss.abi */
+#define DQ_ROTATION_LOSS_ABI 1u
+
 /* A loss of the host's own. */
 typedef struct dq_rotation_loss {
     uint32_t struct_size; /* sizeof(dq_rotation_loss) */

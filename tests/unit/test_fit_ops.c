@@ -306,11 +306,29 @@ static void check_polar(int64_t n, double condition, int math, double near)
     free(a), free(u), free(h);
 }
 
+/* Also of an order that takes the other way. */
+static void polar_of_large_singular(void **state)
+{
+    (void)state;
+    enum { N = 530 };
+    for (int bad = 0; bad < 3; bad++) {
+        float *a = noise(N * N, 1, 6);
+        double error = 0;
+        for (int i = 0; i < N; i++) a[7 * N + i] = bad == 0 ? 0 : bad == 1 ? a[9 * N + i] : a[7 * N + i];
+        if (bad == 2) a[77] = NAN;
+        dq_tensor x = put(devices[1], N, N, a), u = put(devices[1], N, N, a);
+        must(dq_op_polar(1, DQ_MATH_F32, &x, &u, &error));
+        assert_true(isinf(error));
+        dq_tensor_free(&x), dq_tensor_free(&u);
+        free(a);
+    }
+}
+
 static void polar_of_bad_condition(void **state)
 {
     (void)state;
-    static const int64_t orders[] = {16, 130, 300};
-    for (int i = 0; i < 3; i++)
+    static const int64_t orders[] = {16, 130, 300, 520};
+    for (int i = 0; i < 4; i++)
         for (double condition = 1; condition < 2e5; condition *= 100) {
             check_polar(orders[i], condition, DQ_MATH_F32, 2e-6);
             check_polar(orders[i], condition, DQ_MATH_BF16, 5e-2);
@@ -383,6 +401,7 @@ int main(void)
         cmocka_unit_test(refusals),
         cmocka_unit_test(qr_grad_is_the_derivative),
         cmocka_unit_test(polar_of_bad_condition),
+        cmocka_unit_test(polar_of_large_singular),
         cmocka_unit_test(tables_of_1_0_fall_back),
         cmocka_unit_test(wide_rows_fit_in_memory),
     };

@@ -1,6 +1,7 @@
 /* Orthogonal polar factors by products alone: X <- X (a I + b X^T X + c (X^T X)^2) with the polynomial that is best for
  * the singular values still possible, from the interval [l, u] (Polar Express, arXiv 2505.16932), until the quintic
- * Newton-Schulz step finishes. Small matrices run in fp64, one per task. SPDX-License-Identifier: Apache-2.0 */
+ * Newton-Schulz step finishes; large fp32 matrices far from orthogonal go through halley.c first. Small
+ * matrices run in fp64, one per task. SPDX-License-Identifier: Apache-2.0 */
 #include <cblas.h>
 #include <float.h>
 #include <limits.h>
@@ -8,8 +9,9 @@
 
 #include "backend/cpu/fit.h"
 
-enum { ALONE = 256, TERMS = 4, MOST_ROUGH = 9 };
-#define ROOM 1.05
+enum { ALONE = 256, TERMS = 4, HALLEY_FROM = 512 };
+#define GOOD 8   /* entries of X^T X that may be off by so many units of rounding */
+#define NEAR 0.3 /* spread of X^T X from which Newton-Schulz steps converge at once */
 
 /* ---- the polynomial ---- */
 
@@ -69,17 +71,6 @@ static void best_quintic(double *l, double *u, double p[3])
     *u = 2 - *l;
 }
 
-/* Room for singular values that rounding moves beyond u, from where the polynomial climbs steeply: p(x / ROOM). What lay
- * at the lower end is a little smaller then. */
-static void widen(double *l, double *u, double p[3])
-{
-    p[0] /= ROOM;
-    p[1] /= ROOM * ROOM * ROOM;
-    p[2] /= ROOM * ROOM * ROOM * ROOM * ROOM;
-    *l = fmin(*l, 1) / ROOM;
-    *u = 2 - *l;
-}
-
 /* ---- iterations ---- */
 
 #define REAL double
@@ -123,7 +114,7 @@ static void stack_task(void *arg, int64_t g, int thread)
         else
             dq_view_f64(j->u, g * n + i / n)[i % n] = s.x[i];
     }
-    j->error[g] = good ? deviation_f64(&s) : INFINITY;
+    j->error[g] = good ? deviation_f64(&s) : INFINITY; /* of what was written */
 }
 
 /* One matrix per task; *error is the largest. */
@@ -149,7 +140,9 @@ dq_status dq_cpu_polar(void *device, int64_t groups, int32_t math, const dq_view
     dq_cpu_dev *dev = device;
     int64_t n = a->cols;
     if (n <= ALONE) return small_matrices(dev, groups, a, u, error);
-    void *work = dq_cpu_scratch_take(dev, 4 * (size_t)(n * n) * (a->dtype == DQ_F64 ? 8 : 4));
+    (void)math; /* products of bf16 would save little */
+    bool halley = a->dtype == DQ_F32 && n >= HALLEY_FROM;
+    void *work = dq_cpu_scratch_take(dev, (halley ? 5 : 4) * (size_t)(n * n) * (a->dtype == DQ_F64 ? 8 : 4));
     if (!work) return DQ_E_NOMEM;
     dq_status status = DQ_OK;
     *error = 0;
@@ -159,7 +152,7 @@ dq_status dq_cpu_polar(void *device, int64_t groups, int32_t math, const dq_view
             solver_f64 s = {.dev = dev, .n = n, .x = work};
             status = large_f64(&s, a, u, g, &worst);
         } else {
-            solver_f32 s = {.dev = dev, .n = n, .x = work, .rough = math == DQ_MATH_BF16 && dev->amx};
+            solver_f32 s = {.dev = dev, .n = n, .x = work};
             status = large_f32(&s, a, u, g, &worst);
         }
         *error = fmax(*error, worst);

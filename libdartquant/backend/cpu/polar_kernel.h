@@ -4,10 +4,11 @@
 typedef struct FN(solver) {
     dq_cpu_dev *dev;
     int64_t n;
-    REAL *x;           /* x, X^T X, its polynomial, the next x: four matrices one after the other */
-    bool alone, rough; /* on one thread; with products of bf16 until near the end */
-    double
-        spread; /* Frobenius norm of X^T X - I: at least as large as the distance of any singular value's square from 1 */
+    REAL *x;    /* x, X^T X, its polynomial, the next x: four matrices one after the other */
+    bool alone; /* on one thread */
+    /* Of x as it was when deviation was asked last: largest entry of X^T X - I; its Frobenius norm, at least as large as the
+     * distance of any singular value's square from 1. */
+    double off, spread;
     dq_status status;
 } FN(solver);
 
@@ -27,8 +28,7 @@ static void FN(multiply)(FN(solver) * s, bool trans_a, double alpha, int a, int 
     dq_view va = {pa, 0, n, n, n, DTYPE, 0}, vb = va, vc = va;
     vb.mem = pb;
     vc.mem = pc;
-    if (s->status == DQ_OK)
-        s->status = dq_cpu_gemm(s->dev, trans_a, 0, alpha, &va, &vb, beta, &vc, s->rough ? DQ_MATH_BF16 : DQ_MATH_F32);
+    if (s->status == DQ_OK) s->status = dq_cpu_gemm(s->dev, trans_a, 0, alpha, &va, &vb, beta, &vc, DQ_MATH_F32);
 }
 
 /* X^T X goes to matrix 1; the largest distance of an entry from I, infinity for NaN. */
@@ -44,7 +44,7 @@ static double FN(deviation)(FN(solver) * s)
             sum += d * d;
         }
     s->spread = sqrt(sum);
-    return worst;
+    return s->off = worst;
 }
 
 /* x (p0 I + p1 G + p2 G^2), G in matrix 1. */
@@ -59,12 +59,11 @@ static void FN(step)(FN(solver) * s, const double p[3])
     for (int64_t i = 0; i < square; i++) s->x[i] = next[i];
 }
 
-/* Divides x by a bound of its largest singular value; false when there is none. */
+/* Divides x by a bound of its largest singular value, from X^T X in matrix 1; false when there is none. */
 static bool FN(normalize)(FN(solver) * s)
 {
     const REAL *g = FN(matrix)(s, 1);
     double frobenius = 0, row_sum = 0;
-    FN(deviation)(s);
     for (int64_t i = 0; i < s->n; i++) {
         double sum = 0;
         for (int64_t j = 0; j < s->n; j++) sum += fabs((double)g[i * s->n + j]);
@@ -82,26 +81,23 @@ static bool FN(normalize)(FN(solver) * s)
 static bool FN(polar)(FN(solver) * s)
 {
     double l = 1e-3, u = 1, growth = 1;
-    bool rough = s->rough;
-    s->rough = false;
-    if (!FN(normalize)(s)) return false;
-    s->rough = rough;
+    bool near = FN(deviation)(s) < INFINITY && s->spread < NEAR;
+    if (s->off <= GOOD * EPSILON) return true;
+    if (!near && !FN(normalize)(s)) return false;
     for (int i = 0; i < 100 && s->status == DQ_OK; i++) {
-        double p[3], off = FN(deviation)(s);
-        if (isinf(off)) return false;
-        if (s->rough && (off < 0.1 || i >= MOST_ROUGH)) { /* the same once more, exactly */
-            s->rough = false;
-            growth = 1;
-            continue;
-        }
+        double p[3];
+        if (i > 0 || !near) FN(deviation)(s);
+        if (isinf(s->off)) return false;
         if (l >= 1 && s->spread > 0.5) l = 1e-2, u = 1;
         bool last = s->spread < LAST;
-        if (last) l = u = 1;
+        if (last || near) l = u = 1;
         best_quintic(&l, &u, p);
-        if (s->rough) widen(&l, &u, p);
         FN(step)(s, p);
+        if (last) {
+            FN(deviation)(s);
+            return true;
+        }
         growth *= p[0];
-        if (last) return true;
         if (growth > 0.25 / EPSILON && s->spread > 0.9) return false;
     }
     return false;
@@ -115,8 +111,14 @@ static dq_status FN(large)(FN(solver) * s, const dq_view *a, const dq_view *u, i
         const REAL *row = dq_view_at(a, g * n + i, 0, sizeof(REAL));
         for (int64_t c = 0; c < n; c++) s->x[i * n + c] = row[c];
     }
-    bool good = FN(polar)(s);
-    *error = good ? FN(deviation)(s) : INFINITY;
+    bool good = true;
+    if (sizeof(REAL) == sizeof(float) && n >= HALLEY_FROM) {
+        FN(deviation)(s);
+        if (s->status == DQ_OK && !(s->spread < NEAR))
+            s->status = dq_cpu_halley(s->dev, n, (float *)s->x, FN(matrix)(s, 1), &good);
+    }
+    good = good && FN(polar)(s);
+    *error = good ? s->off : INFINITY;
     for (int64_t i = 0; i < n && good && s->status == DQ_OK; i++) {
         REAL *row = dq_view_at(u, g * n + i, 0, sizeof(REAL));
         for (int64_t c = 0; c < n; c++) row[c] = s->x[i * n + c];
