@@ -32,6 +32,7 @@
 #include "dartquant/calibrator.h"
 #include "dartquant/evaluator.h"
 #include "dartquant/reference.h"
+#include "dartquant/generator.h"
 #include "dartquant/checkpoint.h"
 #include "dartquant/source.h"
 #include "dartquant/tensor_ops.h"

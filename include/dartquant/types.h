@@ -79,6 +79,7 @@ typedef struct dq_calibrator dq_calibrator; /* job that learns rotations */
 typedef struct dq_evaluator dq_evaluator; /* perplexity job */
 typedef struct dq_reference dq_reference; /* what to compare models with */
 typedef struct dq_tokenizer dq_tokenizer; /* text to token ids and back */
+typedef struct dq_generator dq_generator; /* text from a model */
 typedef struct dq_dataset dq_dataset;     /* token ids with a name and a protocol */
 typedef struct dq_hessian dq_hessian;     /* what GPTQ knows of a linear's inputs */
 typedef struct dq_cancel dq_cancel;       /* flag any thread may set */

@@ -107,6 +107,15 @@ const dq_option dq_options[] = {
     INT("seqlen", "evaluation", "2048", 2, 1048576, "tokens", "Length of a window, for calibration and evaluation."),
     INT("limit", "evaluation", "0", 0, ANY, "windows", "Evaluate only that many windows; 0 = all."),
 
+    INT("max_tokens", "generation", "50", 1, 1048576, "tokens", "New tokens of a sequence."),
+    FLOAT("temperature", "generation", "0", 0, 1000, "Divides the logits before a token is drawn; 0 = always the most likely token."),
+    INT("top_k", "generation", "0", 0, ANY, "tokens", "Draw among that many most likely tokens; 0 = all."),
+    FLOAT("top_p", "generation", "1", 1e-9, 1, "Draw among the fewest most likely tokens whose probabilities reach this sum."),
+    CHOICE("kv", "generation", "f32", "f32|f16|bf16|int8|int4|fp8", "How keys and values of past tokens are kept; int8, int4: codes with scale and zero point per token and head, fp8: E4M3."),
+    CHOICE("head", "generation", "exact", "exact|int8", "The vocabulary's head in memory: as it is, or rounded to 8-bit codes in groups of 32."),
+    BOOL("ignore_eos", "generation", "false", "Go on after an end token."),
+    INT("prefill", "generation", "512", 1, 1048576, "tokens", "Prompt tokens that go through the model together."),
+
     INT("part_size", "output", "10G", 1, ANY, "bytes", "Largest size of one saved file; a single larger tensor gets a file of its own."),
     STRING("save_qmodel_path", "output", "Folder to save the quantized model in; integer codes go there layer by layer. Without it they go to a temporary file, see temp_dir."),
 };

@@ -47,6 +47,30 @@ static dq_status place(const dq_block_spec *s, dq_tensor *x)
     return s->r3 ? dq_hadamard_apply(s->r3, 1, x) : DQ_OK;
 }
 
+static float attention_scale(const dq_block_spec *s) { return (float)(1.0 / sqrt((double)s->head_dim)); }
+
+static dq_status attend(const dq_block_spec *s, const dq_tensor *k, const dq_tensor *v, dq_workspace *ws)
+{
+    dq_attention_desc d = {.seqlen = s->seqlen,
+                           .heads = s->heads,
+                           .kv_heads = s->kv_heads,
+                           .head_dim = s->head_dim,
+                           .window = s->window,
+                           .scale = attention_scale(s),
+                           .math = s->math};
+    return dq_op_attention(&d, &ws->q, k, v, &ws->a);
+}
+
+/* Keys and values are read back as the cache stores them, also those of this call. */
+static dq_status attend_cached(const dq_block_spec *s, dq_kv_cache *cache, const dq_tensor *k, const dq_tensor *v,
+                               dq_workspace *ws)
+{
+    dq_kv_attention_desc d = {.kv = cache->desc, .heads = s->heads, .scale = attention_scale(s)};
+    DQ_TRY(dq_op_kv_store(&cache->desc, k, &s->slot, &cache->k, &cache->k_grid));
+    DQ_TRY(dq_op_kv_store(&cache->desc, v, &s->slot, &cache->v, &cache->v_grid));
+    return dq_op_kv_attention(&d, &ws->q, &cache->k, &cache->k_grid, &cache->v, &cache->v_grid, &s->span, &ws->a);
+}
+
 dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
 {
     dq_tensor slice = {0};
@@ -59,14 +83,7 @@ dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace 
     DQ_TRY(place(s, &ws->q));
     DQ_TRY(place(s, &ws->k));
     DQ_TRY(quantize(&s->scheme.k, b, DQ_CLIP_KEYS, "keys", &ws->k, &ws->k, &k));
-    dq_attention_desc d = {.seqlen = s->seqlen,
-                           .heads = s->heads,
-                           .kv_heads = s->kv_heads,
-                           .head_dim = s->head_dim,
-                           .window = s->window,
-                           .scale = (float)(1.0 / sqrt((double)s->head_dim)),
-                           .math = s->math};
-    DQ_TRY(dq_op_attention(&d, &ws->q, k, v, &ws->a));
+    DQ_TRY(b->cache ? attend_cached(s, b->cache, k, v, ws) : attend(s, k, v, ws));
     return s->r2_heads ? dq_hadamard_apply(s->r2_heads, s->head_dim, &ws->a) : DQ_OK;
 }
 

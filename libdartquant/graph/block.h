@@ -11,15 +11,33 @@
 
 enum { DQ_BLOCK_Q, DQ_BLOCK_K, DQ_BLOCK_V, DQ_BLOCK_O, DQ_BLOCK_GATE, DQ_BLOCK_UP, DQ_BLOCK_DOWN, DQ_BLOCK_LINEARS };
 
+/* Integer weights as op packed_linear reads them; zero and order may be empty. */
+typedef struct dq_packed_weight {
+    dq_tensor codes, scale, zero, order;
+    int bits;
+    int64_t group;
+} dq_packed_weight;
+void dq_packed_weight_free(dq_packed_weight *w);
+
 typedef struct dq_linear {
-    dq_tensor weight; /* F32 (or BF16) [out, in] */
-    dq_tensor bias;   /* F32 [1, out] or empty */
+    dq_tensor weight;        /* F32, F16 or BF16 [out, in] */
+    dq_tensor bias;          /* F32 [1, out] or empty */
+    dq_packed_weight packed; /* in place of `weight`; no codes = not used */
 } dq_linear;
+void dq_linear_free(dq_linear *l);
+
+/* Past keys and values of one layer (ops kv_store and kv_attention); grids are empty unless they are integers. */
+typedef struct dq_kv_cache {
+    dq_kv_desc desc;
+    dq_tensor k, k_grid, v, v_grid;
+} dq_kv_cache;
 
 typedef struct dq_block {
     dq_tensor attn_norm, mlp_norm; /* F32 [1, hidden]; empty = weightless (fused) */
     dq_linear linear[DQ_BLOCK_LINEARS];
     double clip[DQ_CLIP_SITES]; /* this layer's clip ratios; 0 = the scheme's */
+    dq_kv_cache
+        *cache; /* NULL = attention within the rows at hand; else the spec's slot and span say where they belong */
 } dq_block;
 
 void dq_block_free(dq_block *block);
@@ -36,6 +54,7 @@ typedef struct dq_block_spec {
     const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */
     dq_tensor cos, sin;          /* F32 [seqlen, head_dim/2]; owned by the spec's owner */
     int math;                    /* DQ_MATH_* */
+    dq_tensor slot, span; /* with a cache: where each row's key goes and what it sees; cos and sin then have its row */
 } dq_block_spec;
 
 /* Scratch of one chunk of `rows` tokens (a whole number of sequences). */

@@ -6,7 +6,14 @@
 
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y)
 {
-    DQ_TRY(dq_op_gemm(false, true, 1.0, x, &l->weight, accumulate ? 1.0 : 0.0, y, math));
+    double beta = accumulate ? 1.0 : 0.0;
+    if (dq_tensor_is_empty(&l->packed.codes)) {
+        DQ_TRY(dq_op_gemm(false, true, 1.0, x, &l->weight, beta, y, math));
+    } else {
+        const dq_packed_weight *w = &l->packed;
+        dq_packed_desc d = {.bits = w->bits, .math = math, .group = w->group, .beta = beta};
+        DQ_TRY(dq_op_packed_linear(&d, x, &w->codes, &w->scale, &w->zero, &w->order, y));
+    }
     return dq_tensor_is_empty(&l->bias) ? DQ_OK : dq_op_axpy(1.0, &l->bias, y);
 }
 

@@ -90,12 +90,24 @@ void dq_workspace_free(dq_workspace *ws)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dq_tensor_free(all[i]);
 }
 
+void dq_packed_weight_free(dq_packed_weight *w)
+{
+    dq_tensor_free(&w->codes);
+    dq_tensor_free(&w->scale);
+    dq_tensor_free(&w->zero);
+    dq_tensor_free(&w->order);
+}
+
+void dq_linear_free(dq_linear *l)
+{
+    dq_tensor_free(&l->weight);
+    dq_tensor_free(&l->bias);
+    dq_packed_weight_free(&l->packed);
+}
+
 void dq_block_free(dq_block *block)
 {
     dq_tensor_free(&block->attn_norm);
     dq_tensor_free(&block->mlp_norm);
-    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
-        dq_tensor_free(&block->linear[i].weight);
-        dq_tensor_free(&block->linear[i].bias);
-    }
+    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) dq_linear_free(&block->linear[i]);
 }

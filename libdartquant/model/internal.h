@@ -51,7 +51,6 @@ dq_status dq_model_own_scheme(dq_model *model, const dq_scheme *scheme);
 const dq_model *dq_model_root(const dq_model *model);
 /* Where the codes of the linears are, or NULL. */
 dq_source *dq_model_codes_source(const dq_model *model);
-bool dq_model_has_codes(const dq_model *model, int64_t layer, dq_role role);
 
 /* Index of a root's weight or bias in its source, or -1. */
 int64_t dq_root_weight(const dq_model *root, int64_t layer, dq_role role);

@@ -44,12 +44,18 @@ dq_status dq_model_codes_digest(const dq_model *model, char out[17]);
 /* One weight, all transforms applied, as F32 [rows, cols] on the device (norms [1, cols]). For a linear whose bias exists,
  * the bias too. Non-finite values are an error naming the tensor. */
 dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_linear *out);
+/* F32 [1, out]; empty where the linear has none. */
+dq_status dq_model_read_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out);
 dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty when weightless */
 /* Rows of the embedding or the head. */
 dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out);
 /* hidden[i] = embedding of ids[i]; F32 [count, hidden], hidden already allocated. Ids are checked against vocab. */
 dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden);
 dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out);
+/* Everything of a block but its linears. */
+dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out);
+/* Whether embedding or head need more than reading: then a row costs what a block of rows costs. */
+bool dq_model_transforms_rows(const dq_model *model);
 
 /* What dq_block_* need for this model: sizes, online transforms, quantization, RoPE tables for seqlen. */
 dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_block_spec *out);
@@ -76,6 +82,7 @@ uint64_t dq_codes_bytes(const dq_source *store, const char *name);
 /* Between the device and the form that file layouts are packed from. */
 dq_status dq_codes_to_host(dq_env *env, const dq_codes *codes, dq_host_codes *out);
 dq_status dq_codes_from_host(dq_device *dev, const dq_host_codes *codes, dq_codes *out);
+bool dq_model_has_codes(const dq_model *model, int64_t layer, dq_role role);
 /* The codes of a model's linear; DQ_E_STATE when it has none. */
 dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
 /* Their sizes, without reading them. */

@@ -53,9 +53,13 @@ static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, co
                               name);
 }
 
-static dq_status read_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
+dq_status dq_model_read_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
 {
     int64_t rows, cols;
+    if (!dq_arch_has_bias(&m->arch, role)) {
+        *out = (dq_tensor){0};
+        return DQ_OK;
+    }
     dq_tensor wide = {0}, bias = {0};
     dq_status status;
     dq_arch_shape(&m->arch, role, &rows, &cols);
@@ -131,7 +135,7 @@ dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_
         DQ_GO(read_quantized(model, layer, role, &l.weight));
     else
         DQ_GO(read_float(model, layer, role, &l.weight));
-    if (dq_arch_has_bias(&model->arch, role)) DQ_GO(read_bias(model, layer, role, &l.bias));
+    DQ_GO(dq_model_read_bias(model, layer, role, &l.bias));
     *out = l;
     return DQ_OK;
 done:
@@ -223,15 +227,29 @@ done:
     return status;
 }
 
+bool dq_model_transforms_rows(const dq_model *model) { return is_transformed(model); }
+
+dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
+{
+    dq_block b;
+    memset(&b, 0, sizeof b);
+    dq_status status = dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm);
+    if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm);
+    if (status != DQ_OK) {
+        dq_block_free(&b);
+        return status;
+    }
+    if (model->scheme && model->scheme->clips) memcpy(b.clip, model->scheme->clips->ratio[layer], sizeof b.clip);
+    *out = b;
+    return DQ_OK;
+}
+
 dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out)
 {
     dq_block b;
     dq_status status;
-    memset(&b, 0, sizeof b);
-    DQ_GO(dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm));
-    DQ_GO(dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm));
+    DQ_TRY(dq_model_load_frame(model, layer, &b));
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
-    if (model->scheme && model->scheme->clips) memcpy(b.clip, model->scheme->clips->ratio[layer], sizeof b.clip);
     *out = b;
     return DQ_OK;
 done:

@@ -2,6 +2,8 @@
 #ifndef DQ_TEXT_INTERNAL_H
 #define DQ_TEXT_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "text/added.h"
 #include "text/bpe.h"
 #include "text/parts.h"
@@ -16,6 +18,7 @@ struct dq_tokenizer {
     dq_bpe bpe;
     dq_post post;
     int32_t bos, eos;
+    atomic_int shared; /* holders beyond the first */
 };
 
 /* An empty tokenizer; its maker fills the parts. */

@@ -35,9 +35,16 @@ dq_status dq_tokenizer_finish(dq_tokenizer *t)
     return DQ_OK;
 }
 
+dq_tokenizer *dq_tokenizer_retain(const dq_tokenizer *t)
+{
+    dq_tokenizer *held = (dq_tokenizer *)(uintptr_t)t; /* only the count changes */
+    atomic_fetch_add(&held->shared, 1);
+    return held;
+}
+
 void dq_tokenizer_destroy(dq_tokenizer *t)
 {
-    if (!t) return;
+    if (!t || atomic_fetch_sub(&t->shared, 1) > 0) return;
     dq_chain_clear(&t->normalizers);
     dq_chain_clear(&t->pretokenizers);
     dq_chain_clear(&t->decoders);

@@ -21,7 +21,9 @@ dq_status dq_tokenizer_from_gguf(const dq_source *gguf, dq_tokenizer **out);
 /* By path: a folder (tokenizer.json, else vocab.json + merges.txt, else tokenizer.model is named as unsupported), a
  * tokenizer.json, or a GGUF file. */
 dq_status dq_tokenizer_open_path(dq_env *env, const char *path, dq_tokenizer **out);
-void dq_tokenizer_destroy(dq_tokenizer *tokenizer);
+/* One more dq_tokenizer_destroy is needed. */
+dq_tokenizer *dq_tokenizer_retain(const dq_tokenizer *tokenizer);
+void dq_tokenizer_destroy(dq_tokenizer *tokenizer); /* NULL is accepted */
 
 int64_t dq_tokenizer_size(const dq_tokenizer *tokenizer);
 int32_t dq_tokenizer_bos_id(const dq_tokenizer *tokenizer); /* -1 = none */

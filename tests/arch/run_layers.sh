@@ -8,8 +8,8 @@ public="dartquant/types.h dartquant/error.h dartquant/context.h dartquant/progre
 declare -A may=(
     [base]="$public"
     [backend]="$public base/ backend/device.h backend/ref/ref.h backend/cpu/cpu.h"
-    [backend/ref]="dartquant/backend.h base/half.h base/dtype.h backend/ref/"
-    [backend/cpu]="dartquant/backend.h base/half.h base/dtype.h backend/ref/ backend/cpu/"
+    [backend/ref]="dartquant/backend.h base/half.h base/fp8.h base/dtype.h backend/ref/"
+    [backend/cpu]="dartquant/backend.h base/half.h base/fp8.h base/dtype.h backend/ref/ backend/cpu/"
     [backend/cuda]="dartquant/backend.h backend/cuda/"
     [graph]="$public base/ backend/device.h"
     [io]="$public base/"
@@ -20,8 +20,9 @@ declare -A may=(
     [quant]="$public base/ backend/device.h graph/ model/"
     [calib]="$public base/ backend/device.h graph/ io/ model/ rotation/"
     [export]="$public base/ backend/device.h graph/ io/ formats/ model/"
+    [generate]="$public dartquant/generator.h base/ backend/device.h graph/ model/ text/tokenizer.h"
     [eval]="$public base/ backend/device.h graph/ model/"
-    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/ export/"
+    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/ export/ generate/"
 )
 
 room_of() {

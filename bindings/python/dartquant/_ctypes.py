@@ -110,6 +110,16 @@ class RotationLoss(C.Structure):
                 ("curvature", F64)]
 
 
+class TokenEvent(C.Structure):
+    """dq_token_event"""
+
+    _fields_ = [("struct_size", U32), ("finish", I32), ("sequence", I64), ("index", I64), ("text", STR), ("bytes", U64),
+                ("id", I32), ("reserved", I32)]
+
+
+TOKEN_FN = C.CFUNCTYPE(I32, VOID, PTR(TokenEvent))
+
+
 # C name -> class, and the size that generation 1 of the binary interface froze (64-bit).
 STRUCTS = {
     "dq_option_info": (OptionInfo, 72),
@@ -123,5 +133,6 @@ STRUCTS = {
     "dq_tensor_source": (TensorSource, 64),
     "dq_tensor_sink": (TensorSink, 56),
     "dq_rotation_loss": (RotationLoss, 40),
+    "dq_token_event": (TokenEvent, 48),
 }
-CALLBACKS = {"dq_progress_fn": PROGRESS_FN, "dq_log_fn": LOG_FN}
+CALLBACKS = {"dq_progress_fn": PROGRESS_FN, "dq_log_fn": LOG_FN, "dq_token_fn": TOKEN_FN}

@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any, Iterator
 
-from ._ctypes import (F32, F64, HANDLE, I32, I64, PROGRESS_FN, PTR, SIZE, STR, STRUCTS, U8, U32, U64, VOID,
+from ._ctypes import (F32, F64, HANDLE, I32, I64, PROGRESS_FN, PTR, SIZE, STR, STRUCTS, TOKEN_FN, U8, U32, U64, VOID,
                       DeviceCounters, OptionInfo, PresetInfo, RotationLoss, Services, TensorDesc, TensorSink,
                       TensorSource)
 from ._version import __version__
@@ -109,6 +109,21 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_evaluator_get_int": (I32, [HANDLE, STR, PTR(I64)]),
     "dq_evaluator_copy_windows": (I32, [HANDLE, PTR(F64), SIZE]),
     "dq_evaluator_report": (I32, [HANDLE, PTR(STR)]),
+    # generator.h
+    "dq_generator_new": (I32, [HANDLE, HANDLE, HANDLE, PTR(HANDLE)]),
+    "dq_generator_free": (None, [HANDLE]),
+    "dq_generator_configure": (I32, [HANDLE, HANDLE]),
+    "dq_generator_add": (I32, [HANDLE, PTR(I32), SIZE, PTR(I64)]),
+    "dq_generator_add_stop": (I32, [HANDLE, STR]),
+    "dq_generator_add_stop_id": (I32, [HANDLE, I32]),
+    "dq_generator_step": (I32, [HANDLE, HANDLE, TOKEN_FN, VOID, PTR(I32)]),
+    "dq_generator_run": (I32, [HANDLE, HANDLE, TOKEN_FN, VOID]),
+    "dq_generator_reset": (I32, [HANDLE]),
+    "dq_generator_copy_ids": (I32, [HANDLE, I64, PTR(I32), SIZE, PTR(SIZE)]),
+    "dq_generator_text": (I32, [HANDLE, I64, PTR(STR)]),
+    "dq_generator_finish_reason": (I32, [HANDLE, I64, PTR(I32)]),
+    "dq_generator_get_float": (I32, [HANDLE, STR, PTR(F64)]),
+    "dq_generator_get_int": (I32, [HANDLE, STR, PTR(I64)]),
     # model.h
     "dq_model_open": (I32, [HANDLE, STR, PTR(HANDLE)]),
     "dq_model_free": (None, [HANDLE]),

@@ -1,0 +1,182 @@
+/* dartquant generate: text from a model, shown as it comes. SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const char *const areas[] = {"generation", "general", NULL};
+static const cli_flag flags[] = {
+    {"prompt", FLAG_VALUE, "TEXT", "What to go on from. May be repeated: the prompts are worked on together."},
+    {"prompt_file", FLAG_VALUE, "F", "The same from a file. May be repeated."},
+    {"stop", FLAG_VALUE, "TEXT", "End before this text. May be repeated."},
+    {"tokenizer", FLAG_VALUE, "PATH", "Where the tokenizer is, when not in MODEL."},
+    {NULL, 0, NULL, NULL},
+};
+
+/* What the callback shows while tokens come. */
+typedef struct screen {
+    const cli *c;
+    bool live; /* one prompt on a terminal or in a pipe: text as it comes */
+} screen;
+
+static int32_t show(void *user, const dq_token_event *event)
+{
+    const screen *s = user;
+    if (s->live && event->bytes > 0) {
+        fwrite(event->text, 1, (size_t)event->bytes, stdout);
+        fflush(stdout);
+    }
+    return 0;
+}
+
+static char *read_file(const cli *c, const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    char *text = NULL;
+    size_t n = 0, room = 0;
+    while (f && !feof(f) && !ferror(f)) {
+        if (room - n < 4096) {
+            char *more = realloc(text, room = room * 2 + 8192);
+            if (!more) break;
+            text = more;
+        }
+        n += fread(text + n, 1, room - n - 1, f);
+    }
+    bool whole = f && feof(f) && !ferror(f);
+    if (f) fclose(f);
+    if (!whole) {
+        cli_fail(c, "%s cannot be read", path);
+        free(text);
+        return NULL;
+    }
+    text[n] = '\0';
+    return text;
+}
+
+static int add_prompt(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *text)
+{
+    size_t n = 0;
+    TRY(c, dq_tokenizer_encode(tokenizer, text, strlen(text), DQ_ENCODE_ADD_SPECIAL, NULL, 0, &n));
+    if (n == 0) return cli_fail(c, "the prompt is empty");
+    int32_t *ids = malloc(n * sizeof *ids);
+    if (!ids) return cli_fail(c, "out of memory");
+    int status = EXIT_OK;
+    if (dq_tokenizer_encode(tokenizer, text, strlen(text), DQ_ENCODE_ADD_SPECIAL, ids, n, &n) != DQ_OK ||
+        dq_generator_add(g, ids, n, NULL) != DQ_OK)
+        status = cli_failed(c);
+    free(ids);
+    return status;
+}
+
+static int add_prompts(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, int *count)
+{
+    const char *text;
+    int status = EXIT_OK;
+    *count = 0;
+    for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "prompt", i)); i++, ++*count)
+        status = add_prompt(c, g, tokenizer, text);
+    for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "prompt_file", i)); i++, ++*count) {
+        char *content = read_file(c, text);
+        status = content ? add_prompt(c, g, tokenizer, content) : EXIT_FAILED;
+        free(content);
+    }
+    if (status == EXIT_OK && *count == 0) return cli_usage(c, "nothing to go on from: give --prompt or --prompt_file");
+    for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "stop", i)); i++)
+        if (dq_generator_add_stop(g, text) != DQ_OK) status = cli_failed(c);
+    return status;
+}
+
+/* ---- results ---- */
+
+static const char *const reasons[] = {"none", "length", "eos", "stop"};
+
+static json_t *sequence_json(const dq_generator *g, int64_t i)
+{
+    const char *text = "";
+    int32_t reason = 0;
+    size_t n = 0;
+    json_t *ids = json_array();
+    if (dq_generator_text(g, i, &text) != DQ_OK || dq_generator_finish_reason(g, i, &reason) != DQ_OK ||
+        dq_generator_copy_ids(g, i, NULL, 0, &n) != DQ_OK)
+        return ids;
+    int32_t *copy = malloc((n + 1) * sizeof *copy);
+    if (copy && dq_generator_copy_ids(g, i, copy, n, &n) == DQ_OK)
+        for (size_t k = 0; k < n; k++) json_array_append_new(ids, json_integer(copy[k]));
+    free(copy);
+    return json_pack("{s:s, s:o, s:s}", "text", text, "ids", ids, "finish", reasons[reason]);
+}
+
+static json_t *report_of(const cli *c, const dq_generator *g, int count)
+{
+    static const char *const keys[] = {"weights_bytes", "cache_bytes",    "load_seconds",
+                                       "prompt_tokens", "prompt_seconds", "prompt_tokens_per_second",
+                                       "tokens",        "decode_seconds", "decode_tokens_per_second"};
+    json_t *report = json_pack("{s:s, s:s, s:s}", "command", "generate", "model", c->operand, "kv", cli_text(c, "kv"));
+    json_t *results = json_array();
+    for (int i = 0; i < count; i++) json_array_append_new(results, sequence_json(g, i));
+    json_object_set_new(report, "results", results);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        double value = 0;
+        int64_t whole = 0;
+        if (dq_generator_get_int(g, keys[i], &whole) == DQ_OK)
+            json_object_set_new(report, keys[i], json_integer((json_int_t)whole));
+        else if (dq_generator_get_float(g, keys[i], &value) == DQ_OK)
+            json_object_set_new(report, keys[i], json_real(value));
+    }
+    cli_add_resources(c, report);
+    return report;
+}
+
+static double number(const json_t *object, const char *key) { return json_number_value(json_object_get(object, key)); }
+
+static void print_report(const cli *c, const json_t *report, int count)
+{
+    json_t *results = json_object_get(report, "results");
+    if (count > 1)
+        for (int i = 0; i < count; i++)
+            printf("[%d] %s\n", i, json_string_value(json_object_get(json_array_get(results, (size_t)i), "text")));
+    else
+        printf("\n");
+    cli_note(c,
+             "%.0f prompt tokens at %.1f tokens/s, %.0f new ones at %.1f tokens/s; weights %.1f MB, cache %.1f MB (%s)",
+             number(report, "prompt_tokens"), number(report, "prompt_tokens_per_second"), number(report, "tokens"),
+             number(report, "decode_tokens_per_second"), number(report, "weights_bytes") / 1e6,
+             number(report, "cache_bytes") / 1e6, json_string_value(json_object_get(report, "kv")));
+}
+
+static int generate(cli *c, dq_model *model, const dq_tokenizer *tokenizer)
+{
+    dq_generator *g = NULL;
+    int count = 0;
+    TRY(c, dq_generator_new(model, tokenizer, c->config, &g));
+    int status = add_prompts(c, g, tokenizer, &count);
+    screen s = {c, !c->json && count == 1};
+    if (status == EXIT_OK && dq_generator_run(g, c->cancel, show, &s) != DQ_OK) status = cli_failed(c);
+    json_t *report = status == EXIT_OK ? report_of(c, g, count) : NULL;
+    if (report && c->json) {
+        status = cli_print_json(c, report);
+    } else if (report) {
+        print_report(c, report, count);
+        json_decref(report);
+    }
+    dq_generator_free(g);
+    return status;
+}
+
+static int run(cli *c)
+{
+    dq_model *model = NULL;
+    dq_tokenizer *tokenizer = NULL;
+    int status = cli_open_context(c);
+    if (status == EXIT_OK) status = cli_open_tokenizer(c, c->operand, &tokenizer);
+    if (status == EXIT_OK)
+        status = dq_model_open(c->ctx, c->operand, &model) == DQ_OK ? generate(c, model, tokenizer) : cli_failed(c);
+    dq_model_free(model);
+    dq_tokenizer_free(tokenizer);
+    return status;
+}
+
+const cli_command command_generate = {
+    "generate", "MODEL", "Go on from a prompt, token by token.", areas, flags, false, run,
+};

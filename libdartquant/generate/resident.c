@@ -1,0 +1,174 @@
+/* Loading a model for generation. SPDX-License-Identifier: Apache-2.0 */
+#include "generate/resident.h"
+
+#include <string.h>
+
+#include "base/status.h"
+#include "generate/pack.h"
+
+enum { TILE_ROWS = 8192 };
+
+dq_status dq_resident_new(dq_model *model, int head_bits, dq_resident **out)
+{
+    const dq_arch *a = dq_model_arch(model);
+    dq_env *env = dq_device_env(dq_model_device(model));
+    if (head_bits != 8 && head_bits != 16)
+        return dq_fail(DQ_E_INVALID, "head of %d bits, 8 or 16 are possible", head_bits);
+    dq_resident *r = dq_calloc(env, 1, sizeof *r);
+    if (!r) return DQ_E_NOMEM;
+    r->model = dq_model_retain(model);
+    r->env = env;
+    r->head_bits = head_bits;
+    r->layers = a->layers;
+    r->tiles = (a->vocab + TILE_ROWS - 1) / TILE_ROWS;
+    r->blocks = dq_calloc(env, (size_t)r->layers, sizeof *r->blocks);
+    r->head = dq_calloc(env, (size_t)r->tiles, sizeof *r->head);
+    bool own_embed = dq_model_transforms_rows(model);
+    if (own_embed) r->embed = dq_calloc(env, (size_t)r->tiles, sizeof *r->embed);
+    if (!r->blocks || !r->head || (own_embed && !r->embed)) {
+        dq_resident_free(r);
+        return DQ_E_NOMEM;
+    }
+    *out = r;
+    return DQ_OK;
+}
+
+void dq_resident_free(dq_resident *r)
+{
+    if (!r) return;
+    for (int64_t i = 0; r->blocks && i < r->layers; i++) dq_block_free(&r->blocks[i]);
+    for (int64_t i = 0; r->head && i < r->tiles; i++) dq_linear_free(&r->head[i]);
+    for (int64_t i = 0; r->embed && i < r->tiles; i++) dq_tensor_free(&r->embed[i]);
+    dq_tensor_free(&r->norm);
+    dq_free(r->blocks);
+    dq_free(r->head);
+    dq_free(r->embed);
+    dq_model_release(r->model);
+    dq_free(r);
+}
+
+/* ---- loading ---- */
+
+static dq_status load_packed(dq_resident *r, int64_t layer, dq_role role, dq_linear *l, bool *packed)
+{
+    dq_codes codes = {0};
+    dq_host_codes host = {0};
+    dq_status status;
+    DQ_GO(dq_model_read_codes(r->model, layer, role, &codes));
+    DQ_GO(dq_codes_to_host(r->env, &codes, &host));
+    dq_codes_free(&codes);
+    DQ_GO(dq_pack_codes(dq_model_device(r->model), &host, &l->packed, packed));
+    if (*packed) DQ_GO(dq_model_read_bias(r->model, layer, role, &l->bias));
+done:
+    dq_host_codes_free(&host);
+    dq_codes_free(&codes);
+    return status;
+}
+
+static dq_status load_linear(dq_resident *r, int64_t layer, dq_role role, dq_linear *l)
+{
+    bool packed = false;
+    if (dq_model_has_codes(r->model, layer, role)) DQ_TRY(load_packed(r, layer, role, l, &packed));
+    if (!packed) {
+        DQ_TRY(dq_model_read_linear(r->model, layer, role, l));
+        DQ_TRY(dq_narrow_exact(&l->weight));
+    }
+    r->bytes += dq_linear_bytes(l);
+    return DQ_OK;
+}
+
+static dq_status load_layer(dq_resident *r, int64_t layer)
+{
+    dq_block b;
+    DQ_TRY(dq_model_load_frame(r->model, layer, &b));
+    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
+        dq_status status = load_linear(r, layer, (dq_role)i, &b.linear[i]);
+        if (status == DQ_OK) continue;
+        dq_block_free(&b);
+        return status;
+    }
+    r->blocks[layer] = b;
+    r->loaded++;
+    return DQ_OK;
+}
+
+static dq_status load_tile(dq_resident *r, int64_t tile)
+{
+    int64_t first = tile * TILE_ROWS, left = dq_model_arch(r->model)->vocab - first;
+    int64_t rows = left < TILE_ROWS ? left : TILE_ROWS;
+    dq_linear l = {0};
+    dq_tensor embed = {0};
+    dq_status status;
+    DQ_GO(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &l.weight));
+    if (r->head_bits == 8) {
+        DQ_GO(dq_pack_rows8(&l.weight, &l.packed));
+        dq_tensor_free(&l.weight);
+    } else {
+        DQ_GO(dq_narrow_exact(&l.weight));
+    }
+    if (r->embed) {
+        DQ_GO(dq_model_read_rows(r->model, DQ_EMBED, first, rows, &embed));
+        DQ_GO(dq_narrow_exact(&embed));
+        r->bytes += dq_linear_bytes(&(dq_linear){.weight = embed});
+        r->embed[tile] = embed;
+        embed = (dq_tensor){0};
+    }
+    r->bytes += dq_linear_bytes(&l);
+    r->head[tile] = l;
+    l = (dq_linear){0};
+    r->head_loaded++;
+done:
+    dq_tensor_free(&embed);
+    dq_linear_free(&l);
+    return status;
+}
+
+int64_t dq_resident_steps(const dq_resident *r) { return r->layers + r->tiles; }
+
+dq_status dq_resident_load(dq_resident *r, bool *done)
+{
+    if (r->loaded < r->layers)
+        DQ_TRY(load_layer(r, r->loaded));
+    else if (r->head_loaded < r->tiles)
+        DQ_TRY(load_tile(r, r->head_loaded));
+    if (r->loaded == r->layers && r->head_loaded == r->tiles && dq_tensor_is_empty(&r->norm))
+        DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &r->norm));
+    *done = r->loaded == r->layers && r->head_loaded == r->tiles;
+    return DQ_OK;
+}
+
+/* ---- the two ends ---- */
+
+/* Where the rows of the embedding stand, one table per tile; NULL = not in memory. */
+static const dq_tensor *table_of(const dq_resident *r, int64_t tile)
+{
+    if (r->embed) return &r->embed[tile];
+    return dq_model_arch(r->model)->tied && r->head_bits == 16 ? &r->head[tile].weight : NULL;
+}
+
+dq_status dq_resident_embed(dq_resident *r, const int32_t *ids, int64_t count, dq_tensor *h)
+{
+    if (!table_of(r, 0)) return dq_model_embed(r->model, ids, count, h);
+    for (int64_t i = 0; i < count; i++) {
+        dq_tensor from = dq_tensor_rows(table_of(r, ids[i] / TILE_ROWS), ids[i] % TILE_ROWS, 1);
+        dq_tensor to = dq_tensor_rows(h, i, 1);
+        DQ_TRY(dq_op_convert(&from, &to));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_resident_logits(dq_resident *r, const dq_tensor *x, int math, float *out)
+{
+    int64_t vocab = dq_model_arch(r->model)->vocab, rows = x->view.rows;
+    dq_tensor logits = {0};
+    DQ_TRY(dq_tensor_alloc(x->dev, DQ_F32, rows, vocab, &logits));
+    dq_status status = DQ_OK;
+    for (int64_t tile = 0; status == DQ_OK && tile < r->tiles; tile++) {
+        int64_t first = tile * TILE_ROWS, n = vocab - first < TILE_ROWS ? vocab - first : TILE_ROWS;
+        dq_tensor part = dq_tensor_slice(&logits, 0, rows, first, n);
+        status = dq_linear_forward(&r->head[tile], x, false, math, &part);
+    }
+    if (status == DQ_OK) status = dq_tensor_download(&logits, out);
+    dq_tensor_free(&logits);
+    return status;
+}
