@@ -126,6 +126,17 @@ void cli_print_learnt(const json_t *report);
 /* Opens MODEL and fuses its norms. */
 int cli_open_fused(cli *c, const char *path, dq_model **out);
 
+/* ---- scheme.c ---- */
+/* One of `compare --schemes`: where the basis comes from. */
+enum { SCHEME_PLAIN /* the model's own */, SCHEME_ROTATED, SCHEME_LEARNT, SCHEME_SAVED /* a folder: word */ };
+typedef struct cli_scheme {
+    int kind;
+    char word[1024]; /* the first part */
+    bool finished;   /* a saved model that is measured as it is */
+} cli_scheme;
+/* Sets the scheme's options in c->config. */
+int cli_parse_scheme(cli *c, const char *text, cli_scheme *out);
+
 /* ---- npy.c ---- */
 /* Writes a C-ordered fp32 matrix in NumPy's format; whole or not at all. */
 int cli_write_npy(const cli *c, const char *path, const float *data, int64_t rows, int64_t cols);

@@ -8,7 +8,7 @@ static const char *const areas[] = {"rotation fitting", "calibration", "evaluati
                                     "weights",          "rotation",    "general",    NULL};
 static const cli_flag flags[] = {
     {"out", FLAG_VALUE, "FILE",
-     "Where the rotations go: .safetensors (with how they were learnt), .pt (DartQuant), .bin (SpinQuant's R.bin). "
+     "Where the rotations go: .safetensors (with how they were learnt), .pt (DartQuant), .bin (SpinQuant's R.bin; needs --r2_shared). "
      "quantize --r1_path and --r2_path take it."},
     {"data", FLAG_VALUE, "DIR", "Inputs captured before, by `dartquant capture` or by the original scripts."},
     {"calib_dataset", FLAG_VALUE, "NAME",
@@ -49,6 +49,18 @@ static int print_report(cli *c, const cli_learnt *learnt, double begin)
     return EXIT_OK;
 }
 
+/* R.bin has one R2 a layer: said before the work, not after. */
+static int check_file(cli *c, dq_model *model)
+{
+    bool r2 = strcmp(cli_text(c, "target"), "r1") != 0;
+    int64_t heads = cli_model_int(model, "num_key_value_heads");
+    if (!ends_with(cli_value(c, "out"), ".bin") || !r2 || heads == 1 || cli_int(c, "r2_shared")) return EXIT_OK;
+    return cli_usage(c,
+                     "R.bin holds one R2 per layer, this model has %d key/value heads with one each: give --r2_shared, "
+                     "or another ending of --out",
+                     (int)heads);
+}
+
 static int pipeline(cli *c, dq_model **model, dq_dataset **data, cli_learnt *learnt)
 {
     double begin = cli_now();
@@ -56,6 +68,7 @@ static int pipeline(cli *c, dq_model **model, dq_dataset **data, cli_learnt *lea
     int status = cli_open_context(c);
     if (status == EXIT_OK && !folder) status = cli_load_calibration(c, c->operand, data);
     if (status == EXIT_OK) status = cli_open_fused(c, c->operand, model);
+    if (status == EXIT_OK) status = check_file(c, *model);
     if (status == EXIT_OK) status = cli_calibrate(c, *model, *data, folder, checkpoint, learnt);
     if (status != EXIT_OK) return status;
     TRY(c, dq_rotation_save(learnt->rotation, cli_value(c, "out")));

@@ -6,13 +6,14 @@
 
 #include "cli.h"
 
-static const char *const areas[] = {"rotation",    "weights",    "activations", "kv",
-                                    "calibration", "evaluation", "general",     NULL};
+static const char *const areas[] = {"rotation",    "rotation fitting", "weights", "activations", "kv",
+                                    "calibration", "evaluation",       "general", NULL};
 static const cli_flag flags[] = {
     {"schemes", FLAG_VALUE, "A,B,...",
-     "What to compare with the model as it is: ROTATION:BITS[:OPTION...]. ROTATION: none, hadamard, random, or a file "
-     "that r1_path takes; or the folder of a saved model, measured as it is. BITS: like w4a4kv4, w4a8, a4kv16; what is "
-     "not named has 16. OPTION: rtn, or name=value of any option below. "
+     "What to compare with the model as it is: ROTATION:BITS[:OPTION...]. ROTATION: none, hadamard, random; learnt (by "
+     "the default recipe from the calibration text), dartquant (by the published recipe), or a loss alone: whip, swd "
+     "or another that --loss takes; a file that r1_path takes; or the folder of a saved model, measured as it is. BITS: "
+     "like w4a4kv4, w4a8, a4kv16; what is not named has 16. OPTION: rtn, or name=value of any option below. "
      "Default none:w4a4kv4:rtn,hadamard:w4a4kv4:rtn,hadamard:w4a4kv4."},
     {"cal_dataset", FLAG_VALUE, "NAME",
      "Calibration text: train part of wikitext2 (the default), ptb or c4 in --data_dir."},
@@ -51,121 +52,46 @@ static double lap(job *j)
     return seconds;
 }
 
-/* ---- schemes ---- */
-
-static bool is_folder(const char *path)
-{
-    struct stat st;
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
-static int set(cli *c, const char *name, const char *value)
-{
-    return dq_config_set(c->config, name, value) == DQ_OK ? EXIT_OK : cli_usage(c, "%s", dq_error_text());
-}
-
-static int set_bits(cli *c, char letter, const char *digits)
-{
-    char name[] = "x_bits";
-    name[0] = letter;
-    return set(c, name, digits);
-}
-
-/* "w4a4kv4": letters that share the number behind them. */
-static int parse_bits(cli *c, const char *text)
-{
-    int status = EXIT_OK;
-    for (const char *l = "wakv"; *l && status == EXIT_OK; l++) status = set_bits(c, *l, "16");
-    for (const char *at = text; *at && status == EXIT_OK;) {
-        char digits[4] = "";
-        size_t letters = strspn(at, "wakv"), n = strspn(at + letters, "0123456789");
-        if (letters == 0 || n == 0 || n >= sizeof digits)
-            return cli_usage(c, "--schemes: \"%s\" does not name bits: w4a4kv4, w4a8, a4", text);
-        memcpy(digits, at + letters, n);
-        for (size_t i = 0; i < letters && status == EXIT_OK; i++) status = set_bits(c, at[i], digits);
-        at += letters + n;
-    }
-    return status;
-}
-
-static int parse_rotation(cli *c, const char *word)
-{
-    static const char *const off[] = {"use_r1", "use_r3", "use_r4", "fuse_norm"};
-    int status = EXIT_OK;
-    if (strcmp(word, "none") == 0) {
-        for (int i = 0; i < 4 && status == EXIT_OK; i++) status = set(c, off[i], "false");
-        return status == EXIT_OK ? set(c, "use_r2", "none") : status;
-    }
-    if (strcmp(word, "hadamard") == 0 || strcmp(word, "random") == 0) return set(c, "rotate_mode", word);
-    struct stat st;
-    if (stat(word, &st) != 0)
-        return cli_usage(c, "--schemes: \"%s\" is neither a kind of rotation (none, hadamard, random) nor a file",
-                         word);
-    if (S_ISDIR(st.st_mode)) return EXIT_OK;
-    status = set(c, "r1_path", word);
-    return status == EXIT_OK ? set(c, "r2_path", word) : status;
-}
-
-/* Sets the options of one scheme; `word` is its first part. */
-static int parse_scheme(cli *c, const char *text, char *word, size_t size)
-{
-    int part = 0, status = EXIT_OK;
-    char field[1024];
-    for (const char *at = text; at && status == EXIT_OK; part++) {
-        size_t n = strcspn(at, ":");
-        snprintf(field, sizeof field, "%.*s", (int)n, at);
-        char *value = strchr(field, '=');
-        if (part == 0) {
-            snprintf(word, size, "%s", field);
-            status = parse_rotation(c, field);
-        } else if (value) {
-            *value = '\0';
-            status = set(c, field, value + 1);
-        } else if (strcmp(field, "rtn") == 0) {
-            status = set(c, "w_rtn", "true");
-        } else {
-            status = parse_bits(c, field);
-        }
-        at = at[n] ? at + n + 1 : NULL;
-    }
-    if (status == EXIT_OK && part == 1 && !is_folder(word))
-        return cli_usage(c, "--schemes: \"%s\" names no bits: %s:w4a4kv4", text, text);
-    return status;
-}
-
 /* ---- one row ---- */
 
 static int load_calibration(cli *c, job *j)
 {
-    const char *file = cli_value(c, "cal_file"), *name = cli_value(c, "cal_dataset"), *dir = cli_value(c, "data_dir");
     if (j->calibration) return EXIT_OK;
-    if (!file && !dir)
+    if (!cli_value(c, "cal_file") && !cli_value(c, "data_dir"))
         return cli_usage(c, "a scheme needs calibration text: --cal_file F, or --data_dir D (or compare rtn only)");
-    dq_tokenizer *tokenizer = NULL;
-    int status = cli_open_tokenizer(c, c->operand, &tokenizer);
-    if (status != EXIT_OK) return status;
-    dq_status made = file ? dq_dataset_from_file(tokenizer, file, &j->calibration)
-                          : dq_dataset_from_recipe(tokenizer, name ? name : "wikitext2", dir, DQ_DATASET_TRAIN,
-                                                   cli_int(c, "seqlen"), &j->calibration);
-    if (made != DQ_OK) status = cli_failed(c);
-    dq_tokenizer_free(tokenizer);
+    return cli_load_calibration(c, c->operand, &j->calibration);
+}
+
+/* R1 and R2 fitted to the fused model's activations; the row gets what the report says about them. */
+static int learn(cli *c, job *j, dq_model *fused, json_t *row, dq_rotation **out)
+{
+    cli_learnt learnt = {0};
+    int status = load_calibration(c, j);
+    lap(j); /* reading text is no part of it */
+    if (status == EXIT_OK) status = cli_calibrate(c, fused, j->calibration, NULL, NULL, &learnt);
+    json_object_set_new(row, "calibrate_seconds", json_real(lap(j)));
+    *out = learnt.rotation;
+    if (learnt.report) json_object_set_new(row, "calibration_of_rotations", learnt.report);
     return status;
 }
 
 /* The model in the scheme's basis; NULL = as it is. */
-static int transform(cli *c, job *j, const char *word, dq_model **out)
+static int transform(cli *c, job *j, const cli_scheme *scheme, json_t *row, dq_model **out)
 {
     dq_model *fused = NULL;
     dq_rotation *rotation = NULL;
-    if (strcmp(word, "none") == 0) return EXIT_OK;
-    if (is_folder(word)) {
-        TRY(c, dq_model_open(c->ctx, word, out));
+    if (scheme->kind == SCHEME_PLAIN) return EXIT_OK;
+    if (scheme->kind == SCHEME_SAVED) {
+        TRY(c, dq_model_open(c->ctx, scheme->word, out));
         return EXIT_OK;
     }
-    dq_status status = dq_model_fuse_norms(j->model, c->config, &fused);
-    if (status == DQ_OK) status = dq_rotation_new(fused, c->config, &rotation);
-    if (status == DQ_OK) status = dq_model_rotate(fused, rotation, out);
-    int result = status == DQ_OK ? EXIT_OK : cli_failed(c);
+    TRY(c, dq_model_fuse_norms(j->model, c->config, &fused));
+    int result = EXIT_OK;
+    if (scheme->kind == SCHEME_LEARNT)
+        result = learn(c, j, fused, row, &rotation);
+    else if (dq_rotation_new(fused, c->config, &rotation) != DQ_OK)
+        result = cli_failed(c);
+    if (result == EXIT_OK && dq_model_rotate(fused, rotation, out) != DQ_OK) result = cli_failed(c);
     dq_rotation_free(rotation);
     dq_model_free(fused);
     return result;
@@ -220,14 +146,13 @@ static int measure(cli *c, job *j, dq_model *model, json_t *row)
 
 static int run_scheme(cli *c, job *j, const char *text)
 {
-    char word[1024] = "";
+    cli_scheme scheme;
     dq_model *turned = NULL, *result = NULL;
     json_t *row = json_pack("{s:s}", "scheme", text);
     lap(j);
-    int status = parse_scheme(c, text, word, sizeof word);
-    bool finished_folder = is_folder(word) && !strchr(text, ':');
-    if (status == EXIT_OK) status = transform(c, j, word, &turned);
-    if (status == EXIT_OK && !finished_folder) status = quantize(c, j, turned ? turned : j->model, row, &result);
+    int status = cli_parse_scheme(c, text, &scheme);
+    if (status == EXIT_OK) status = transform(c, j, &scheme, row, &turned);
+    if (status == EXIT_OK && !scheme.finished) status = quantize(c, j, turned ? turned : j->model, row, &result);
     json_object_set_new(row, "quantize_seconds", json_real(lap(j)));
     if (status == EXIT_OK) status = measure(c, j, result ? result : turned ? turned : j->model, row);
     json_object_set_new(row, "evaluate_seconds", json_real(lap(j)));
@@ -253,9 +178,9 @@ static int run_with_config(cli *c, job *j, const char *text, int (*run)(cli *c, 
 /* The scheme's words alone, so that a mistake in the last one shows before the first has run. */
 static int try_scheme(cli *c, job *j, const char *text)
 {
-    char word[1024];
+    cli_scheme scheme;
     (void)j;
-    return parse_scheme(c, text, word, sizeof word);
+    return cli_parse_scheme(c, text, &scheme);
 }
 
 static int each_scheme(cli *c, job *j, int (*run)(cli *c, job *j, const char *text))
@@ -307,6 +232,14 @@ static int full_precision(cli *c, job *j)
 
 static double number(const json_t *object, const char *key) { return json_number_value(json_object_get(object, key)); }
 
+/* A number of the row, or a dash. */
+static void optional(const json_t *row, const char *key, const char *format, char text[16])
+{
+    const json_t *value = json_object_get(row, key);
+    snprintf(text, 16, "-");
+    if (json_is_number(value)) snprintf(text, 16, format, json_number_value(value));
+}
+
 static void print_table(const json_t *rows)
 {
     size_t i;
@@ -317,16 +250,17 @@ static void print_table(const json_t *rows)
         int n = (int)strlen(json_string_value(json_object_get(r, "scheme")));
         if (n > width) width = n;
     }
-    printf("%-*s %11s %10s %10s %9s %10s %10s\n", width, "scheme", "perplexity", "KL, nats", "same top-1", "bits/w",
-           "quantize s", "evaluate s");
+    printf("%-*s %11s %10s %10s %9s %9s %10s %10s\n", width, "scheme", "perplexity", "KL, nats", "same top-1", "bits/w",
+           "learn s", "quantize s", "evaluate s");
     json_array_foreach(rows, i, r)
     {
-        char bits[16] = "-";
-        const json_t *b = json_object_get(r, "bits_per_weight");
-        if (json_is_number(b)) snprintf(bits, sizeof bits, "%.3f", json_number_value(b));
-        printf("%-*s %11.4f %10.5f %9.2f%% %9s %10.1f %10.1f\n", width, json_string_value(json_object_get(r, "scheme")),
-               number(r, "ppl"), number(r, "kl"), 100 * number(r, "top1_agreement"), bits,
-               number(r, "quantize_seconds"), number(r, "evaluate_seconds"));
+        char bits[16], learning[16];
+        optional(r, "bits_per_weight", "%.3f", bits);
+        optional(r, "calibrate_seconds", "%.1f", learning);
+        printf("%-*s %11.4f %10.5f %9.2f%% %9s %9s %10.1f %10.1f\n", width,
+               json_string_value(json_object_get(r, "scheme")), number(r, "ppl"), number(r, "kl"),
+               100 * number(r, "top1_agreement"), bits, learning, number(r, "quantize_seconds"),
+               number(r, "evaluate_seconds"));
     }
     r = json_array_get(rows, 0);
     printf("%s: %.0f windows of %.0f tokens; KL and top-1 against full precision\n",

@@ -22,8 +22,9 @@ static const cli_flag flags[] = {
     {"ids", FLAG_VALUE, "F.json", "Measure on token ids."},
     {"tokenizer", FLAG_VALUE, "PATH", "Where the tokenizer is, when not in MODEL."},
     {"checkpoint", FLAG_VALUE, "DIR",
-     "Keep the state of the quantization in this folder, so that a killed job can go on; removed after success."},
-    {"checkpoint_seconds", FLAG_VALUE, "N", "Not after every layer, but when so many seconds have passed."},
+     "Keep the state of the job in this folder (that of --calibrate_rotation in its folder rotation), so that a killed "
+     "one can go on; removed after success."},
+    {"checkpoint_seconds", FLAG_VALUE, "N", "Not after every layer or step, but when so many seconds have passed."},
     {"resume", FLAG_SWITCH, "", "Go on from the checkpoint, or start when there is none. Needs --checkpoint."},
     {"export", FLAG_VALUE, "F", "Write the result for other programs: a format of `dartquant export`. Needs --out."},
     {"out", FLAG_VALUE, "DIR", "The folder of --export; perplexity is then measured on what stands there."},
@@ -99,12 +100,45 @@ static bool is_transformed(dq_model *model)
     return yes;
 }
 
+/* Where the state of learning lies beside that of quantizing. It stays until all is done: a resumed job then takes its last
+ * step again and has the same rotations. */
+static int rotation_folder(cli *c, char *folder, size_t size)
+{
+    bool fits = (size_t)snprintf(folder, size, "%s/rotation", cli_value(c, "checkpoint")) < size;
+    return fits ? EXIT_OK : cli_usage(c, "--checkpoint: name too long");
+}
+
+static int check_checkpoint(cli *c)
+{
+    const char *dir = cli_value(c, "checkpoint");
+    int32_t exists = 0;
+    if (!dir || cli_switch(c, "resume")) return EXIT_OK;
+    TRY(c, dq_checkpoint_exists(c->ctx, dir, &exists));
+    return exists ? cli_fail(c, "%s holds a checkpoint: give --resume to go on from it, or remove it", dir) : EXIT_OK;
+}
+
+static int remove_checkpoints(cli *c)
+{
+    char folder[4096];
+    if (!cli_value(c, "checkpoint")) return EXIT_OK;
+    if (cli_switch(c, "calibrate_rotation")) {
+        int status = rotation_folder(c, folder, sizeof folder);
+        if (status != EXIT_OK) return status;
+        TRY(c, dq_checkpoint_remove(c->ctx, folder));
+    }
+    TRY(c, dq_checkpoint_remove(c->ctx, cli_value(c, "checkpoint")));
+    return EXIT_OK;
+}
+
 /* R1 and R2 fitted to this model's activations, straight from memory. */
 static int learn_rotation(cli *c, job *j)
 {
     cli_learnt learnt = {0};
-    int status = load_calibration(c, j, "--calibrate_rotation");
-    if (status == EXIT_OK) status = cli_calibrate(c, j->model, j->calibration, NULL, NULL, &learnt);
+    char folder[4096];
+    const char *checkpoint = cli_value(c, "checkpoint") ? folder : NULL;
+    int status = checkpoint ? rotation_folder(c, folder, sizeof folder) : EXIT_OK;
+    if (status == EXIT_OK) status = load_calibration(c, j, "--calibrate_rotation");
+    if (status == EXIT_OK) status = cli_calibrate(c, j->model, j->calibration, NULL, checkpoint, &learnt);
     j->rotation = learnt.rotation;
     j->learnt = learnt.report;
     return status;
@@ -141,8 +175,6 @@ static int open_checkpoint(cli *c, job *j, const char *dir)
     int32_t exists = 0;
     double layers = 0;
     TRY(c, dq_checkpoint_exists(c->ctx, dir, &exists));
-    if (exists && !cli_switch(c, "resume"))
-        return cli_fail(c, "%s holds a checkpoint: give --resume to go on from it, or remove it", dir);
     if (!exists) {
         TRY(c, dq_quantizer_checkpoint(j->quantizer, dir));
         return EXIT_OK;
@@ -334,6 +366,7 @@ static int pipeline(cli *c, job *j)
     double begin = j->clock = cli_now();
     bool loads = cli_value(c, "load_qmodel_path");
     int status = cli_open_context(c);
+    if (status == EXIT_OK) status = check_checkpoint(c);
     if (status == EXIT_OK) status = load_evaluation(c, j); /* first: a mistake here shows before hours of work */
     if (status != EXIT_OK) return status;
     lap(j, "evaluation_data");
@@ -355,9 +388,7 @@ static int pipeline(cli *c, job *j)
         lap(j, "evaluate");
     }
     if (status == EXIT_OK) status = report(c, j, begin);
-    if (status == EXIT_OK && cli_value(c, "checkpoint"))
-        TRY(c, dq_checkpoint_remove(c->ctx, cli_value(c, "checkpoint")));
-    return status;
+    return status == EXIT_OK ? remove_checkpoints(c) : status;
 }
 
 /* Says which options have no effect on a model that is only measured. */

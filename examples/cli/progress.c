@@ -24,6 +24,7 @@ int32_t cli_progress(void *user, const dq_progress_event *e)
             (unsigned long long)e->total, e->elapsed);
     if (e->index > 0 && e->index < e->total) fprintf(stderr, " left %.0fs", e->elapsed / share - e->elapsed);
     if (!isnan(e->metric)) fprintf(stderr, "  %.4g", e->metric);
+    if (!isnan(e->orthogonality_error)) fprintf(stderr, "  |R'R-I| %.0e", e->orthogonality_error);
     fflush(stderr);
     line_open = true;
     return 0;

@@ -18,6 +18,8 @@ typedef struct dq_progress_event {
     uint64_t total;    /* units in the stage; 0 = unknown */
     double metric;     /* stage's own figure (running perplexity, layer error); NaN when none */
     double elapsed;    /* seconds since the stage began */
+    /* max |R^T R - I| of the rotation that is being fitted, in its fp32 form; NaN in other stages. */
+    double orthogonality_error;
 } dq_progress_event;
 
 /* Non-zero cancels the job, which then fails with DQ_E_CANCELLED. */

@@ -45,6 +45,7 @@ static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_c
     const dq_orbit orbits[DQ_TARGETS] = {{a->hidden, 1, 1}, {a->head_dim, (int32_t)a->heads, (int32_t)a->kv_heads}};
     int64_t target = dq_config_int(config, "target"); /* r1,r2 or r1 or r2 */
     dq_calibrate_spec s = {.wanted = {target != 2, target != 1},
+                           .r2_shared = dq_config_int(config, "r2_shared"),
                            .sink_ratio = dq_config_float(config, "sink_ratio"),
                            .seed = (uint64_t)dq_config_int(config, "seed"),
                            .math = dq_config_math(config),

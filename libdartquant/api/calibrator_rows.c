@@ -6,6 +6,7 @@
 #include "api/check.h"
 #include "api/checkpoint.h"
 #include "api/host_rows.h"
+#include "calib/drift.h"
 #include "io/json.h"
 
 static const dq_calibrator_ops rows_ops;
@@ -107,8 +108,7 @@ static dq_status step(dq_calibrator *c, bool *finished)
     DQ_TRY(dq_progress_check(&c->progress));
     DQ_TRY(dq_fit_step(c->fit, &done));
     int64_t at = dq_fit_steps_done(c->fit), total = dq_fit_steps_total(c->fit);
-    DQ_TRY(dq_progress_report(&c->progress, stage_of(c), (uint64_t)at, (uint64_t)(done ? at : total),
-                              dq_fit_last_loss(c->fit)));
+    DQ_TRY(dq_fit_report_progress(c->fit, &c->progress, stage_of(c), (uint64_t)at, (uint64_t)(done ? at : total)));
     *finished = done;
     return DQ_OK;
 }

@@ -42,7 +42,8 @@ AT(dq_progress_event, index, 16);
 AT(dq_progress_event, total, 24);
 AT(dq_progress_event, metric, 32);
 AT(dq_progress_event, elapsed, 40);
-SIZE(dq_progress_event, 48);
+AT(dq_progress_event, orthogonality_error, 48);
+SIZE(dq_progress_event, 56);
 
 AT(dq_services, struct_size, 0);
 AT(dq_services, abi, 4);

@@ -55,6 +55,7 @@ const dq_option dq_options[] = {
     BOOL("fp32_had", "rotation", "false", "Accepted for the original program's sake: run-time Hadamard transforms always compute in fp32 here."),
 
     CHOICE("target", "rotation fitting", "r1,r2", "r1,r2|r1|r2", "Which rotations are learnt: of the residual stream, of the value heads."),
+    BOOL("r2_shared", "rotation fitting", "false", "Learn one R2 for all heads of a layer, as SpinQuant's R.bin holds it, instead of one for each key/value head."),
     CHOICE("loss", "rotation fitting", "whip", "whip|swd|swd-channel|swd-gauss|kurtosis|variance|quant-mse|range", "What is minimised: Whip pushes values away from zero; sliced Wasserstein distance to a uniform (all numbers together or per channel) or Gaussian distribution; kurtosis or variance of a row; squared quantization error at the target bits, as it is (quant-mse) or as the range lets expect (range)."),
     CHOICE("method", "rotation fitting", "polar-mm", "qr|qr-retraction|cayley|newton-schulz|polar-mm", "How rotations stay orthogonal: qr is QR-Orth of the original program; polar-mm (majorise-minimise) needs no learning rate."),
     CHOICE("optim", "rotation fitting", "sgd", "sgd|adam", "Update rule of the methods that have a learning rate."),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/progress.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,19 +49,33 @@ dq_status dq_progress_check(const dq_progress *progress)
     return DQ_OK;
 }
 
-dq_status dq_progress_report(dq_progress *progress, const char *stage, uint64_t index, uint64_t total, double metric)
+static bool is_fresh(const dq_progress *progress, const char *stage)
+{
+    return !progress->stage || strcmp(progress->stage, stage) != 0;
+}
+
+static bool is_due(const dq_progress *progress, uint64_t index, uint64_t total, double now)
+{
+    return index == total || now - progress->last_event >= 0.1;
+}
+
+bool dq_progress_due(const dq_progress *progress, const char *stage, uint64_t index, uint64_t total)
+{
+    return progress && progress->fn && (is_fresh(progress, stage) || is_due(progress, index, total, dq_now()));
+}
+
+dq_status dq_progress_report_fit(dq_progress *progress, const char *stage, uint64_t index, uint64_t total,
+                                 double metric, double orthogonality_error)
 {
     if (!progress) return DQ_OK;
     double now = dq_now();
-    bool fresh = !progress->stage || strcmp(progress->stage, stage) != 0;
-    if (fresh) {
+    if (is_fresh(progress, stage)) {
         progress->stage = stage;
         progress->stage_start = now;
-        progress->last_event = 0;
+        progress->last_event = -INFINITY;
     }
     DQ_TRY(dq_progress_check(progress));
-    bool due = fresh || index == total || now - progress->last_event >= 0.1;
-    if (!progress->fn || !due) return DQ_OK;
+    if (!progress->fn || !is_due(progress, index, total, now)) return DQ_OK;
     progress->last_event = now;
     dq_progress_event event = {
         .struct_size = sizeof event,
@@ -69,8 +84,14 @@ dq_status dq_progress_report(dq_progress *progress, const char *stage, uint64_t 
         .total = total,
         .metric = metric,
         .elapsed = now - progress->stage_start,
+        .orthogonality_error = orthogonality_error,
     };
     if (progress->fn(progress->user, &event) != 0)
         return dq_fail(DQ_E_CANCELLED, "cancelled by the progress callback during %s", stage);
     return DQ_OK;
+}
+
+dq_status dq_progress_report(dq_progress *progress, const char *stage, uint64_t index, uint64_t total, double metric)
+{
+    return dq_progress_report_fit(progress, stage, index, total, metric, NAN);
 }

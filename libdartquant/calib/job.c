@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "calib/drift.h"
 #include "calib/folder.h"
 #include "calib/job_parts.h"
 
@@ -54,6 +55,13 @@ dq_status dq_job_open_rows(dq_calibrate_job *job, dq_target target)
 
 /* ---- fits ---- */
 
+static dq_orbit orbit_of(const dq_calibrate_job *job, dq_target target)
+{
+    const dq_arch *a = job->arch;
+    if (target == DQ_TARGET_R1) return (dq_orbit){a->hidden, 1, 1};
+    return (dq_orbit){a->head_dim, (int32_t)a->heads, job->spec.r2_shared ? 1 : (int32_t)a->kv_heads};
+}
+
 int64_t dq_job_matrices(const dq_calibrate_job *job, dq_target target)
 {
     const dq_arch *a = job->arch;
@@ -62,12 +70,9 @@ int64_t dq_job_matrices(const dq_calibrate_job *job, dq_target target)
 
 dq_status dq_job_open_fit(dq_calibrate_job *job, dq_target target)
 {
-    const dq_arch *a = job->arch;
     dq_fit_spec spec = job->spec.fit[target];
-    bool hidden = target == DQ_TARGET_R1;
-    spec.orbit =
-        hidden ? (dq_orbit){a->hidden, 1, 1} : (dq_orbit){a->head_dim, (int32_t)a->heads, (int32_t)a->kv_heads};
-    spec.seed = hidden ? job->spec.seed : job->spec.seed + 1 + (uint64_t)job->layer;
+    spec.orbit = orbit_of(job, target);
+    spec.seed = target == DQ_TARGET_R1 ? job->spec.seed : job->spec.seed + 1 + (uint64_t)job->layer;
     DQ_TRY(dq_rows_seal(job->rows[target]));
     DQ_TRY(dq_fit_new(job->dev, &spec, job->rows[target], NULL, &job->fit));
     job->per_fit[target] = dq_fit_steps_total(job->fit);
@@ -81,10 +86,9 @@ static dq_target target_of(const dq_calibrate_job *job)
 
 static void fill_learnt(const dq_calibrate_job *job, dq_learnt *l)
 {
-    const dq_arch *a = job->arch;
-    bool hidden = job->phase == DQ_PHASE_R1;
-    *l = (dq_learnt){.target = target_of(job), .layer = hidden ? -1 : job->layer};
-    l->orbit = hidden ? (dq_orbit){a->hidden, 1, 1} : (dq_orbit){a->head_dim, (int32_t)a->heads, (int32_t)a->kv_heads};
+    dq_target target = target_of(job);
+    *l = (dq_learnt){.target = target, .layer = target == DQ_TARGET_R1 ? -1 : job->layer};
+    l->orbit = orbit_of(job, target);
 }
 
 /* Result and report of the fit under way become the job's own. */
@@ -96,6 +100,8 @@ static dq_status keep_result(dq_calibrate_job *job)
     dq_learnt l;
     fill_learnt(job, &l);
     DQ_TRY(dq_fit_result(job->fit, out));
+    int64_t fitted = l.orbit.groups * l.orbit.n * l.orbit.n; /* where heads share one matrix the others are copies */
+    for (int64_t at = fitted; at < size; at += fitted) memcpy(out + at, out, (size_t)fitted * sizeof *out);
     DQ_TRY(dq_fit_get_report(job->fit, &l.fit));
     size_t bytes = (size_t)l.fit.steps * sizeof *l.fit.history;
     dq_fit_point *history = dq_alloc(job->env, bytes);
@@ -158,17 +164,16 @@ static dq_status report_fit(const dq_calibrate_job *job)
 {
     bool hidden = job->phase == DQ_PHASE_R1;
     uint64_t total = (uint64_t)dq_fit_steps_total(job->fit), done = (uint64_t)dq_fit_steps_done(job->fit);
-    double loss = done ? dq_fit_last_loss(job->fit) : NAN;
     if (dq_fit_done(job->fit)) done = total; /* stopped early */
-    return hidden ? dq_progress_report(job->progress, "fit R1", done, total, loss)
-                  : dq_progress_report(job->progress, "fit R2", (uint64_t)job->layer * total + done,
-                                       (uint64_t)job->arch->layers * total, loss);
+    return hidden ? dq_fit_report_progress(job->fit, job->progress, "fit R1", done, total)
+                  : dq_fit_report_progress(job->fit, job->progress, "fit R2", (uint64_t)job->layer * total + done,
+                                           (uint64_t)job->arch->layers * total);
 }
 
 static dq_status fit_step(dq_calibrate_job *job)
 {
     bool done = false;
-    DQ_TRY(report_fit(job));
+    DQ_TRY(dq_fit_steps_done(job->fit) ? dq_progress_check(job->progress) : report_fit(job));
     DQ_TRY(dq_fit_step(job->fit, &done));
     DQ_TRY(report_fit(job));
     if (!done) return DQ_OK;

@@ -13,6 +13,7 @@ typedef struct dq_calibrate_spec {
     bool wanted[DQ_TARGETS];
     dq_fit_spec fit[DQ_TARGETS];   /* orbit and seed are filled in by the job */
     dq_rows_spec rows[DQ_TARGETS]; /* so are width and seed; R2: for the rows of one layer */
+    bool r2_shared;                /* one R2 for all heads of a layer */
     double sink_ratio;             /* see dq_gather */
     uint64_t seed;
     int math;             /* DQ_MATH_* of the pass over the layers */

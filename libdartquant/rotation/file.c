@@ -194,9 +194,11 @@ static dq_status add_pickled(const dq_rotation_set *set, bool spinquant, dq_sink
         const double *r2 = set->r2 + l * kv * d * d;
         r2_name(name, l);
         if (spinquant && !is_shared(set, l))
-            return dq_fail(DQ_E_UNSUPPORTED,
-                           "R.bin holds one R2 per layer, layer %lld has one for each of its %lld heads: save as .pt",
-                           (long long)l, (long long)kv);
+            return dq_fail(
+                DQ_E_UNSUPPORTED,
+                "R.bin holds one R2 per layer, layer %lld has one for each of its %lld heads: save as .pt, or "
+                "learn one for all of them (r2_shared)",
+                (long long)l, (long long)kv);
         const int64_t shape[3] = {kv, d, d};
         DQ_TRY(spinquant ? add_floats(set->env, sink, name, 2, shape + 1, r2, d * d)
                          : add_floats(set->env, sink, name, 3, shape, r2, kv * d * d));

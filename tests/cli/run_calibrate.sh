@@ -100,6 +100,13 @@ json q_in_one_go 0 'r["results"][0]["ppl"] == load("q_learnt_for_3_bits")["resul
 json q_plain 0 'True' quantize $model --no_rotation --ppl_eval --text_file "$work/eval.txt" --seqlen 64
 json q_unchanged 0 'abs(r["results"][0]["ppl"] / load("q_plain")["results"][0]["ppl"] - 1) < 1e-4' quantize $model --ppl_eval --text_file "$work/eval.txt" --seqlen 64 --r1_path "$work/r.safetensors" --r2_path "$work/r.safetensors"
 
+# ---- schemes of a comparison that are learnt ----
+p="--text_file $work/eval.txt --seqlen 64"
+json compared 0 'len(r["rows"]) == 6 and [("calibration_of_rotations" in x) for x in r["rows"]] == [False, False, True, True, True, True] and all(x["calibrate_seconds"] > 0 and len(x["calibration_of_rotations"]["rotations"]) == 5 for x in r["rows"][2:]) and [x["calibration_of_rotations"]["loss"] for x in r["rows"][2:]] == ["whip", "swd", "whip", "whip"] and [any(h["finish"] for h in x["calibration_of_rotations"]["rotations"][4]["history"]) for x in r["rows"][2:]] == [False, False, True, False] and r["rows"][5]["calibration_of_rotations"]["compat_upstream"] and r["rows"][4]["kl"] < r["rows"][1]["kl"]' \
+    compare $model --cal_file "$work/cal.txt" --nsamples 8 $p --schemes hadamard:a3,whip:a3,swd:a3,learnt:a3,dartquant:a3:bsz=4
+says compared_learnt_needs_text 2 'calibration text' compare $model $p --schemes learnt:a4
+says compared_bad_word 2 'learnt, dartquant, or a loss' compare $model $p --schemes wisp:a4
+
 # ---- capture ----
 json captured 0 'r["format"] == "both" and r["nsamples"] == 8' capture $model $c --r_path "$work/cap" --capture_format both
 [ "$(ls "$work/cap/r1_train" | wc -l)" -eq 64 ] && [ "$(ls "$work/cap/r2_train" | wc -l)" -eq 4 ] && ok captured_files || bad captured_files "$(ls -R "$work/cap" | head -20)"
@@ -132,6 +139,30 @@ sys.exit(data(f"{sys.argv[1]}/k.safetensors") != data(f"{sys.argv[1]}/r.safetens
 P
 [ ! -e "$work/ck" ] && ok checkpoint_removed || bad checkpoint_removed "$(ls "$work/ck")"
 
+# A quantization that goes on has the rotations it had before it was killed.
+q="$model --w_bits 4 --calibrate_rotation $c"
+json in_one_go 0 'True' quantize $q --save_qmodel_path "$work/one"
+"$dq" quantize $q --save_qmodel_path "$work/two" --checkpoint "$work/qck" --quiet > /dev/null 2>> "$work/kill.err" &
+pid=$!
+for _ in $(seq 3000); do
+    [ -e "$work/qck/checkpoint.json" ] && break
+    sleep 0.01
+done
+kill -KILL $pid 2>/dev/null
+wait $pid 2>/dev/null
+[ -e "$work/qck/checkpoint.json" ] && [ -e "$work/qck/rotation/checkpoint.json" ] && ok quantize_killed || bad quantize_killed "$(ls -R "$work/qck" 2>&1; tail -3 "$work/kill.err")"
+says quantize_not_resumed 1 'give --resume' quantize $q --save_qmodel_path "$work/two" --checkpoint "$work/qck"
+says quantize_other_loss 1 'loss is' quantize $q --save_qmodel_path "$work/two" --checkpoint "$work/qck" --resume --loss swd
+says quantize_resumed 0 'resumed after [0-9]+ steps' quantize $q --save_qmodel_path "$work/two" --checkpoint "$work/qck" --resume
+same quantize_resumed_same_bits "$work/one/model.safetensors" "$work/two/model.safetensors"
+[ ! -e "$work/qck" ] && ok quantize_checkpoint_removed || bad quantize_checkpoint_removed "$(ls -R "$work/qck")"
+
+# ---- one R2 for all heads ----
+says bin_needs_shared 2 'give --r2_shared' calibrate $model $c --out "$work/R.bin"
+json bin_r1_alone 0 'len(r["rotations"]) == 1' calibrate $model $c --out "$work/R1.bin" --target r1 --use_r2 none --ep 1
+json bin_shared 0 'all(x["groups"] == 1 and x["loss_after"] < x["loss_before"] for x in r["rotations"]) and len(r["rotations"]) == 5' calibrate $model $c --out "$work/R.bin" --r2_shared
+json q_bin 0 'abs(r["results"][0]["ppl"] / load("q_plain")["results"][0]["ppl"] - 1) < 1e-4' quantize $model --ppl_eval --text_file "$work/eval.txt" --seqlen 64 --r1_path "$work/R.bin" --r2_path "$work/R.bin"
+
 # ---- torch, where it is ----
 python=${DQ_TORCH_PYTHON:-python3}
 if "$python" -c 'import torch' 2>/dev/null; then
@@ -149,6 +180,10 @@ for name, v in d.items():
     assert torch.equal(ours.float(), v), name
     assert (v.double().mT @ v.double() - torch.eye(v.shape[-1])).abs().max() < 1e-5
 assert len(d) == 5 and "model.layers.3.self_attn.R2" in d
+spin = torch.load(f"{work}/R.bin", weights_only=True)
+assert sorted(spin) == sorted(d) and all(v.dtype == torch.float32 and v.ndim == 2 for v in spin.values())
+for v in spin.values():
+    assert (v.double().mT @ v.double() - torch.eye(v.shape[-1])).abs().max() < 1e-5
 x = torch.load(f"{work}/cap/r1_train/sample_7_layer_3_mlp_up_proj.pt", weights_only=True)
 y = torch.load(f"{work}/cap/r2_train/layer_0_self_attn_o_proj.pt", weights_only=True)
 assert x.shape == (64, 64) and y.shape == (8, 64, 64) and x.isfinite().all()

@@ -93,6 +93,7 @@ static int32_t watch(void *user, const dq_progress_event *e)
     (*(int *)user)++;
     assert_non_null(strstr(e->stage, "fit R"));
     assert_true(e->index <= e->total && e->metric > 0);
+    assert_true(e->orthogonality_error > 0 && e->orthogonality_error < 1e-4);
     return 0;
 }
 

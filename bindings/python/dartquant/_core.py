@@ -8,6 +8,7 @@ import collections
 import ctypes
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
@@ -189,6 +190,8 @@ class Progress:
     """The stage's own figure (running perplexity, layer error); NaN when none."""
     elapsed: float
     """Seconds since the stage began."""
+    orthogonality_error: float = math.nan
+    """max |R^T R - I| of the rotation that is being fitted, in its fp32 form; NaN in other stages."""
 
 
 class _Run:
@@ -209,7 +212,7 @@ class _Run:
             if self.report is None:
                 return 0
             e = event.contents
-            stop = self.report(Progress(e.stage.decode(), e.index, e.total, e.metric, e.elapsed))
+            stop = self.report(Progress(e.stage.decode(), e.index, e.total, e.metric, e.elapsed, e.orthogonality_error))
             return 1 if stop else 0
         except BaseException as error:
             self.error = error

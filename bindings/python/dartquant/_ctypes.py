@@ -33,7 +33,7 @@ class ProgressEvent(C.Structure):
     """dq_progress_event"""
 
     _fields_ = [("struct_size", U32), ("reserved", U32), ("stage", STR), ("index", U64), ("total", U64),
-                ("metric", F64), ("elapsed", F64)]
+                ("metric", F64), ("elapsed", F64), ("orthogonality_error", F64)]
 
 
 class TensorDesc(C.Structure):
