@@ -64,6 +64,8 @@ static void loss_run(run_ctx *c, const void *params)
     must(dq_op_rotation_loss(&d, &x->view, w, &r->view, &more->view, &row_loss->view, &again));
     double scale =
         fabs(d.scale) * sqrt((double)(p->rows * d.heads / d.groups) + 1) * (d.relative ? 1.0 / (double)cols : 1);
+    if (d.kind == DQ_LOSS_RANGE)
+        scale *= 1 + (double)d.group / 8; /* the slope at the ends of the range grows with it */
     const band *value = band_of("rotation_loss", bf16 ? "loss, bf16 math" : "loss");
     const band *slope = band_of("rotation_loss", bf16 ? "bf16 math" : "f32");
     double size = fabs(d.scale) * (double)(p->rows * cols) * (d.relative ? 1.0 / (double)cols : 1);

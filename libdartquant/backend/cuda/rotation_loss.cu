@@ -60,6 +60,58 @@ __device__ static float whip_slope(float o)
     return o > 0 ? -e : o < 0 ? e : 0 * o;
 }
 
+/* What RANGE and SNAP know of a piece: the elements that give the range, and the grid's ends. */
+typedef struct range_of {
+    int64_t high, low;
+    double levels, step, top, bottom;
+} range_of;
+
+/* The first place of a value; 0 when it is not there (NaN). */
+__device__ static int64_t place_of(const float *o, int64_t n, int64_t lane, float value)
+{
+    int64_t at = n;
+    for (int64_t i = lane; i < n && at == n; i += CU_WARP)
+        if (o[i] == value) at = i;
+    at = cu_warp_min(at);
+    return at < n ? at : 0;
+}
+
+__device__ static range_of find_ends(const dq_rotation_loss_desc &d, const float *o, int64_t n, int64_t lane, float lo,
+                                     float hi)
+{
+    range_of r;
+    double clip = d.clip;
+    if (d.symmetric) {
+        r.high = r.low = place_of(o, n, lane, fabsf(lo) > fabsf(hi) ? lo : hi);
+        r.levels = (double)((1 << (d.bits - 1)) - 1);
+        r.step = clip * fabs((double)o[r.high]) / r.levels;
+        r.top = clip * fabs((double)o[r.high]);
+        r.bottom = -(r.levels + 1) * r.step;
+    } else {
+        r.high = place_of(o, n, lane, hi);
+        r.low = place_of(o, n, lane, lo);
+        r.levels = (double)((1 << d.bits) - 1);
+        r.step = clip * ((double)o[r.high] - (double)o[r.low]) / r.levels;
+        r.top = clip * (double)o[r.high];
+        r.bottom = clip * (double)o[r.low];
+    }
+    return r;
+}
+
+/* The part of RANGE's slope that the ends of the range get, onto slopes times w; one lane. */
+__device__ static void add_at_ends(const dq_rotation_loss_desc &d, const range_of &r, int64_t n, double above,
+                                   double below, bool negative, double w, float *slope)
+{
+    double clip = d.clip, wider = (double)n * r.step * clip / (6 * r.levels);
+    if (d.symmetric) {
+        double s = wider - 2 * clip * above + 2 * clip * (r.levels + 1) / r.levels * below;
+        slope[r.high] += (float)(w * (negative ? -s : s));
+        return;
+    }
+    slope[r.high] += (float)(w * (wider - 2 * clip * above));
+    slope[r.low] += (float)(w * (-wider - 2 * clip * below));
+}
+
 /* One warp a piece of a row: its loss, and the slope in place of the values. */
 __global__ void loss_kernel(loss_args a)
 {
@@ -72,14 +124,24 @@ __global__ void loss_kernel(loss_args a)
     cu_fake_grid grid = {1, 0, 0, 0, true};
     int kind = a.d.kind;
     if (kind == DQ_LOSS_KURTOSIS || kind == DQ_LOSS_VARIANCE) m = moments_of(o, n, lane);
-    if (kind == DQ_LOSS_QUANT) {
+    range_of range = {-1, -1, 0, 0, 0, 0};
+    double above = 0, below = 0;
+    bool negative = false;
+    if (kind >= DQ_LOSS_QUANT) {
         dq_fake_quant_desc f = {a.d.bits, a.d.symmetric, n, a.d.clip, 0};
         float lo = o[0], hi = o[0];
         for (int64_t i = lane; i < n; i += CU_WARP) {
             lo = fminf(lo, o[i]);
             hi = fmaxf(hi, o[i]);
         }
-        grid = cu_make_fake_grid(f, cu_warp_min(lo), cu_warp_max(hi));
+        lo = cu_warp_min(lo);
+        hi = cu_warp_max(hi);
+        grid = cu_make_fake_grid(f, lo, hi);
+        if (kind != DQ_LOSS_QUANT) {
+            range = find_ends(a.d, o, n, lane, lo, hi);
+            negative = o[range.high] < 0;
+            __syncwarp(); /* all lanes have read what slopes will replace */
+        }
     }
     for (int64_t i = lane; i < n; i += CU_WARP) {
         double value = o[i], slope, d = value - m.mean;
@@ -91,6 +153,17 @@ __global__ void loss_kernel(loss_args a)
                 m.s2 == 0 ? 0.0 : 4.0 * (double)n / (m.s2 * m.s2) * (d * d * d - m.s3 / (double)n - m.s4 / m.s2 * d);
         } else if (kind == DQ_LOSS_VARIANCE) {
             slope = 2.0 * d / (double)n;
+        } else if (kind == DQ_LOSS_RANGE) {
+            double high = value - range.top, low = value - range.bottom;
+            high = high <= 0 ? 0 : high; /* NaN stays */
+            low = low >= 0 ? 0 : low;
+            sum += high * high + low * low;
+            above += high;
+            below += low;
+            slope = 2.0 * (high + low);
+        } else if (kind == DQ_LOSS_SNAP && (i == range.high || i == range.low)) {
+            slope = 0 * value;
+            sum += slope;
         } else {
             double error = value - (double)cu_fake_value(grid, o[i]);
             sum += error * error;
@@ -101,6 +174,13 @@ __global__ void loss_kernel(loss_args a)
     sum = cu_warp_sum(sum);
     if (kind == DQ_LOSS_KURTOSIS) sum = m.s2 == 0 ? 0.0 : (double)n * m.s4 / (m.s2 * m.s2);
     if (kind == DQ_LOSS_VARIANCE) sum = m.s2 / (double)n;
+    if (kind == DQ_LOSS_RANGE) {
+        above = cu_warp_sum(above);
+        below = cu_warp_sum(below);
+        sum += (double)n * range.step * range.step / 12;
+        __syncwarp();
+        if (a.gradient && lane == 0) add_at_ends(a.d, range, n, above, below, negative, w, o);
+    }
     if (lane == 0) a.pieces[at] = sum;
 }
 

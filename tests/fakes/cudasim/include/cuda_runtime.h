@@ -49,6 +49,7 @@ int lane();
 #define CU_DYNAMIC_SHARED(name) unsigned char *name = cusim::dynamic_shared()
 
 static inline void __syncthreads() { cusim::block_barrier(); }
+static inline void __syncwarp() { cusim::exchange(0, cusim::lane()); }
 template <class T> static inline T __shfl_sync(unsigned, T x, int from)
 {
     uint64_t bits = 0;
