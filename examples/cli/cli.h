@@ -44,7 +44,8 @@ struct cli {
 };
 
 extern const cli_command command_info, command_tokenize, command_logits, command_ppl, command_quantize, command_bench,
-    command_compare, command_capture, command_calibrate, command_export, command_quantize_model, command_generate;
+    command_compare, command_capture, command_calibrate, command_export, command_quantize_model, command_generate,
+    command_list_layers, command_test_forward;
 
 /* ---- cmd_export.c ---- */
 int cli_export(cli *c, dq_model *model, const char *format, const char *dir);

@@ -10,6 +10,12 @@ static const cli_flag flags[] = {
     {"prompt", FLAG_VALUE, "TEXT", "What to go on from. May be repeated: the prompts are worked on together."},
     {"prompt_file", FLAG_VALUE, "F", "The same from a file. May be repeated."},
     {"stop", FLAG_VALUE, "TEXT", "End before this text. May be repeated."},
+    {"chat", FLAG_SWITCH, "",
+     "Put the prompt as a user's message in the chat format that the tokenizer's special tokens show (ChatML or LLaMA 3); not the template's own text. Default: the prompt as it is."},
+    {"no_chat", FLAG_SWITCH, "", "The prompt as it is."},
+    {"system", FLAG_VALUE, "TEXT", "With --chat: a system message before the prompt."},
+    {"strategies", FLAG_VALUE, "A,B",
+     "Several runs in a row, each METHOD_wWaA_KV: gptq_w4a16_bf16kv takes the model in folder MODEL/gptq_w4a16 and keeps keys and values as KV (f32, bf16, f16, int8, int4, fp8)."},
     {"tokenizer", FLAG_VALUE, "PATH", "Where the tokenizer is, when not in MODEL."},
     {NULL, 0, NULL, NULL},
 };
@@ -54,18 +60,69 @@ static char *read_file(const cli *c, const char *path)
     return text;
 }
 
-static int add_prompt(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *text)
+/* How a message is written, and with which mark it ends. */
+typedef struct chat_format {
+    const char *mark; /* a special token that only this format has */
+    const char *before, *between, *after;
+    bool bos;
+} chat_format;
+static const chat_format formats[] = {
+    {"<|im_start|>", "<|im_start|>", "\n", "<|im_end|>\n", false},
+    {"<|start_header_id|>", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", true},
+};
+
+/* The format whose mark is one token; NULL = none. */
+static const chat_format *find_format(const dq_tokenizer *tokenizer)
+{
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        size_t n = 0;
+        const char *mark = formats[i].mark;
+        if (dq_tokenizer_encode(tokenizer, mark, strlen(mark), DQ_ENCODE_PARSE_SPECIAL, NULL, 0, &n) == DQ_OK && n == 1)
+            return &formats[i];
+    }
+    return NULL;
+}
+
+/* Fresh text; NULL when memory is short. */
+static char *chat_text(const chat_format *f, const char *system, const char *prompt)
+{
+    size_t room = strlen(prompt) + (system ? strlen(system) : 0) + 300;
+    char *text = malloc(room);
+    int n = 0;
+    if (!text) return NULL;
+    if (system) n = snprintf(text, room, "%ssystem%s%s%s", f->before, f->between, system, f->after);
+    snprintf(text + n, room - (size_t)n, "%suser%s%s%s%sassistant%s", f->before, f->between, prompt, f->after,
+             f->before, f->between);
+    return text;
+}
+
+static int add_text(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *text, uint32_t encoding)
 {
     size_t n = 0;
-    TRY(c, dq_tokenizer_encode(tokenizer, text, strlen(text), DQ_ENCODE_ADD_SPECIAL, NULL, 0, &n));
+    TRY(c, dq_tokenizer_encode(tokenizer, text, strlen(text), encoding, NULL, 0, &n));
     if (n == 0) return cli_fail(c, "the prompt is empty");
     int32_t *ids = malloc(n * sizeof *ids);
     if (!ids) return cli_fail(c, "out of memory");
     int status = EXIT_OK;
-    if (dq_tokenizer_encode(tokenizer, text, strlen(text), DQ_ENCODE_ADD_SPECIAL, ids, n, &n) != DQ_OK ||
+    if (dq_tokenizer_encode(tokenizer, text, strlen(text), encoding, ids, n, &n) != DQ_OK ||
         dq_generator_add(g, ids, n, NULL) != DQ_OK)
         status = cli_failed(c);
     free(ids);
+    return status;
+}
+
+static int add_prompt(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *prompt)
+{
+    bool chat = cli_switch(c, "chat") && !cli_switch(c, "no_chat");
+    const chat_format *format = chat ? find_format(tokenizer) : NULL;
+    if (!format) {
+        if (chat) cli_note(c, "the tokenizer has no chat format that is known here: the prompt is taken as it is");
+        return add_text(c, g, tokenizer, prompt, DQ_ENCODE_ADD_SPECIAL);
+    }
+    char *text = chat_text(format, cli_value(c, "system"), prompt);
+    if (!text) return cli_fail(c, "out of memory");
+    int status = add_text(c, g, tokenizer, text, DQ_ENCODE_PARSE_SPECIAL | (format->bos ? DQ_ENCODE_ADD_SPECIAL : 0));
+    free(text);
     return status;
 }
 
@@ -164,16 +221,66 @@ static int generate(cli *c, dq_model *model, const dq_tokenizer *tokenizer)
     return status;
 }
 
-static int run(cli *c)
+static int open_and_generate(cli *c)
 {
     dq_model *model = NULL;
     dq_tokenizer *tokenizer = NULL;
-    int status = cli_open_context(c);
-    if (status == EXIT_OK) status = cli_open_tokenizer(c, c->operand, &tokenizer);
+    int status = cli_open_tokenizer(c, c->operand, &tokenizer);
     if (status == EXIT_OK)
         status = dq_model_open(c->ctx, c->operand, &model) == DQ_OK ? generate(c, model, tokenizer) : cli_failed(c);
     dq_model_free(model);
     dq_tokenizer_free(tokenizer);
+    return status;
+}
+
+/* ---- strategies ---- */
+
+/* METHOD_wWaA_KV taken apart: the folder's name, and the storage of keys and values. */
+static int parse_strategy(cli *c, const char *name, char *folder, size_t size, char *kv, size_t kv_size)
+{
+    const char *last = strrchr(name, '_');
+    size_t n = last ? strlen(last + 1) : 0;
+    int bits = 0, activations = 0, end = 0;
+    char method[16];
+    if (!last || n < 4 || strcmp(last + 1 + n - 2, "kv") != 0 ||
+        sscanf(name, "%15[a-z]_w%da%d%n", method, &bits, &activations, &end) != 3 || name + end != last)
+        return cli_usage(c, "strategy \"%s\" is not of the form METHOD_wWaA_KVkv, as gptq_w4a16_bf16kv", name);
+    snprintf(kv, kv_size, "%.*s", (int)(n - 2), last + 1);
+    snprintf(folder, size, "%.*s", (int)(last - name), name);
+    if (dq_config_set(c->config, "kv", kv) != DQ_OK) return cli_usage(c, "strategy \"%s\": %s", name, dq_error_text());
+    return EXIT_OK;
+}
+
+/* The strategy's weights: a folder of its name inside MODEL. */
+static int run_strategy(cli *c, const char *name)
+{
+    char folder[96], kv[16], path[4096];
+    const char *model = c->operand;
+    int status = parse_strategy(c, name, folder, sizeof folder, kv, sizeof kv);
+    if (status != EXIT_OK) return status;
+    snprintf(path, sizeof path, "%s/%s/config.json", model, folder);
+    FILE *there = fopen(path, "rb");
+    if (!there)
+        return cli_fail(c, "strategy \"%s\": there are no weights %s/%s; make them with dartquant quantize", name,
+                        model, folder);
+    fclose(there);
+    snprintf(path, sizeof path, "%s/%s", model, folder);
+    c->operand = path;
+    if (!c->json) printf("== %s\n", name);
+    status = open_and_generate(c);
+    c->operand = model;
+    return status;
+}
+
+static int run(cli *c)
+{
+    const char *list = cli_value(c, "strategies");
+    int status = cli_open_context(c);
+    if (status != EXIT_OK || !list) return status == EXIT_OK ? open_and_generate(c) : status;
+    char names[512], *rest = names;
+    if (strlen(list) >= sizeof names) return cli_usage(c, "--strategies is too long");
+    strcpy(names, list);
+    for (char *name; status == EXIT_OK && (name = strsep(&rest, ",")) != NULL;) status = run_strategy(c, name);
     return status;
 }
 

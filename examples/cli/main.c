@@ -4,19 +4,10 @@
 
 #include "cli.h"
 
-static const cli_command *const commands[] = {&command_info,
-                                              &command_tokenize,
-                                              &command_logits,
-                                              &command_ppl,
-                                              &command_capture,
-                                              &command_calibrate,
-                                              &command_quantize,
-                                              &command_compare,
-                                              &command_generate,
-                                              &command_export,
-                                              &command_quantize_model,
-                                              &command_bench,
-                                              NULL};
+static const cli_command *const commands[] = {
+    &command_info,         &command_tokenize, &command_logits,         &command_ppl,      &command_capture,
+    &command_calibrate,    &command_quantize, &command_compare,        &command_generate, &command_list_layers,
+    &command_test_forward, &command_export,   &command_quantize_model, &command_bench,    NULL};
 
 static const cli_command *find(const char *name)
 {

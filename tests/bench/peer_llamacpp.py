@@ -5,7 +5,8 @@ GGUF as it is, logits of all positions, mean loss computed by NumPy outside the 
 The wheel has no stable C header: parameter structs are taken from the library's own defaults and handed back whole; only
 the first three fields of the context parameters (n_ctx, n_batch, n_ubatch) are set.
 
-usage: peer_llamacpp.py --model FILE.gguf --ids F.json [--seqlen 2048] [--limit N] [--threads 2]
+usage: peer_llamacpp.py --model FILE.gguf --ids F.json [--seqlen 2048] [--limit N] [--threads 2] [--new N]
+With --new: the first seqlen ids as a prompt, then N greedy tokens one by one; rates of both, as dartquant generate reports them.
 """
 import argparse
 import ctypes as c
@@ -23,6 +24,7 @@ p.add_argument("--ids", required=True)
 p.add_argument("--seqlen", type=int, default=2048)
 p.add_argument("--limit", type=int, default=0)
 p.add_argument("--threads", type=int, default=2)
+p.add_argument("--new", type=int, default=0)
 a = p.parse_args()
 
 folder = os.path.dirname(importlib.util.find_spec("xllamacpp").origin)
@@ -64,7 +66,7 @@ lib.llama_vocab_n_tokens.argtypes = [c.c_void_p]
 model = lib.llama_model_load_from_file(a.model.encode(), lib.llama_model_default_params())
 params = lib.llama_context_default_params()
 for field in range(3):
-    params.words[field] = a.seqlen
+    params.words[field] = a.seqlen + a.new
 context = lib.llama_init_from_model(model, params)
 if not context:
     raise SystemExit("llama.cpp refused the model")
@@ -74,7 +76,32 @@ ids = json.load(open(a.ids))
 windows = len(ids) // a.seqlen
 if a.limit:
     windows = min(windows, a.limit)
+
+
+def take(tokens, first):
+    """Feeds tokens from position `first` on; returns the most likely next one."""
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, first + i, 1, i == len(tokens) - 1
+        batch.seq_id[i][0] = 0
+    if lib.llama_decode(context, batch) != 0:
+        raise SystemExit("llama_decode failed")
+    return int(np.ctypeslib.as_array(lib.llama_get_logits(context), (1, vocab))[0].argmax())
+
+
 batch = lib.llama_batch_init(a.seqlen, 0, 1)
+if a.new:
+    take(ids[:8], 0)  # pages in the weights
+    lib.llama_memory_clear(lib.llama_get_memory(context), True)
+    start = time.perf_counter()
+    token = take(ids[:a.seqlen], 0)
+    middle = time.perf_counter()
+    for n in range(a.new - 1):
+        token = take([token], a.seqlen + n)
+    end = time.perf_counter()
+    print(json.dumps({"peer": "llama.cpp", "prompt_tokens_per_second": a.seqlen / (middle - start),
+                      "decode_tokens_per_second": (a.new - 1) / (end - middle)}))
+    raise SystemExit
 batch.n_tokens = a.seqlen
 seconds, losses = 0.0, []
 for w in range(windows):

@@ -255,4 +255,22 @@ if text=$("$out/bin/quantize_model" $model "$work/cal.txt" "$work/eval.txt" "$wo
     grep -qE 'perplexity [0-9.]+ -> [0-9.]+ at [45]\.[0-9]+ bits' <<< "$text" && [ -e "$work/example/dartquant.json" ]; then ok example_quantize_model; else
     bad example_quantize_model "$text"
 fi
+# ---- generate, list-layers, test-forward ----
+json generate 0 'len(r["results"]) == 1 and len(r["results"][0]["ids"]) == 12 and r["results"][0]["finish"] == "length" and r["tokens"] == 12 and r["cache_bytes"] > 0 and r["weights_bytes"] > 0' generate $model --prompt "Ada found" --max-tokens 12 --ignore-eos
+run generate_stream 0 generate $model --prompt "Ada found" --max-tokens 12 --ignore-eos && [ "$(cat "$work/generate_stream.out")" = "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["results"][0]["text"])' "$work/generate.out")" ] && ok generate_stream || bad generate_stream "$(cat "$work/generate_stream.out")"
+json generate_batch 0 'len(r["results"]) == 2 and r["results"][0]["ids"] == load("generate")["results"][0]["ids"]' generate $model --prompt "Ada found" --prompt "The market" --max-tokens 12 --ignore-eos --kv f16
+json generate_sampled 0 'len(r["results"][0]["ids"]) == 12' generate $model --prompt "Ada" --max-tokens 12 --ignore-eos --temperature 1.2 --top-k 50 --top-p 0.9 --seed 4
+json generate_sampled_again 0 'r["results"] == load("generate_sampled")["results"]' generate $model --prompt "Ada" --max-tokens 12 --ignore-eos --temperature 1.2 --top-k 50 --top-p 0.9 --seed 4 --threads 1
+json generate_stop 0 'r["results"][0]["finish"] == "stop" and load("generate")["results"][0]["text"].startswith(r["results"][0]["text"])' generate $model --prompt "Ada found" --max-tokens 12 --ignore-eos --stop "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["results"][0]["text"][6:10], end="")' "$work/generate.out")"
+says generate_no_prompt 2 'give --prompt' generate $model
+says generate_bad_kv 2 'kv' generate $model --prompt a --kv f64
+says generate_chat_unknown 0 'no chat format' generate $model --prompt Ada --chat --max-tokens 2
+says generate_bad_strategy 2 'not of the form' generate $model --prompt a --strategies gptq
+says generate_missing_strategy 1 'no weights .*awq_w4a16' generate $model --prompt a --strategies awq_w4a16_fp8kv
+mkdir -p "$work/strategies" && cp $model/tokenizer.json $model/tokenizer_config.json $model/config.json $model/model.safetensors "$work/strategies"
+run strategy_weights 0 quantize $model --w_bits 4 --w_groupsize 32 --w_rtn --no_rotation --save_qmodel_path "$work/strategies/gptq_w4a16"
+run strategies 0 generate "$work/strategies" --prompt "Ada found" --max-tokens 5 --ignore-eos --strategies gptq_w4a16_bf16kv,gptq_w4a16_fp8kv && [ "$(grep -c '^== gptq_w4a16' "$work/strategies.out")" -eq 2 ] && ok strategies || bad strategies "$(cat "$work/strategies.out")"
+json list_layers 0 'r["linears"] == 28 and r["quantized"] == 0 and r["layers"][5]["name"] == "up_proj" and r["layers"][5]["rows"] == 192' list-layers $model
+json list_layers_quantized 0 'r["quantized"] == 28 and all(x["bits"] == 4 and x["group"] == 32 for x in r["layers"])' list-layers "$work/strategies/gptq_w4a16"
+json test_forward 0 'len(r["parts"]) >= 5 and r["nll"] > 0 and all(x["milliseconds"] >= 0 for x in r["parts"])' test-forward "$work/strategies/gptq_w4a16"
 exit $status

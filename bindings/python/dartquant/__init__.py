@@ -19,6 +19,7 @@ from .errors import (BackendError, CancelledError, DartQuantError, DeviceError, 
                      FileError, FormatError, InternalError, InvalidError, IOError_, MismatchError, NoMemoryError,
                      NonFiniteError, NotFoundError, NumberError, NumericError, StateError, TextError, TruncatedError,
                      UnsupportedError)
+from .generation import Generation, Generator, Token
 from .jobs import (HostPerplexity, Perplexity, PerplexityJob, QuantizeJob, Reference, Step, checkpoint_exists,
                    checkpoint_remove)
 from .memory import Exported
@@ -35,7 +36,7 @@ __all__ = [
     "BackendError", "Cancel", "CancelledError", "Config", "Context", "DartQuantError", "Dataset", "DeviceError",
     "DeviceLostError", "DeviceMemoryError", "Exported", "FileError", "FormatError", "Hessian", "HostPerplexity", "IOError_", "InternalError", "InvalidError",
     "LibraryError", "MismatchError", "Model", "NoMemoryError", "NonFiniteError", "NotFoundError", "NumberError",
-    "NumericError", "Option", "Perplexity", "PerplexityJob", "Preset", "Progress", "QuantizeJob", "QuantizedWeight", "Reference", "Rotation",
-    "StateError", "Step", "TensorInfo", "Tensors", "TextError", "Tokenizer", "TruncatedError", "UnsupportedError",
+    "Generation", "Generator", "NumericError", "Option", "Perplexity", "PerplexityJob", "Preset", "Progress", "QuantizeJob", "QuantizedWeight", "Reference", "Rotation",
+    "StateError", "Step", "TensorInfo", "Tensors", "TextError", "Token", "Tokenizer", "TruncatedError", "UnsupportedError",
     "__version__", "checkpoint_exists", "checkpoint_remove", "default_context", "library_path", "library_version", "options", "presets",
 ]

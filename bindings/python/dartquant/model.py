@@ -5,7 +5,7 @@ import ctypes
 import json
 import os
 import pathlib
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
 from .context import Context, context_or_default
 from .dataset import Dataset, dataset_of
+from .generation import Generation, Generator, Token, generate
 from .memory import Exported, Sink, Source
 from .jobs import Perplexity, PerplexityJob, QuantizeJob, Reference, checkpoint_exists, checkpoint_remove
 from .ops import QuantizedWeight
@@ -257,6 +258,22 @@ class Model(Handle):
             if reference is not None:
                 job.compare(reference)
             return job.run(progress=progress, cancel=cancel)
+
+    # ---- text ----
+
+    def generator(self, *, tokenizer: bool = True, config: Optional[Config] = None, **options: Any) -> Generator:
+        """A generator to step through. Options: max_tokens, temperature, top_k, top_p, seed, kv, head, ignore_eos, prefill,
+        math. `tokenizer=False`: ids only."""
+        has = tokenizer and (self._tokenizer is not None or self.path is not None)
+        return Generator(self, merged(config, None, options), self.tokenizer if has else None)
+
+    def generate(self, prompt: Any, *, stop: Union[None, str, int, Sequence[Union[str, int]]] = None,
+                 token: Optional[Callable[[Token], Any]] = None, cancel: Optional[Cancel] = None,
+                 config: Optional[Config] = None, **options: Any) -> Union[Generation, list[Generation]]:
+        """Goes on from a prompt (a str or token ids), or from a list of prompts together. `stop`: texts or ids that end a
+        sequence. `token` is called for each new token; a true result cancels. Options as for `generator`."""
+        with self.generator(config=config, **options) as g:
+            return generate(g, prompt, stop, token, cancel)
 
     def logits(self, ids: Any, *, config: Optional[Config] = None, **options: Any) -> np.ndarray:
         """Logits of one causal sequence, float32 [n, vocab_size]. Option: math."""

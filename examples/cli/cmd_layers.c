@@ -1,0 +1,182 @@
+/* dartquant list-layers and test-forward: the linears of a model, and whether every layer runs.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const char *const general[] = {"general", NULL};
+static const char *const forward_areas[] = {"general", "evaluation", NULL};
+static const cli_flag no_flags[] = {{NULL, 0, NULL, NULL}};
+static const char *const linears[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+
+static int open_model(cli *c, dq_model **model)
+{
+    int status = cli_open_context(c);
+    if (status == EXIT_OK) TRY(c, dq_model_open(c->ctx, c->operand, model));
+    return status;
+}
+
+static int finish(const cli *c, json_t *report, void (*print)(const json_t *report))
+{
+    if (c->json) return cli_print_json(c, report);
+    print(report);
+    json_decref(report);
+    return EXIT_OK;
+}
+
+static long long whole(const json_t *object, const char *key)
+{
+    return (long long)json_integer_value(json_object_get(object, key));
+}
+
+/* ---- list-layers ---- */
+
+/* Shape of a linear that has no codes, from the architecture. */
+static void plain_shape(dq_model *model, int linear, int64_t *rows, int64_t *cols)
+{
+    int64_t hidden = cli_model_int(model, "hidden_size"), dim = cli_model_int(model, "head_dim");
+    int64_t q = cli_model_int(model, "num_attention_heads") * dim,
+            kv = cli_model_int(model, "num_key_value_heads") * dim;
+    int64_t mlp = cli_model_int(model, "intermediate_size");
+    const int64_t out[] = {q, kv, kv, hidden, mlp, mlp, hidden},
+                  in[] = {hidden, hidden, hidden, q, hidden, hidden, mlp};
+    *rows = out[linear];
+    *cols = in[linear];
+}
+
+static json_t *linear_json(dq_model *model, const json_t *facts, int64_t layer, int linear)
+{
+    int64_t rows = 0, cols = 0, groups = 0;
+    int32_t bits = 0;
+    bool codes = dq_model_codes_shape(model, layer, linears[linear], &rows, &cols, &groups, &bits) == DQ_OK;
+    if (!codes) plain_shape(model, linear, &rows, &cols);
+    json_t *row = json_pack("{s:I, s:s, s:I, s:I, s:b}", "layer", (json_int_t)layer, "name", linears[linear], "rows",
+                            (json_int_t)rows, "cols", (json_int_t)cols, "quantized", codes);
+    if (codes) {
+        json_object_set_new(row, "bits", json_integer(bits));
+        json_object_set_new(row, "group", json_integer((json_int_t)((cols + groups - 1) / groups)));
+    }
+    json_object_set(row, "dtype", json_object_get(facts, "dtype"));
+    json_object_set(row, "format", json_object_get(facts, "format"));
+    return row;
+}
+
+static void print_layers(const json_t *report)
+{
+    size_t i;
+    json_t *r;
+    printf("%5s  %-10s %14s  %-9s %6s  %s\n", "layer", "linear", "out x in", "bits", "group", "format");
+    json_array_foreach(json_object_get(report, "layers"), i, r)
+    {
+        char shape[48], bits[24], group[24] = "-";
+        snprintf(shape, sizeof shape, "%lld x %lld", whole(r, "rows"), whole(r, "cols"));
+        snprintf(bits, sizeof bits, "%.20s", json_string_value(json_object_get(r, "dtype")));
+        if (json_is_true(json_object_get(r, "quantized"))) {
+            snprintf(bits, sizeof bits, "%lld", whole(r, "bits"));
+            snprintf(group, sizeof group, "%lld", whole(r, "group"));
+        }
+        printf("%5lld  %-10s %14s  %-9s %6s  %s\n", whole(r, "layer"), json_string_value(json_object_get(r, "name")),
+               shape, bits, group, json_string_value(json_object_get(r, "format")));
+    }
+    printf("%lld quantized linears of %lld\n", whole(report, "quantized"), whole(report, "linears"));
+}
+
+static int list_layers(cli *c)
+{
+    dq_model *model = NULL;
+    const char *text = NULL;
+    int status = open_model(c, &model);
+    if (status == EXIT_OK && dq_model_describe(model, &text) != DQ_OK) status = cli_failed(c);
+    if (status == EXIT_OK) {
+        json_t *facts = cli_parse_json(text), *rows = json_array();
+        int64_t quantized = 0;
+        for (int64_t layer = 0; layer < cli_model_int(model, "num_hidden_layers"); layer++)
+            for (int i = 0; i < 7; i++) {
+                json_t *row = linear_json(model, facts, layer, i);
+                quantized += json_is_true(json_object_get(row, "quantized"));
+                json_array_append_new(rows, row);
+            }
+        json_t *report = json_pack("{s:s, s:s, s:I, s:I}", "command", "list-layers", "model", c->operand, "linears",
+                                   (json_int_t)json_array_size(rows), "quantized", (json_int_t)quantized);
+        json_object_set_new(report, "layers", rows);
+        json_decref(facts);
+        status = finish(c, report, print_layers);
+    }
+    dq_model_free(model);
+    return status;
+}
+
+const cli_command command_list_layers = {
+    "list-layers", "MODEL", "Show each linear: shape, bits, group, format.", general, no_flags, false, list_layers,
+};
+
+/* ---- test-forward ---- */
+
+static int step_layers(cli *c, dq_model *model, dq_evaluator *evaluator, json_t *rows)
+{
+    int64_t layers = cli_model_int(model, "num_hidden_layers");
+    for (int32_t done = 0, step = 0; !done; step++) {
+        double start = cli_now();
+        TRY(c, dq_evaluator_step(evaluator, c->cancel, NULL, NULL, &done));
+        char name[32];
+        snprintf(name, sizeof name, step < layers ? "layer %d" : "vocabulary", step);
+        json_array_append_new(rows, json_pack("{s:s, s:f}", "part", name, "milliseconds", 1e3 * (cli_now() - start)));
+    }
+    return EXIT_OK;
+}
+
+static void print_forward(const json_t *report)
+{
+    size_t i;
+    json_t *r;
+    json_array_foreach(json_object_get(report, "parts"), i, r)
+        printf("%-12s ok  %8.2f ms\n", json_string_value(json_object_get(r, "part")),
+               json_real_value(json_object_get(r, "milliseconds")));
+    printf("all parts ran on %lld tokens, results finite, loss %.4f\n", whole(report, "tokens"),
+           json_real_value(json_object_get(report, "nll")));
+}
+
+/* One window of ids spread over the vocabulary; a value that is not finite is an error that names its place. */
+static int forward(cli *c, dq_model *model)
+{
+    dq_dataset *data = NULL;
+    dq_evaluator *evaluator = NULL;
+    json_t *rows = json_array();
+    double nll = 0;
+    int64_t tokens = cli_int(c, "seqlen") < 64 ? cli_int(c, "seqlen") : 64, vocab = cli_model_int(model, "vocab_size");
+    int32_t ids[64];
+    char count[24];
+    snprintf(count, sizeof count, "%lld", (long long)tokens);
+    for (int64_t i = 0; i < tokens; i++) ids[i] = (int32_t)((i * 7919 + 11) % vocab);
+    int status = EXIT_OK;
+    if (dq_config_set(c->config, "seqlen", count) != DQ_OK ||
+        dq_dataset_from_ids(c->ctx, ids, (size_t)tokens, "test-forward", &data) != DQ_OK ||
+        dq_evaluator_new(model, c->config, &evaluator) != DQ_OK || dq_evaluator_bind(evaluator, data) != DQ_OK)
+        status = cli_failed(c);
+    if (status == EXIT_OK) status = step_layers(c, model, evaluator, rows);
+    if (status == EXIT_OK && dq_evaluator_get_float(evaluator, "nll", &nll) != DQ_OK) status = cli_failed(c);
+    dq_evaluator_free(evaluator);
+    dq_dataset_free(data);
+    json_t *report = json_pack("{s:s, s:s, s:I, s:f, s:o}", "command", "test-forward", "model", c->operand, "tokens",
+                               (json_int_t)tokens, "nll", nll, "parts", rows);
+    if (status == EXIT_OK) return finish(c, report, print_forward);
+    json_decref(report);
+    return status;
+}
+
+static int test_forward(cli *c)
+{
+    dq_model *model = NULL;
+    int status = open_model(c, &model);
+    if (status == EXIT_OK) status = forward(c, model);
+    dq_model_free(model);
+    return status;
+}
+
+const cli_command command_test_forward = {
+    "test-forward", "MODEL",  "Run every layer once on a few tokens: finite or not, and how long.",
+    forward_areas,  no_flags, false,
+    test_forward,
+};
