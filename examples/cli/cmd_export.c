@@ -78,8 +78,9 @@ static const cli_flag model_flags[] = {
     {"model_path", FLAG_VALUE, "PATH", "The model; or give it as MODEL."},
     {"output_path", FLAG_VALUE, "DIR", "The new folder."},
     {"quant_format", FLAG_VALUE, "gptq|awq",
-     "gptq: GPTQ with calibration text (--cal_file or --data_dir), in the GPTQ format. awq: round to nearest on "
-     "asymmetric grids, in the AWQ format; activation-aware scales are not searched."},
+     "gptq: GPTQ with calibration text (--cal_file or --data_dir), in the GPTQ format. awq: AWQ with "
+     "calibration text on asymmetric grids, in the AWQ format; without text there are no activation-aware scales, only "
+     "rounding to nearest."},
     {"group_size", FLAG_VALUE, "N", "Columns per group, -1 = whole rows. Default 128."},
     {"bits", FLAG_VALUE, "N", "Bits per weight. Default 4."},
     {"cal_file", FLAG_VALUE, "F", "Calibration text."},
@@ -123,6 +124,11 @@ static int run_model(cli *c)
     if (status == EXIT_OK) status = set(c, "w_groupsize", group ? group : "128");
     if (status == EXIT_OK) status = set(c, "w_asym", awq ? "true" : "false");
     if (status == EXIT_OK) status = set(c, "w_rtn", awq ? "true" : "false");
+    bool text = cli_value(c, "cal_file") || cli_value(c, "data_dir");
+    if (status == EXIT_OK && awq && text) status = set(c, "w_awq", "true");
+    if (status == EXIT_OK && awq && text) status = set(c, "w_clip", "true");
+    if (status == EXIT_OK && awq && !text)
+        cli_note(c, "no calibration text (--cal_file or --data_dir): rounding to nearest, without AWQ's scales");
     if (status != EXIT_OK) return status;
     c->operand = path;
     give(c, "export", awq ? "awq" : "gptq");

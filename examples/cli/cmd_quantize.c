@@ -215,7 +215,7 @@ static int quantize(cli *c, job *j)
     TRY(c, dq_quantizer_new(j->model, c->config, &j->quantizer));
     TRY(c, dq_quantizer_needs_data(j->quantizer, &needs_data));
     if (needs_data) {
-        int status = load_calibration(c, j, "GPTQ, or a clip ratio that is searched (auto),");
+        int status = load_calibration(c, j, "GPTQ, AWQ, or a clip ratio that is searched (auto),");
         if (status != EXIT_OK) return status;
         TRY(c, dq_quantizer_bind(j->quantizer, j->calibration));
         lap(j, "calibration_data");
@@ -373,7 +373,7 @@ static int pipeline(cli *c, job *j)
     TRY(c, dq_model_open(c->ctx, j->source, &j->model));
     /* Of the model as it came: what is derived from it is read through it. */
     int64_t windows = cli_sets_windows(c, &j->sets);
-    bool gptq = !loads && cli_int(c, "w_bits") < 16 && !cli_int(c, "w_rtn");
+    bool gptq = !loads && cli_int(c, "w_bits") < 16 && (!cli_int(c, "w_rtn") || cli_int(c, "w_awq"));
     if (gptq && cli_int(c, "nsamples") > windows) windows = cli_int(c, "nsamples");
     j->memory = cli_memory_model(j->model, windows, cli_int(c, "seqlen"), gptq);
     lap(j, "open");

@@ -19,7 +19,7 @@
 static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16 && !q->keeps_codes; }
 static bool needs_data(const dq_quantizer *q)
 {
-    return q->auto_sites || (quantizes_weights(q) && q->scheme.w.method == DQ_WEIGHT_GPTQ);
+    return q->auto_sites || (quantizes_weights(q) && (q->scheme.w.method == DQ_WEIGHT_GPTQ || q->scheme.w.awq));
 }
 bool dq_quantizer_has_weights(const dq_quantizer *q) { return quantizes_weights(q); }
 bool dq_quantizer_is_bound(const dq_quantizer *q) { return !needs_data(q) || q->windows.data; }
@@ -37,6 +37,7 @@ static void destroy(void *object)
     if (q->spool) q->spool->ops->free(q->spool);
     dq_saver_free(q->saver);
     dq_source_free(q->store);
+    dq_model_release(q->scaled);
     dq_model_release(q->model);
     dq_config_free(q->config);
     dq_free(q->windows.data);
@@ -209,7 +210,9 @@ static dq_status check_bound(const dq_quantizer *q)
 {
     if (dq_quantizer_is_bound(q)) return DQ_OK;
     return dq_fail(DQ_E_STATE, "%s calibration data: call dq_quantizer_bind first",
-                   q->auto_sites ? "the search of clip ratios (auto) needs" : "GPTQ needs");
+                   q->auto_sites     ? "the search of clip ratios (auto) needs"
+                   : q->scheme.w.awq ? "AWQ needs"
+                                     : "GPTQ needs");
 }
 
 dq_status dq_quantizer_start(dq_quantizer *q)
@@ -274,7 +277,7 @@ static bool changes_activations(const dq_scheme *s) { return s->a.bits < 16 || s
 static dq_status derive(const dq_quantizer *q, dq_source *store, dq_model **out)
 {
     if (store || changes_activations(&q->scheme) || dq_model_scheme(q->model))
-        return dq_model_derive_quantized(q->model, store, &q->scheme, out);
+        return dq_model_derive_quantized(q->scaled ? q->scaled : q->model, store, &q->scheme, out);
     *out = dq_model_retain(q->model);
     return DQ_OK;
 }
@@ -286,7 +289,8 @@ static dq_status complete_folder(dq_quantizer *q)
     dq_model *model = NULL;
     DQ_GO(provenance_text(q, &provenance));
     if (!q->job) DQ_GO(derive(q, NULL, &model));
-    DQ_GO(dq_saver_finish(q->saver, model ? model : q->model, q->job ? &q->scheme : NULL, provenance, &q->progress));
+    dq_model *base = q->scaled ? q->scaled : q->model;
+    DQ_GO(dq_saver_finish(q->saver, model ? model : base, q->job ? &q->scheme : NULL, provenance, &q->progress));
     dq_saver_free(q->saver);
     q->saver = NULL;
 done:
@@ -298,6 +302,8 @@ done:
 /* After the last layer: codes become readable, or the saved folder complete. */
 static dq_status complete(dq_quantizer *q)
 {
+    dq_scales *scales = q->job ? dq_quantize_job_scales(q->job) : NULL;
+    if (scales) DQ_TRY(dq_model_derive_scaled(q->model, scales, &q->scaled));
     if (q->saver) return complete_folder(q);
     if (!q->spool) return DQ_OK;
     DQ_TRY(q->spool->ops->finish(q->spool));

@@ -144,18 +144,30 @@ static dq_status finish_codes(dq_keeper *k)
     return DQ_OK;
 }
 
+/* AWQ's scales as F32 [layers, total], else empty. */
+static dq_status scales_tensor(dq_quantizer *q, dq_tensor *out)
+{
+    const dq_scales *s = dq_quantize_job_scales(q->job);
+    if (!s) return DQ_OK;
+    return dq_tensor_from_host(q->ctx->dev, DQ_F32, s->layers, s->total, s->values, out);
+}
+
 static dq_status save_state(dq_quantizer *q, int64_t layer)
 {
     static const dq_quantize_report nothing;
     dq_keeper *k = q->keeper;
     const dq_quantize_report *r = q->job ? dq_quantize_job_report(q->job) : &nothing;
     dq_tensor stream = q->job ? dq_quantize_job_stream(q->job) : (dq_tensor){0};
-    const dq_tensor *const tensors[] = {&stream};
+    dq_tensor scales = {0};
+    const dq_tensor *const tensors[] = {&stream, &scales};
     json_t *fingerprint = NULL, *activations = json_null();
     DQ_TRY(fingerprint_of(q, &fingerprint));
     dq_status status = DQ_OK;
-    if (!dq_tensor_is_empty(&stream))
-        status = dq_checkpoint_save_tensors(&q->ctx->env, k->dir, k->slot, tensors, 1, &activations);
+    if (q->job) status = scales_tensor(q, &scales);
+    if (status == DQ_OK && !dq_tensor_is_empty(&stream))
+        status = dq_checkpoint_save_tensors(&q->ctx->env, k->dir, k->slot, tensors, dq_tensor_is_empty(&scales) ? 1 : 2,
+                                            &activations);
+    dq_tensor_free(&scales);
     if (status == DQ_OK) {
         json_t *state = json_pack("{s:o, s:f, s:I, s:O, s:o, s:o, s:[f, f, f, f, f]}", "clip_ratios",
                                   q->clips ? dq_clips_to_json(q->clips) : json_null(), "search_seconds",
@@ -291,12 +303,18 @@ static dq_status replay_all(dq_quantizer *q, const saved *s)
 static dq_status restore_stream(dq_quantizer *q, const saved *s)
 {
     dq_tensor stream = dq_quantize_job_stream(q->job);
-    dq_tensor *const tensors[] = {&stream};
+    dq_tensor scales = {0};
+    dq_tensor *const tensors[] = {&stream, &scales};
     const json_t *record = json_object_get(s->state, "activations");
     const char *file = json_string_value(json_object_get(record, "file"));
     if (s->layer == 0 || dq_tensor_is_empty(&stream)) return DQ_OK; /* nothing ran yet, or RTN */
     q->keeper->slot = file && strchr(file, '0') ? 1 : 0;            /* not over the one that counts */
-    return dq_checkpoint_load_tensors(&q->ctx->env, q->keeper->dir, record, tensors, 1);
+    DQ_TRY(scales_tensor(q, &scales));
+    bool awq = !dq_tensor_is_empty(&scales);
+    dq_status status = dq_checkpoint_load_tensors(&q->ctx->env, q->keeper->dir, record, tensors, awq ? 2 : 1);
+    if (awq && status == DQ_OK) status = dq_tensor_download(&scales, dq_quantize_job_scales(q->job)->values);
+    dq_tensor_free(&scales);
+    return status;
 }
 
 /* Whether `name` is an unfinished file (io/writer.c: NAME.tmp.PROCESS) of a model or a checkpoint whose process is dead. */

@@ -57,6 +57,7 @@ dq_status dq_weight_spec_from_config(const dq_config *config, dq_weight_spec *ou
     dq_weight_spec w = {
         .bits = (int)dq_config_int(config, "w_bits"),
         .method = dq_config_int(config, "w_rtn") ? DQ_WEIGHT_RTN : DQ_WEIGHT_GPTQ,
+        .awq = dq_config_int(config, "w_awq"),
         .group = dq_config_int(config, "w_groupsize"),
         .symmetric = !dq_config_int(config, "w_asym"),
         .clip_search = dq_config_int(config, "w_clip"),
@@ -105,14 +106,15 @@ static json_t *act_json(const dq_act_spec *a)
 
 json_t *dq_scheme_json(const dq_scheme *s)
 {
-    json_t *o = json_pack(
-        "{s:{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f, s:s}, s:o, s:o, s:o}", "w", "bits", s->w.bits, "method",
-        s->w.bits == 16                ? "none"
-        : s->w.method == DQ_WEIGHT_RTN ? "rtn"
-                                       : "gptq",
-        "groupsize", (json_int_t)s->w.group, "symmetric", s->w.symmetric, "clip_search", s->w.clip_search, "act_order",
-        s->w.act_order, "static_groups", s->w.static_groups, "percdamp", s->w.percdamp, "vocab_dtype",
-        dq_dtype_name(s->w.vocab_dtype), "a", act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
+    json_t *o = json_pack("{s:{s:i, s:s, s:b, s:I, s:b, s:b, s:b, s:b, s:f, s:s}, s:o, s:o, s:o}", "w", "bits",
+                          s->w.bits, "method",
+                          s->w.bits == 16                ? "none"
+                          : s->w.method == DQ_WEIGHT_RTN ? "rtn"
+                                                         : "gptq",
+                          "awq", s->w.bits < 16 && s->w.awq, "groupsize", (json_int_t)s->w.group, "symmetric",
+                          s->w.symmetric, "clip_search", s->w.clip_search, "act_order", s->w.act_order, "static_groups",
+                          s->w.static_groups, "percdamp", s->w.percdamp, "vocab_dtype", dq_dtype_name(s->w.vocab_dtype),
+                          "a", act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
     if (o && s->clips) json_object_set_new(o, "clip_ratios", dq_clips_to_json(s->clips));
     return o;
 }

@@ -22,6 +22,7 @@ typedef enum dq_weight_method { DQ_WEIGHT_RTN = 0, DQ_WEIGHT_GPTQ = 1 } dq_weigh
 typedef struct dq_weight_spec {
     int bits;
     dq_weight_method method;
+    bool awq;      /* channels scaled by activation first */
     int64_t group; /* columns per group, -1 = whole row */
     bool symmetric;
     bool clip_search;     /* MSE grid search of the range */

@@ -100,6 +100,8 @@ dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const d
 /* x = (block-diagonal) orthonormal Hadamard of x along a dimension of h->blocks * h->n elements that lie `inner` columns
  * apart; in place, F32 or F64. */
 dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);
+/* w[i] /= by[i], row by row; F32 or F64. */
+dq_status dq_divide_rows(const float *by, dq_tensor *w);
 /* Whether every group size of the scheme divides what it cuts; DQ_E_INVALID with the numbers otherwise. */
 dq_status dq_block_spec_check(const dq_block_spec *s);
 

@@ -45,6 +45,22 @@ dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x)
     return dq_op_hadamard(&d, x, x);
 }
 
+dq_status dq_divide_rows(const float *by, dq_tensor *w)
+{
+    dq_tensor factor = {0};
+    dq_status status;
+    DQ_GO(dq_tensor_alloc(w->dev, w->view.dtype, 1, w->view.cols, &factor));
+    for (int64_t i = 0; i < w->view.rows; i++) {
+        dq_tensor row = dq_tensor_rows(w, i, 1);
+        if (by[i] == 1.0f) continue;
+        DQ_GO(dq_op_fill(1.0 / (double)by[i], &factor));
+        DQ_GO(dq_op_scale_cols(&row, &factor, &row));
+    }
+done:
+    dq_tensor_free(&factor);
+    return status;
+}
+
 static dq_status check_act(const dq_act_spec *spec, const char *what, int64_t cols)
 {
     if (spec->bits == 16) return DQ_OK;

@@ -48,6 +48,7 @@ dq_status dq_fuse_rows(dq_model *m, dq_role role, dq_tensor *rows)
 
 dq_status dq_model_derive_fused(dq_model *base, bool center_embedding, dq_model **out)
 {
+    if (base->scaled) return dq_fail(DQ_E_STATE, "norms cannot be fused after channels were scaled");
     bool center = center_embedding && !base->centered;
     if (base->fused && !center) {
         *out = dq_model_retain(base);

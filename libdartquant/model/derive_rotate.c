@@ -166,6 +166,7 @@ static dq_status check_set(const dq_arch *a, const dq_rotation_set *s)
 dq_status dq_model_derive_rotated(dq_model *base, const dq_rotation_set *set, dq_model **out)
 {
     if (base->scheme) return dq_fail(DQ_E_STATE, "a quantized model cannot be rotated");
+    if (base->scaled) return dq_fail(DQ_E_STATE, "a model whose channels were scaled cannot be rotated");
     if (base->rotations) return dq_fail(DQ_E_STATE, "the model is rotated already");
     if (!base->fused) return dq_fail(DQ_E_STATE, "norms must be fused before the model is rotated");
     DQ_TRY(check_set(&base->arch, set));

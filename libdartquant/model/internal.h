@@ -9,7 +9,13 @@
 #include "formats/host_codes.h"
 #include "model/model.h"
 
-typedef enum dq_model_kind { DQ_MODEL_ROOT, DQ_MODEL_FUSED, DQ_MODEL_ROTATED, DQ_MODEL_QUANTIZED } dq_model_kind;
+typedef enum dq_model_kind {
+    DQ_MODEL_ROOT,
+    DQ_MODEL_FUSED,
+    DQ_MODEL_ROTATED,
+    DQ_MODEL_SCALED,
+    DQ_MODEL_QUANTIZED
+} dq_model_kind;
 
 enum { DQ_LAYER_ROLES = DQ_MLP_NORM + 1 };
 
@@ -32,6 +38,7 @@ struct dq_model {
 
     /* what holds for this model, inherited or its own */
     bool fused, centered;
+    bool scaled;                      /* channel scales were derived; final: no fusing, no rotating */
     bool has_r1;                      /* known even where the matrix is not (saved models) */
     const dq_rotation_set *rotations; /* NULL = none */
     const dq_scheme *scheme;          /* NULL = not quantized */
@@ -39,6 +46,7 @@ struct dq_model {
     /* owned by the model that introduced them */
     dq_rotation_set *own_rotations;
     dq_tensor r1; /* F64 [hidden, hidden], empty = identity */
+    dq_scales *own_scales;
     dq_scheme own_scheme;
     dq_clips *own_clips; /* of own_scheme */
     dq_source *store;    /* codes; a loaded model keeps them in `source` */
@@ -68,6 +76,9 @@ dq_status dq_fuse_rows(dq_model *model, dq_role role, dq_tensor *rows);
 dq_status dq_rotate_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
 dq_status dq_rotate_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias);
 dq_status dq_rotate_rows(dq_model *model, dq_role role, dq_tensor *rows);
+dq_status dq_scale_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
+dq_status dq_scale_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias);
+dq_status dq_scale_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *weight);
 
 /* dq_model_embed with at most `limit` different rows in memory at a time; ids are in range. */
 dq_status dq_embed_limited(dq_model *model, const int32_t *ids, int64_t count, int64_t limit, dq_tensor *hidden);

@@ -60,8 +60,8 @@ static dq_status read_manifest(dq_env *env, const json_t *o, const char *path, m
     const json_t *rotations = json_object_get(o, "rotations");
     if (!is_present(rotations)) return DQ_OK;
     DQ_TRY(dq_rotations_from_json(env, rotations, path, &m->arch, &m->has_r1, &m->rotations));
-    /* R3 and R4 turn what norms do not touch */
-    if (m->fused || (!m->has_r1 && m->rotations->r2_mode == DQ_R2_NONE)) return DQ_OK;
+    /* R3 and R4 turn what norms do not touch; AWQ's scales are norm weights in the rotated basis */
+    if (m->fused || m->scheme.w.awq || (!m->has_r1 && m->rotations->r2_mode == DQ_R2_NONE)) return DQ_OK;
     return dq_fail(DQ_E_FORMAT, "rotations without fused norms");
 }
 

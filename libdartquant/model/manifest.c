@@ -114,11 +114,11 @@ static json_t *act_to_json(const dq_act_spec *s)
 json_t *dq_scheme_to_json(const dq_scheme *s)
 {
     const dq_weight_spec *w = &s->w;
-    json_t *weights = json_pack("{s:i, s:s, s:I, s:b, s:b, s:b, s:b, s:f, s:s}", "bits", w->bits, "method",
-                                w->method == DQ_WEIGHT_GPTQ ? "gptq" : "rtn", "groupsize", (json_int_t)w->group,
-                                "symmetric", (int)w->symmetric, "clip_search", (int)w->clip_search, "act_order",
-                                (int)w->act_order, "static_groups", (int)w->static_groups, "percdamp", w->percdamp,
-                                "vocab_dtype", dq_dtype_name(w->vocab_dtype));
+    json_t *weights = json_pack(
+        "{s:i, s:s, s:b, s:I, s:b, s:b, s:b, s:b, s:f, s:s}", "bits", w->bits, "method",
+        w->method == DQ_WEIGHT_GPTQ ? "gptq" : "rtn", "awq", (int)w->awq, "groupsize", (json_int_t)w->group,
+        "symmetric", (int)w->symmetric, "clip_search", (int)w->clip_search, "act_order", (int)w->act_order,
+        "static_groups", (int)w->static_groups, "percdamp", w->percdamp, "vocab_dtype", dq_dtype_name(w->vocab_dtype));
     json_t *o = json_pack("{s:o, s:o, s:o, s:o}", "weights", weights, "activations", act_to_json(&s->a), "keys",
                           act_to_json(&s->k), "values", act_to_json(&s->v));
     if (o && s->clips) json_object_set_new(o, "clip_ratios", dq_clips_to_json(s->clips));
@@ -155,6 +155,7 @@ dq_status dq_scheme_from_json(const json_t *o, const char *path, dq_scheme *out)
     DQ_TRY(need_object(w, "weights", path));
     DQ_TRY(dq_json_int(w, "bits", 2, 16, true, path, &bits));
     DQ_TRY(read_choice(w, "method", methods, 2, path, &method));
+    DQ_TRY(dq_json_bool(w, "awq", false, path, &s.w.awq));
     DQ_TRY(dq_json_int(w, "groupsize", -1, INT32_MAX, true, path, &s.w.group));
     DQ_TRY(dq_json_bool(w, "symmetric", true, path, &s.w.symmetric));
     DQ_TRY(dq_json_bool(w, "clip_search", true, path, &s.w.clip_search));

@@ -9,6 +9,7 @@ static void free_model(dq_model *m)
     dq_tensor_free(&m->r1);
     dq_rotation_set_free(m->own_rotations);
     dq_clips_free(m->own_clips);
+    dq_scales_free(m->own_scales);
     dq_source_free(m->store);
     dq_source_free(m->source);
     dq_free(m->weights);
@@ -53,6 +54,7 @@ dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out)
     m->arch = base->arch;
     m->fused = base->fused;
     m->centered = base->centered;
+    m->scaled = base->scaled;
     m->has_r1 = base->has_r1;
     m->rotations = base->rotations;
     m->scheme = base->scheme;

@@ -5,6 +5,7 @@
 
 #include "base/clips.h"
 #include "base/progress.h"
+#include "base/scales.h"
 #include "formats/host_codes.h"
 #include "graph/block.h"
 #include "model/arch.h"
@@ -26,6 +27,15 @@ dq_status dq_model_derive_fused(dq_model *base, bool center_embedding, dq_model 
 /* Folds R1, R2, R4 and remembers what runs online. The base must be fused and not yet rotated. Takes a reference to
  * nothing: the set is copied. */
 dq_status dq_model_derive_rotated(dq_model *base, const dq_rotation_set *set, dq_model **out);
+/* Channels of the linears' inputs multiplied by `scales` (copied), what comes before them divided: derive_scale.c. The base
+ * may be fused and rotated or not; the result can be neither any more, only quantized. */
+dq_status dq_model_derive_scaled(dq_model *base, const dq_scales *scales, dq_model **out);
+void dq_scales_widths(const dq_arch *arch, int64_t width[DQ_SCALE_SITES]);
+/* Whether a site's channels can be scaled: not where a rotation runs online between it and what comes before. */
+bool dq_scales_possible(const dq_rotation_set *rotations, int site);
+/* The site whose scales multiply a linear's columns; the one whose scales divide its rows, -1 = none. */
+int dq_scale_input_site(dq_role role);
+int dq_scale_output_site(dq_role role);
 /* Linears replaced by integer codes from `store` (names of docs/formats.md; taken over), activations and K/V as in
  * scheme. store may be NULL: only the activation part changes. */
 dq_status dq_model_derive_quantized(dq_model *base, dq_source *store, const dq_scheme *scheme, dq_model **out);

@@ -21,6 +21,7 @@ static dq_status linear64(dq_model *m, int64_t layer, dq_role role, dq_tensor *w
     if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, w);
     DQ_TRY(linear64(m->base, layer, role, w));
     if (m->kind == DQ_MODEL_FUSED) return dq_fuse_linear(m, layer, role, w);
+    if (m->kind == DQ_MODEL_SCALED) return dq_scale_linear(m, layer, role, w);
     return m->kind == DQ_MODEL_ROTATED ? dq_rotate_linear(m, layer, role, w) : DQ_OK;
 }
 
@@ -28,6 +29,7 @@ static dq_status bias64(dq_model *m, int64_t layer, dq_role role, dq_tensor *bia
 {
     if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, true, dq_root_bias(m, layer, role), 0, bias);
     DQ_TRY(bias64(m->base, layer, role, bias));
+    if (m->kind == DQ_MODEL_SCALED) return dq_scale_bias(m, layer, role, bias);
     return m->kind == DQ_MODEL_ROTATED ? dq_rotate_bias(m, layer, role, bias) : DQ_OK;
 }
 
@@ -144,6 +146,32 @@ done:
     return status;
 }
 
+/* A norm's weight; ones once it is fused. */
+static dq_status norm64(dq_model *m, int64_t layer, dq_role role, dq_tensor *weight)
+{
+    if (m->kind == DQ_MODEL_ROOT && !m->fused)
+        return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, weight);
+    if (m->kind == DQ_MODEL_ROOT || m->kind == DQ_MODEL_FUSED) return dq_op_fill(1.0, weight);
+    DQ_TRY(norm64(m->base, layer, role, weight));
+    return m->kind == DQ_MODEL_SCALED ? dq_scale_norm(m, layer, role, weight) : DQ_OK;
+}
+
+static dq_status read_scaled_norm(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
+{
+    dq_tensor wide = {0}, t = {0};
+    dq_status status;
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, m->arch.hidden, &wide));
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t));
+    DQ_GO(norm64(m, layer, role, &wide));
+    DQ_GO(round_weight(m, layer, role, &wide, &t));
+    *out = t;
+    t = (dq_tensor){0};
+done:
+    dq_tensor_free(&wide);
+    dq_tensor_free(&t);
+    return status;
+}
+
 dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out)
 {
     dq_tensor t = {0};
@@ -154,6 +182,7 @@ dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_te
         *out = t;
         return DQ_OK;
     }
+    if (model->scaled) return read_scaled_norm(model, layer, role, out);
     const dq_model *root = dq_model_root(model);
     DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, 1, model->arch.hidden, &t));
     dq_status status = dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &t);

@@ -3,40 +3,24 @@
 #include <string.h>
 
 #include "base/status.h"
-#include "quant/parts.h"
-#include "quant/walk.h"
+#include "quant/job_parts.h"
 
 enum { NAME_SIZE = 256 };
 
 _Static_assert((int)DQ_BLOCK_DOWN == (int)DQ_DOWN_PROJ && (int)DQ_BLOCK_LINEARS == (int)DQ_LINEARS,
                "a block's linears are the quantizable roles in the same order");
 
-struct dq_quantize_job {
-    dq_env *env;
-    dq_model *model;
-    const dq_arch *arch;
-    dq_weight_spec spec;
-    dq_sink *sink;
-    dq_walk *walk;         /* NULL for RTN */
-    dq_progress *progress; /* of the step under way */
-    int64_t layer;
-    double metric; /* error of the last linear */
-    bool failed;
-    dq_quantize_report report;
-};
-
 /* ---- one linear ---- */
 
-static dq_status tick(void *arg)
+dq_status dq_job_tick(void *arg)
 {
     dq_quantize_job *job = arg;
-    const char *stage = job->walk ? "gptq" : "rtn";
+    const char *stage = job->spec.awq ? "awq" : job->walk ? "gptq" : "rtn";
     return dq_progress_report(job->progress, stage, (uint64_t)job->report.count,
                               (uint64_t)(job->arch->layers * DQ_LINEARS), job->metric);
 }
 
-/* Hands the codes to the sink and adds a line to the report. */
-static dq_status deliver(dq_quantize_job *job, dq_role role, const dq_codes *codes, double error, double damping)
+dq_status dq_job_deliver(dq_quantize_job *job, dq_role role, const dq_codes *codes, double error, double damping)
 {
     char name[NAME_SIZE];
     double start = dq_now();
@@ -49,10 +33,10 @@ static dq_status deliver(dq_quantize_job *job, dq_role role, const dq_codes *cod
     if (damping > job->spec.percdamp)
         dq_log(job->env, DQ_LOG_WARNING, "%s: the Hessian needed damping %g instead of %g", name, damping,
                job->spec.percdamp);
-    return tick(job);
+    return dq_job_tick(job);
 }
 
-static dq_status name_error(const dq_quantize_job *job, dq_role role, dq_status status)
+dq_status dq_job_name_error(const dq_quantize_job *job, dq_role role, dq_status status)
 {
     char name[NAME_SIZE];
     if (status == DQ_OK || status == DQ_E_CANCELLED) return status;
@@ -73,7 +57,7 @@ static dq_status rtn_linear(dq_quantize_job *job, dq_role role)
     start = dq_now();
     DQ_GO(dq_quantize_linear(&job->spec, &linear.weight, NULL, &codes, &error, &damping));
     job->report.seconds_solve += dq_now() - start;
-    DQ_GO(deliver(job, role, &codes, error, damping));
+    DQ_GO(dq_job_deliver(job, role, &codes, error, damping));
 done:
     dq_codes_free(&codes);
     dq_tensor_free(&linear.weight);
@@ -84,29 +68,29 @@ done:
 static dq_status rtn_layer(dq_quantize_job *job)
 {
     for (int role = 0; role < DQ_LINEARS; role++)
-        DQ_TRY(name_error(job, (dq_role)role, rtn_linear(job, (dq_role)role)));
+        DQ_TRY(dq_job_name_error(job, (dq_role)role, rtn_linear(job, (dq_role)role)));
     return DQ_OK;
 }
 
 /* ---- GPTQ ---- */
 
-/* The linear's weight in the block becomes its quantized value, so that later cuts see it. */
-static dq_status gptq_linear(dq_quantize_job *job, const dq_gptq_plan *plan, dq_role role, dq_linear *linear)
+dq_status dq_job_gptq_linear(dq_quantize_job *job, const dq_gptq_plan *plan, dq_role role, dq_linear *linear,
+                             const float *divide)
 {
     dq_status status;
     dq_codes codes = {0};
     double error = 0, start = dq_now();
     DQ_GO(dq_gptq_solve(&job->spec, plan, &linear->weight, &codes, &error));
+    if (divide) DQ_GO(dq_divide_rows(divide, &codes.scale));
     DQ_GO(dq_codes_dequantize(&codes, &linear->weight));
     job->report.seconds_solve += dq_now() - start;
-    DQ_GO(deliver(job, role, &codes, error, plan->damping));
+    DQ_GO(dq_job_deliver(job, role, &codes, error, plan->damping));
 done:
     dq_codes_free(&codes);
     return status;
 }
 
-/* Linears first .. last read the same input: one Hessian, one factor. */
-static dq_status gptq_stage(dq_quantize_job *job, dq_block *block, dq_walk_cut cut, int first, int last)
+dq_status dq_job_gptq_stage(dq_quantize_job *job, dq_block *block, dq_walk_cut cut, int first, int last)
 {
     dq_status status;
     dq_tensor h = {0};
@@ -115,19 +99,29 @@ static dq_status gptq_stage(dq_quantize_job *job, dq_block *block, dq_walk_cut c
     dq_arch_shape(job->arch, (dq_role)first, &rows, &in);
     DQ_GO(dq_tensor_alloc(dq_model_device(job->model), DQ_F32, in, in, &h));
     DQ_GO(dq_op_fill(0, &h));
-    DQ_GO(cut(job->walk, block, &h, (dq_walk_tick){tick, job}));
+    DQ_GO(cut(job->walk, block, &h, (dq_walk_tick){dq_job_tick, job}));
     double start = dq_now();
-    status = name_error(job, (dq_role)first, dq_gptq_plan_make(&job->spec, &h, &plan));
+    status = dq_job_name_error(job, (dq_role)first, dq_gptq_plan_make(&job->spec, &h, &plan));
     job->report.seconds_solve += dq_now() - start;
     for (int i = first; i <= last && status == DQ_OK; i++)
-        status = name_error(job, (dq_role)i, gptq_linear(job, &plan, (dq_role)i, &block->linear[i]));
+        status =
+            dq_job_name_error(job, (dq_role)i, dq_job_gptq_linear(job, &plan, (dq_role)i, &block->linear[i], NULL));
 done:
     dq_gptq_plan_free(&plan);
     dq_tensor_free(&h);
     return status;
 }
 
-static dq_status gptq_layer(dq_quantize_job *job)
+static dq_status gptq_block(dq_quantize_job *job, dq_block *block)
+{
+    DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_qkv, DQ_BLOCK_Q, DQ_BLOCK_V));
+    DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_o, DQ_BLOCK_O, DQ_BLOCK_O));
+    DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_gate_up, DQ_BLOCK_GATE, DQ_BLOCK_UP));
+    return dq_job_gptq_stage(job, block, dq_walk_down, DQ_BLOCK_DOWN, DQ_BLOCK_DOWN);
+}
+
+/* GPTQ or AWQ. */
+static dq_status walked_layer(dq_quantize_job *job)
 {
     dq_status status;
     dq_block block;
@@ -135,11 +129,8 @@ static dq_status gptq_layer(dq_quantize_job *job)
     double start = dq_now();
     DQ_GO(dq_model_load_block(job->model, job->layer, &block));
     job->report.seconds_load += dq_now() - start;
-    DQ_GO(gptq_stage(job, &block, dq_walk_qkv, DQ_BLOCK_Q, DQ_BLOCK_V));
-    DQ_GO(gptq_stage(job, &block, dq_walk_o, DQ_BLOCK_O, DQ_BLOCK_O));
-    DQ_GO(gptq_stage(job, &block, dq_walk_gate_up, DQ_BLOCK_GATE, DQ_BLOCK_UP));
-    DQ_GO(gptq_stage(job, &block, dq_walk_down, DQ_BLOCK_DOWN, DQ_BLOCK_DOWN));
-    if (job->layer + 1 < job->arch->layers) DQ_GO(dq_walk_finish(job->walk, &block, (dq_walk_tick){tick, job}));
+    DQ_GO(job->scales ? dq_job_awq_layer(job, &block) : gptq_block(job, &block));
+    if (job->layer + 1 < job->arch->layers) DQ_GO(dq_walk_finish(job->walk, &block, (dq_walk_tick){dq_job_tick, job}));
     job->report.seconds_forward = job->walk->seconds_forward;
     job->report.seconds_hessian = job->walk->seconds_hessian;
 done:
@@ -171,8 +162,8 @@ static dq_status check_windows(const dq_arch *arch, const int32_t *windows, int6
 {
     size_t bytes;
     if (!windows || nsamples < 1 || seqlen < 1)
-        return dq_fail(DQ_E_INVALID, "GPTQ needs calibration windows: %lld of %lld tokens given", (long long)nsamples,
-                       (long long)seqlen);
+        return dq_fail(DQ_E_INVALID, "GPTQ and AWQ need calibration windows: %lld of %lld tokens given",
+                       (long long)nsamples, (long long)seqlen);
     int64_t widest = arch->intermediate > arch->hidden ? arch->intermediate : arch->hidden;
     if (arch->heads * arch->head_dim > widest) widest = arch->heads * arch->head_dim;
     if (!dq_mul_ok((size_t)nsamples, (size_t)seqlen, &bytes) || !dq_mul_ok(bytes, (size_t)widest * 4, &bytes) ||
@@ -180,6 +171,19 @@ static dq_status check_windows(const dq_arch *arch, const int32_t *windows, int6
         return dq_fail(DQ_E_NOMEM, "%lld calibration windows of %lld tokens are too many", (long long)nsamples,
                        (long long)seqlen);
     return DQ_OK;
+}
+
+static dq_status make_scales(dq_quantize_job *job)
+{
+    static const char *const why[DQ_SCALE_SITES] = {
+        [DQ_SCALE_O] = "the o_proj input: R2 turns it at run time (use_r2 offline allows them)",
+        [DQ_SCALE_DOWN] = "the down_proj input: R4 turns it at run time (use_r4 false allows them)"};
+    int64_t width[DQ_SCALE_SITES];
+    for (int site = 0; site < DQ_SCALE_SITES; site++)
+        if (!dq_scales_possible(dq_model_rotations(job->model), site))
+            dq_log(job->env, DQ_LOG_WARNING, "AWQ: no channel scales for %s", why[site]);
+    dq_scales_widths(job->arch, width);
+    return dq_scales_new(job->env, job->arch->layers, width, &job->scales);
 }
 
 dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const int32_t *windows, int64_t nsamples,
@@ -191,8 +195,8 @@ dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const in
     DQ_TRY(dq_weight_spec_check(&scheme->w));
     if (dq_model_scheme(model) && dq_model_scheme(model)->w.bits < 16)
         return dq_fail(DQ_E_STATE, "the model's weights are already quantized");
-    bool gptq = scheme->w.method == DQ_WEIGHT_GPTQ;
-    if (gptq) DQ_TRY(check_windows(arch, windows, nsamples, seqlen));
+    bool walks = scheme->w.method == DQ_WEIGHT_GPTQ || scheme->w.awq;
+    if (walks) DQ_TRY(check_windows(arch, windows, nsamples, seqlen));
     dq_quantize_job *job = dq_calloc(env, 1, sizeof *job);
     if (!job) return DQ_E_NOMEM;
     job->env = env;
@@ -203,7 +207,8 @@ dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const in
     job->metric = NAN;
     job->report.linears = dq_calloc(env, (size_t)(arch->layers * DQ_LINEARS), sizeof *job->report.linears);
     if (!job->report.linears) DQ_GO(DQ_E_NOMEM);
-    if (gptq) {
+    if (scheme->w.awq) DQ_GO(make_scales(job));
+    if (walks) {
         int64_t chunk = seqlen > 2048 ? seqlen : 2048;
         uint64_t budget = env->memory_budget ? env->memory_budget : automatic_budget(model, nsamples * seqlen, chunk);
         DQ_GO(dq_walk_new(model, windows, nsamples, seqlen, math, budget, &job->walk));
@@ -220,8 +225,8 @@ dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool
     if (job->failed) return dq_fail(DQ_E_STATE, "the quantization job failed before and cannot go on");
     if (job->layer >= job->arch->layers) return dq_fail(DQ_E_STATE, "the quantization job is already finished");
     job->progress = progress;
-    dq_status status = tick(job);
-    if (status == DQ_OK) status = job->walk ? gptq_layer(job) : rtn_layer(job);
+    dq_status status = dq_job_tick(job);
+    if (status == DQ_OK) status = job->walk ? walked_layer(job) : rtn_layer(job);
     job->progress = NULL;
     job->failed = status != DQ_OK;
     if (status != DQ_OK) return status;
@@ -255,12 +260,15 @@ dq_status dq_quantize_job_resume(dq_quantize_job *job, int64_t layer, const dq_q
     return DQ_OK;
 }
 
+dq_scales *dq_quantize_job_scales(dq_quantize_job *job) { return job->scales; }
+
 const dq_quantize_report *dq_quantize_job_report(const dq_quantize_job *job) { return &job->report; }
 
 void dq_quantize_job_free(dq_quantize_job *job)
 {
     if (!job) return;
     dq_walk_free(job->walk);
+    dq_scales_free(job->scales);
     dq_free(job->report.linears);
     dq_model_release(job->model);
     dq_free(job);

@@ -6,6 +6,9 @@ dq_status dq_quantize_linear(const dq_weight_spec *spec, dq_tensor *w, const dq_
                              double *damping)
 {
     DQ_TRY(dq_weight_spec_check(spec));
+    if (spec->awq)
+        return dq_fail(DQ_E_UNSUPPORTED,
+                       "AWQ scales the channels between linears: it needs a whole model, not one weight");
     if (dq_tensor_is_empty(w) || w->view.dtype != DQ_F32 || w->view.rows < 1 || w->view.cols < 1)
         return dq_fail(DQ_E_INVALID, "a weight to quantize is an F32 matrix");
     int64_t bad = -1;

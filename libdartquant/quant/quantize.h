@@ -8,7 +8,7 @@ typedef struct dq_linear_report {
     int64_t layer;
     dq_role role;
     int bits;
-    double error;   /* GPTQ: tr(dW H dW^T) / tr(W H W^T); RTN: |dW|^2 / |W|^2 */
+    double error;   /* GPTQ, AWQ: tr(dW H dW^T) / tr(W H W^T); RTN: |dW|^2 / |W|^2 */
     double damping; /* share of the mean diagonal that made the factorization succeed; 0 for RTN */
 } dq_linear_report;
 
@@ -41,6 +41,9 @@ dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool
 /* What a job needs beside the codes to go on later: the residual stream between layers, F32 [tokens, hidden]; empty for
  * RTN. Borrowed; may be overwritten before dq_quantize_job_resume. */
 dq_tensor dq_quantize_job_stream(const dq_quantize_job *job);
+/* AWQ: the scales of the layers done so far, 1 for the others; belong to the next model, as codes are those of scaled
+ * weights. NULL without AWQ. Written before dq_quantize_job_resume. */
+dq_scales *dq_quantize_job_scales(dq_quantize_job *job);
 /* A fresh job goes on at `layer`, whose stream was put in place; `done`: the reports of the linears before it, and the
  * times so far. */
 dq_status dq_quantize_job_resume(dq_quantize_job *job, int64_t layer, const dq_quantize_report *done);

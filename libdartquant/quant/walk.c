@@ -84,6 +84,29 @@ static dq_status mlp_out(dq_walk *w, const dq_block *b, chunk *c, const dq_tenso
     return dq_block_mlp_out(&w->spec, b, &c->ws, &c->hidden);
 }
 
+/* mean |x| over all tokens, a few rows at a time: |x| = 2 relu(x) - x. */
+static dq_status add_magnitude(dq_walk *w, const dq_tensor *x)
+{
+    enum { ROWS = 256 };
+    dq_status status;
+    dq_tensor ones = {0}, part = {0};
+    DQ_GO(dq_tensor_alloc(w->dev, DQ_F32, ROWS, x->view.cols, &ones));
+    DQ_GO(dq_tensor_alloc(w->dev, DQ_F32, ROWS, x->view.cols, &part));
+    DQ_GO(dq_op_fill(1.0, &ones));
+    for (int64_t r = 0; r < x->view.rows; r += ROWS) {
+        int64_t n = x->view.rows - r < ROWS ? x->view.rows - r : ROWS;
+        dq_tensor from = dq_tensor_rows(x, r, n), to = dq_tensor_rows(&part, 0, n), one = dq_tensor_rows(&ones, 0, n);
+        dq_tensor column = dq_tensor_slice(&ones, 0, n, 0, 1);
+        DQ_GO(dq_op_activation(DQ_ACT_RELU, &from, &one, &to));
+        DQ_GO(dq_op_axpy(-0.5, &from, &to));
+        DQ_GO(dq_op_gemm(true, false, 2.0 / (double)w->tokens, &column, &to, 1.0, w->magnitude, DQ_MATH_F32));
+    }
+done:
+    dq_tensor_free(&ones);
+    dq_tensor_free(&part);
+    return status;
+}
+
 /* fn over all windows; the input that it names goes into the Hessian. */
 static dq_status all_chunks(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tensor *h, dq_walk_tick tick)
 {
@@ -94,6 +117,7 @@ static dq_status all_chunks(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tenso
         DQ_TRY(fn(w, b, &c, &input));
         double middle = dq_now();
         if (h) DQ_TRY(dq_op_syrk(2.0 / (double)w->nsamples, input, 1.0, h));
+        if (h && w->magnitude) DQ_TRY(add_magnitude(w, input));
         w->seconds_forward += middle - start;
         w->seconds_hessian += dq_now() - middle;
         DQ_TRY(tick.fn(tick.arg));

@@ -15,6 +15,7 @@ typedef struct dq_walk {
     dq_workspace ws;  /* only while a cut is under way */
     dq_tensor hidden; /* F32 [tokens, hidden]: residual stream between layers, updated in place */
     dq_tensor kept;   /* F32 [1, n]: attention outputs, later down_proj inputs, of the first windows; may be empty */
+    dq_tensor *magnitude; /* F32 [1, n]: cuts add the mean |x| of each channel; NULL = not wanted */
     double seconds_forward, seconds_hessian;
 } dq_walk;
 

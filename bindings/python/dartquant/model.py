@@ -167,9 +167,9 @@ class Model(Handle):
         seqlen = int(settings["seqlen"])
         calibration = self._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
                                      "data_dir": data_dir, "part": "train", "seqlen": seqlen, "prefix": "cal_"})
-        if calibration is None and int(settings["w_bits"]) < 16 and not settings["w_rtn"]:
-            raise TypeError("GPTQ needs calibration text: cal_text, cal_file, cal_ids, or cal_dataset with data_dir "
-                            "(or choose w_rtn=True)")
+        if calibration is None and int(settings["w_bits"]) < 16 and (settings["w_awq"] or not settings["w_rtn"]):
+            raise TypeError("GPTQ and AWQ need calibration text: cal_text, cal_file, cal_ids, or cal_dataset with data_dir "
+                            "(or choose w_rtn=True without w_awq)")
         return QuantizeJob(self._transformed(settings, rotation), settings, calibration)
 
     def _transformed(self, settings: Config, rotation: Optional[Rotation]) -> Model:
