@@ -1,5 +1,5 @@
 /* libdartquant: the job that turns a model's linears into integer codes. Since 1.0.
- * RTN (round to nearest) or GPTQ, arXiv 2210.17323; activations and K / V are quantized on the fly by the model it yields.
+ * RTN (round to nearest) or GPTQ, arXiv 2210.17323, on plain weights or on AWQ's, arXiv 2306.00978; activations and K / V are quantized on the fly by the model it yields.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_QUANTIZER_H
 #define DARTQUANT_QUANTIZER_H
@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-/* Order of calls: new, bind (GPTQ only), then run once or step until done, then take_model and the reports. After a
+/* Order of calls: new, bind (GPTQ, AWQ), then run once or step until done, then take_model and the reports. After a
  * failure or a cancel the job can only be freed; the input model is never changed.
  * With save_qmodel_path the codes of each layer go to that folder as they are made, the last step adds the other tensors
  * and the manifest (nothing that opens as a model is there before), and take_model opens the folder. Without, codes stay
@@ -24,7 +24,7 @@ extern "C" {
 DQ_API dq_status dq_quantizer_new(dq_model *model, const dq_config *config, dq_quantizer **out);
 /* NULL is accepted. */
 DQ_API void dq_quantizer_free(dq_quantizer *quantizer);
-/* *out = 1 when the job needs calibration data (GPTQ), else 0. Errors: DQ_E_INVALID. */
+/* *out = 1 when the job needs calibration data (GPTQ, AWQ, searched clip ratios), else 0. Errors: DQ_E_INVALID. */
 DQ_API dq_status dq_quantizer_needs_data(const dq_quantizer *quantizer, int32_t *out);
 /* Draws nsamples windows of seqlen tokens (dq_dataset_sample). The dataset may be freed afterwards. Ignored for RTN.
  * Errors: DQ_E_INVALID (other context), DQ_E_MISMATCH (id outside the vocabulary), DQ_E_STATE (already started), DQ_E_TEXT (too short),
@@ -43,7 +43,7 @@ DQ_API dq_status dq_quantizer_run(dq_quantizer *quantizer, const dq_cancel *canc
 DQ_API dq_status dq_quantizer_take_model(dq_quantizer *quantizer, dq_model **out);
 
 /* JSON text: scheme {w, a, k, v}; layers: [{layer, name, bits, error, damping}], error being tr(dW H dW^T) / tr(W H W^T)
- * for GPTQ and |dW|^2 / |W|^2 for RTN; bits_per_weight (scales, zeros and indices included; null before take_model);
+ * for GPTQ and AWQ and |dW|^2 / |W|^2 for RTN; bits_per_weight (scales, zeros and indices included; null before take_model);
  * calibration {dataset, protocol, nsamples, seqlen, seed, fingerprint} or null; seconds {load, forward, hessian, solve,
  * write}; and the numbers of dq_quantizer_get_float. Describes what is done so far. *out is owned by the job, valid until the next call with it. Errors: DQ_E_INVALID, DQ_E_NOMEM. */
 DQ_API dq_status dq_quantizer_report(dq_quantizer *quantizer, const char **out);

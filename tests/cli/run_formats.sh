@@ -42,6 +42,10 @@ r="--w_rtn --w_groupsize 64"
 both gptq gptq --no_rotation --w_bits 4 $r
 both gptq_v2 gptq_v2 --no_rotation --w_bits 3 --w_asym --w_groupsize 32 --act_order --cal_file "$work/cal.txt" --nsamples 8 --seqlen 128
 both awq awq --no_rotation --w_bits 4 --w_asym $r
+mv "$work/awq" "$work/awq_plain"
+both awq awq --no_rotation --w_bits 4 --w_asym --w_awq --w_clip --cal_file "$work/cal.txt" --nsamples 8 --seqlen 128 $r
+! cmp -s "$work/awq/model.safetensors" "$work/awq_plain/model.safetensors"
+verdict awq_scales_are_in_the_file $?
 both compressed-tensors compressed-tensors --w_bits 4 $r --use_r3 false
 both compressed-tensors:int-quantized compressed-tensors_int-quantized --no_rotation --w_bits 8 --w_rtn
 both gguf:q4_0 gguf_q4_0/model.gguf --no_rotation --w_bits 4 $r
@@ -69,8 +73,12 @@ timeout 120 "$dq" quantize-model --model-path $model --output-path "$work/qm" --
     --cal_file "$work/cal.txt" --nsamples 8 --seqlen 128 > /dev/null 2> "$work/err" && [ -f "$work/qm/quantize_config.json" ]
 verdict quantize_model_gptq $?
 timeout 120 "$dq" quantize-model --model-path $model --output-path "$work/qa" --quant-format awq --group-size 32 --bits 4 > /dev/null 2> "$work/err" &&
-    grep -q '"awq"' "$work/qa/config.json"
+    grep -q '"awq"' "$work/qa/config.json" && grep -q "without AWQ" "$work/err"
 verdict quantize_model_awq $?
+timeout 120 "$dq" quantize-model --model-path $model --output-path "$work/qb" --quant-format awq --group-size 32 --bits 4 \
+    --cal_file "$work/cal.txt" --nsamples 8 --seqlen 128 > /dev/null 2> "$work/err" && grep -q '"awq"' "$work/qb/config.json" &&
+    ! cmp -s "$work/qa/model.safetensors" "$work/qb/model.safetensors"
+verdict quantize_model_awq_calibrated $?
 
 # ---- refused before any work, and nothing is left ----
 refuses() { # name, word, arguments
