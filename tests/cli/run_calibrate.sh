@@ -88,6 +88,12 @@ a, b = (tensors(f"{sys.argv[1]}/{x}.safetensors") for x in "rt")
 sys.exit(a != b or len(a) != 5)
 P
 
+# ---- memory: the rows that are kept fill the budget, whatever comes by ----
+m="--cal_file $work/cal.txt --nsamples 256 --seqlen 64 --target r1 --ep 0 --quant_steps 1 --out $work/m.pt"
+rows='sum(k["rows_train"] + k["rows_held_out"] for k in r["rotations"][0]["kinds"])'
+json budget_small 0 "1000 < $rows <= 4096 and r['rotations'][0]['kinds'][0]['rows_seen'] >= r['rotations'][0]['kinds'][0]['rows_train']" calibrate $model $m --budget 1M
+json budget_large 0 "$rows > 80000 and 10e6 < r['peak_rss_bytes'] - load('budget_small')['peak_rss_bytes'] < 50e6" calibrate $model $m --budget 32M
+
 # ---- what it is good for ----
 q="--w_bits 16 --a_bits 3 --a_asym --a_clip_ratio 0.9 --use_r4 false --ppl_eval --text_file $work/eval.txt --seqlen 64"
 json q_random 0 'r["results"][0]["ppl"] > 1' quantize $model $q

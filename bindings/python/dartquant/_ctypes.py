@@ -124,7 +124,7 @@ TOKEN_FN = C.CFUNCTYPE(I32, VOID, PTR(TokenEvent))
 STRUCTS = {
     "dq_option_info": (OptionInfo, 72),
     "dq_preset_info": (PresetInfo, 32),
-    "dq_progress_event": (ProgressEvent, 48),
+    "dq_progress_event": (ProgressEvent, 56),
     "dq_tensor_desc": (TensorDesc, 120),
     "dq_allocator": (Allocator, 24),
     "dq_runner": (Runner, 24),

@@ -168,6 +168,22 @@ def test_plots(small, model, texts, tmp_path):
     assert len(axes.get_legend().get_texts()) == 2
     first, second = plot.channel_ranges({"before": x, "after": dartquant.ops.hadamard(x)}).lines
     assert first.get_ydata()[0] > 3 * second.get_ydata()[0]
+    rotation = dartquant.Rotation.calibrate(model, cal_file=texts[0], nsamples=4, seqlen=64, ep=2, quant_steps=2)
+    axes = plot.calibration(rotation.report)
+    of_r1 = [p for r in rotation.report["rotations"] if r["name"] == "R1" for p in r["history"] if not p["finish"]]
+    bold = [line for line in axes.lines if line.get_linewidth() == 2]
+    assert len(axes.lines) == 5 and len(bold) == 1 and len(bold[0].get_ydata()) == len(of_r1)
+    assert all(line.get_ydata()[0] == 1 and line.get_ydata()[-1] < 1 for line in axes.lines)
+    rotation.save(tmp_path / "r.safetensors")
+    raw = (tmp_path / "r.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    begin, end = json.loads(raw[8:8 + size])["R1"]["data_offsets"]
+    r1 = np.frombuffer(raw[8 + size + begin:8 + size + end], np.float64).reshape(64, 64)
+    turned = x @ r1.astype(np.float32)
+    axes = plot.histogram({"before": x, "after R1": turned})
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["before", "after R1"]
+    with pytest.raises(ValueError):
+        plot.calibration({})
     for call in (lambda: plot.layer_error({}), lambda: plot.perplexity_by_scheme({}), lambda: plot.histogram({})):
         with pytest.raises(ValueError):
             call()
