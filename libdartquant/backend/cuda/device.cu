@@ -77,7 +77,8 @@ dq_status dq_cuda_enter(dq_cuda_device *dev)
 static const char *fault_op(unsigned long long op)
 {
     static const char *const names[] = {
-        "?", "gather_rows", "gather_cols", "quantize_weight", "dequantize_weight", "gptq_block", "gptq_factor"};
+        "?",          "gather_rows", "gather_cols",   "quantize_weight", "dequantize_weight",
+        "gptq_block", "gptq_factor", "packed_linear", "kv_store",        "kv_attention"};
     return op < sizeof names / sizeof names[0] ? names[op] : "?";
 }
 
@@ -331,6 +332,9 @@ static dq_backend make_table(void)
     t.qr_grad = dq_cuda_qr_grad;
     t.polar = dq_cuda_polar;
     t.compare_logits = dq_cuda_compare_logits;
+    t.packed_linear = dq_cuda_packed_linear;
+    t.kv_store = dq_cuda_kv_store;
+    t.kv_attention = dq_cuda_kv_attention;
     return t;
 }
 

@@ -177,7 +177,17 @@ template <class K> static inline dq_status cu_allow_shared(dq_cuda_device *dev, 
 }
 
 /* A bad index, reported at the next wait; kernels then use element 0 so that nothing is read out of bounds. */
-enum { CU_OP_GATHER_ROWS = 1, CU_OP_GATHER_COLS, CU_OP_QUANTIZE, CU_OP_DEQUANTIZE, CU_OP_GPTQ_BLOCK, CU_OP_FACTOR };
+enum {
+    CU_OP_GATHER_ROWS = 1,
+    CU_OP_GATHER_COLS,
+    CU_OP_QUANTIZE,
+    CU_OP_DEQUANTIZE,
+    CU_OP_GPTQ_BLOCK,
+    CU_OP_FACTOR,
+    CU_OP_PACKED,
+    CU_OP_KV_STORE,
+    CU_OP_KV_ATTENTION
+};
 __device__ static inline int cu_checked(int index, int64_t limit, dq_cuda_fault *fault, int op, int64_t element)
 {
     if (index >= 0 && index < limit) return index;

@@ -60,56 +60,82 @@ __device__ static float whip_slope(float o)
     return o > 0 ? -e : o < 0 ? e : 0 * o;
 }
 
-/* What RANGE and SNAP know of a piece: the elements that give the range, and the grid's ends. */
-typedef struct range_of {
-    int64_t high, low;
-    double levels, step, top, bottom;
-} range_of;
+/* Where the range comes from: the first of the largest and of the smallest values. Symmetric: of the largest magnitude,
+ * twice. */
+typedef struct range_ends {
+    double high, low;
+    int64_t high_at, low_at;
+} range_ends;
 
-/* The first place of a value; 0 when it is not there (NaN). */
-__device__ static int64_t place_of(const float *o, int64_t n, int64_t lane, float value)
+__device__ static range_ends find_ends(const float *o, int64_t n, int64_t lane, int symmetric)
 {
-    int64_t at = n;
-    for (int64_t i = lane; i < n && at == n; i += CU_WARP)
-        if (o[i] == value) at = i;
-    at = cu_warp_min(at);
-    return at < n ? at : 0;
+    range_ends e = {-INFINITY, INFINITY, n, n};
+    for (int64_t i = lane; i < n; i += CU_WARP) {
+        if (o[i] > e.high) {
+            e.high = o[i];
+            e.high_at = i;
+        }
+        if (o[i] < e.low) {
+            e.low = o[i];
+            e.low_at = i;
+        }
+    }
+    for (int step = CU_WARP / 2; step > 0; step /= 2) {
+        double high = __shfl_xor_sync(CU_ALL, e.high, step), low = __shfl_xor_sync(CU_ALL, e.low, step);
+        int64_t high_at = __shfl_xor_sync(CU_ALL, e.high_at, step), low_at = __shfl_xor_sync(CU_ALL, e.low_at, step);
+        if (high > e.high || (high == e.high && high_at < e.high_at)) {
+            e.high = high;
+            e.high_at = high_at;
+        }
+        if (low < e.low || (low == e.low && low_at < e.low_at)) {
+            e.low = low;
+            e.low_at = low_at;
+        }
+    }
+    if (e.high_at >= n || e.low_at >= n) { /* nothing but NaN */
+        e.high_at = e.low_at = 0;
+        e.high = e.low = o[0];
+    }
+    if (symmetric && fabs(e.low) > fabs(e.high)) {
+        e.high = e.low;
+        e.high_at = e.low_at;
+    } else if (symmetric) {
+        e.low = e.high;
+        e.low_at = e.high_at;
+    }
+    return e;
 }
 
-__device__ static range_of find_ends(const dq_rotation_loss_desc &d, const float *o, int64_t n, int64_t lane, float lo,
-                                     float hi)
+/* DQ_LOSS_RANGE: the grid of a range, and what its ends' slopes get on top. */
+typedef struct range_grid {
+    double top, bottom, fixed, high_slope, low_slope;
+} range_grid;
+
+__device__ static range_grid grid_of_range(const dq_rotation_loss_desc &d, const float *o, int64_t n, int64_t lane,
+                                           const range_ends &e)
 {
-    range_of r;
-    double clip = d.clip;
+    double levels = d.symmetric ? (1 << (d.bits - 1)) - 1 : (1 << d.bits) - 1, clip = d.clip, above = 0, below = 0;
+    double width = d.symmetric ? fabs(e.high) : e.high - e.low, step = clip * width / levels;
+    range_grid g;
+    g.top = clip * (d.symmetric ? width : e.high);
+    g.bottom = d.symmetric ? -(levels + 1) * step : clip * e.low;
+    g.fixed = (double)n * step * step / 12;
+    for (int64_t i = lane; i < n; i += CU_WARP) {
+        above += fmax(0.0, (double)o[i] - g.top);
+        below += fmin(0.0, (double)o[i] - g.bottom);
+    }
+    above = cu_warp_sum(above);
+    below = cu_warp_sum(below);
+    double wider = (double)n * step * clip / (6 * levels);
     if (d.symmetric) {
-        r.high = r.low = place_of(o, n, lane, fabsf(lo) > fabsf(hi) ? lo : hi);
-        r.levels = (double)((1 << (d.bits - 1)) - 1);
-        r.step = clip * fabs((double)o[r.high]) / r.levels;
-        r.top = clip * fabs((double)o[r.high]);
-        r.bottom = -(r.levels + 1) * r.step;
+        double s = wider - 2 * clip * above + 2 * clip * (levels + 1) / levels * below;
+        g.high_slope = e.high < 0 ? -s : s;
+        g.low_slope = 0;
     } else {
-        r.high = place_of(o, n, lane, hi);
-        r.low = place_of(o, n, lane, lo);
-        r.levels = (double)((1 << d.bits) - 1);
-        r.step = clip * ((double)o[r.high] - (double)o[r.low]) / r.levels;
-        r.top = clip * (double)o[r.high];
-        r.bottom = clip * (double)o[r.low];
+        g.high_slope = wider - 2 * clip * above;
+        g.low_slope = -wider - 2 * clip * below;
     }
-    return r;
-}
-
-/* The part of RANGE's slope that the ends of the range get, onto slopes times w; one lane. */
-__device__ static void add_at_ends(const dq_rotation_loss_desc &d, const range_of &r, int64_t n, double above,
-                                   double below, bool negative, double w, float *slope)
-{
-    double clip = d.clip, wider = (double)n * r.step * clip / (6 * r.levels);
-    if (d.symmetric) {
-        double s = wider - 2 * clip * above + 2 * clip * (r.levels + 1) / r.levels * below;
-        slope[r.high] += (float)(w * (negative ? -s : s));
-        return;
-    }
-    slope[r.high] += (float)(w * (wider - 2 * clip * above));
-    slope[r.low] += (float)(w * (-wider - 2 * clip * below));
+    return g;
 }
 
 /* One warp a piece of a row: its loss, and the slope in place of the values. */
@@ -124,24 +150,18 @@ __global__ void loss_kernel(loss_args a)
     cu_fake_grid grid = {1, 0, 0, 0, true};
     int kind = a.d.kind;
     if (kind == DQ_LOSS_KURTOSIS || kind == DQ_LOSS_VARIANCE) m = moments_of(o, n, lane);
-    range_of range = {-1, -1, 0, 0, 0, 0};
-    double above = 0, below = 0;
-    bool negative = false;
-    if (kind >= DQ_LOSS_QUANT) {
+    range_ends ends = {0, 0, -1, -1};
+    range_grid range = {0, 0, 0, 0, 0};
+    if (kind == DQ_LOSS_RANGE || kind == DQ_LOSS_SNAP) ends = find_ends(o, n, lane, a.d.symmetric);
+    if (kind == DQ_LOSS_RANGE) range = grid_of_range(a.d, o, n, lane, ends);
+    if (kind == DQ_LOSS_QUANT || kind == DQ_LOSS_SNAP) {
         dq_fake_quant_desc f = {a.d.bits, a.d.symmetric, n, a.d.clip, 0};
         float lo = o[0], hi = o[0];
         for (int64_t i = lane; i < n; i += CU_WARP) {
             lo = fminf(lo, o[i]);
             hi = fmaxf(hi, o[i]);
         }
-        lo = cu_warp_min(lo);
-        hi = cu_warp_max(hi);
-        grid = cu_make_fake_grid(f, lo, hi);
-        if (kind != DQ_LOSS_QUANT) {
-            range = find_ends(a.d, o, n, lane, lo, hi);
-            negative = o[range.high] < 0;
-            __syncwarp(); /* all lanes have read what slopes will replace */
-        }
+        grid = cu_make_fake_grid(f, cu_warp_min(lo), cu_warp_max(hi));
     }
     for (int64_t i = lane; i < n; i += CU_WARP) {
         double value = o[i], slope, d = value - m.mean;
@@ -158,29 +178,21 @@ __global__ void loss_kernel(loss_args a)
             high = high <= 0 ? 0 : high; /* NaN stays */
             low = low >= 0 ? 0 : low;
             sum += high * high + low * low;
-            above += high;
-            below += low;
             slope = 2.0 * (high + low);
-        } else if (kind == DQ_LOSS_SNAP && (i == range.high || i == range.low)) {
-            slope = 0 * value;
-            sum += slope;
+            if (i == ends.high_at) slope += range.high_slope;
+            if (i == ends.low_at) slope += range.low_slope;
         } else {
-            double error = value - (double)cu_fake_value(grid, o[i]);
+            bool kept = kind == DQ_LOSS_SNAP && (i == ends.high_at || i == ends.low_at);
+            double error = kept ? 0.0 : value - (double)cu_fake_value(grid, o[i]);
             sum += error * error;
             slope = 2.0 * error;
         }
-        if (a.gradient) o[i] = (float)(w * (slope + a.d.shift * value));
+        if (a.gradient) o[i] = (float)(a.d.scale * w * (slope + a.d.shift * value)); /* what bf16 products round */
     }
     sum = cu_warp_sum(sum);
+    if (kind == DQ_LOSS_RANGE) sum += range.fixed;
     if (kind == DQ_LOSS_KURTOSIS) sum = m.s2 == 0 ? 0.0 : (double)n * m.s4 / (m.s2 * m.s2);
     if (kind == DQ_LOSS_VARIANCE) sum = m.s2 / (double)n;
-    if (kind == DQ_LOSS_RANGE) {
-        above = cu_warp_sum(above);
-        below = cu_warp_sum(below);
-        sum += (double)n * range.step * range.step / 12;
-        __syncwarp();
-        if (a.gradient && lane == 0) add_at_ends(a.d, range, n, above, below, negative, w, o);
-    }
     if (lane == 0) a.pieces[at] = sum;
 }
 
@@ -255,7 +267,7 @@ static dq_status pass_tile(dq_cuda_device *dev, loss_pass *p, int64_t first, int
         dq_view xh = part(&x, 0, rows, h * n, n), sh = part(&o, 0, rows, h * n, n),
                 gg = part(p->grad, h / share * n, n, 0, n);
         double beta = first == 0 && h % share == 0 ? d->beta : 1.0;
-        CU_TRY(dq_cuda_gemm(dev, 1, 0, d->scale, &xh, &sh, beta, &gg, d->math));
+        CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, &xh, &sh, beta, &gg, d->math));
     }
     return DQ_OK;
 }
