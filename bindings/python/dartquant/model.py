@@ -299,7 +299,7 @@ class Model(Handle):
 
     # ---- saving ----
 
-    def export(self, *, progress: ProgressArgument = None, cancel: Optional[Cancel] = None) -> Exported:
+    def export_tensors(self, *, progress: ProgressArgument = None, cancel: Optional[Cancel] = None) -> Exported:
         """The model as NumPy arrays, what `save` would write; `from_tensors` opens them again."""
         sink = Sink(self._core)
         with Reporter(progress) as report:

@@ -145,7 +145,7 @@ def test_exceptions_in_source_callbacks(monkeypatch):
 
 
 def test_export(model, small, texts):
-    e = small.export()
+    e = small.export_tensors()
     assert set(e.metadata) >= {"config.json", "dartquant.json"} and len(e.tensors) == len(e.dtypes)
     again = dartquant.Model.from_tensors(e.config, e.tensors, dtypes=e.dtypes)
     assert np.array_equal(again.logits(IDS), small.logits(IDS))

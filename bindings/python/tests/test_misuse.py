@@ -138,7 +138,7 @@ def test_exceptions_in_progress(model, texts, tmp_path):
     with pytest.raises(dartquant.StateError):
         job.step()
     with pytest.raises(Stop):
-        model.export(progress=broken)
+        model.export_tensors(progress=broken)
     assert model.perplexity(limit=2, **data).windows == 2  # everything goes on
 
 
