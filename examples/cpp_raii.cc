@@ -11,7 +11,8 @@
 #include <stdexcept>
 #include <string>
 
-namespace dq {
+namespace dq
+{
 
 void check(dq_status status)
 {

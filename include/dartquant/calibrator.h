@@ -28,8 +28,8 @@ extern "C" {
 /* Kinds of rows (`kind` below). */
 enum {
     DQ_CALIBRATION_ACTIVATIONS = 0, /* inputs of the linears that the rotation turns */
-    DQ_CALIBRATION_SINKS = 1,       /* those of massive activations (attention sinks) that q, k and v read; sink_weight */
-    DQ_CALIBRATION_WEIGHTS = 2      /* rows of those linears' weights, best scaled to RMS 1; weighted by weight_weight */
+    DQ_CALIBRATION_SINKS = 1,  /* those of massive activations (attention sinks) that q, k and v read; sink_weight */
+    DQ_CALIBRATION_WEIGHTS = 2 /* rows of those linears' weights, best scaled to RMS 1; weighted by weight_weight */
 };
 
 /* dq_rotation_loss.abi */

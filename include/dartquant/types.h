@@ -69,20 +69,20 @@ enum {
 /* One of the element types above. */
 typedef int32_t dq_dtype;
 
-typedef struct dq_context dq_context;     /* services and devices; outlives all it creates */
-typedef struct dq_config dq_config;       /* options by name */
-typedef struct dq_tensors dq_tensors;     /* named tensors of a file or folder */
-typedef struct dq_model dq_model;         /* immutable model, possibly derived from another */
-typedef struct dq_rotation dq_rotation;   /* a set of rotations R1..R4 */
-typedef struct dq_quantizer dq_quantizer; /* weight quantization job */
+typedef struct dq_context dq_context;       /* services and devices; outlives all it creates */
+typedef struct dq_config dq_config;         /* options by name */
+typedef struct dq_tensors dq_tensors;       /* named tensors of a file or folder */
+typedef struct dq_model dq_model;           /* immutable model, possibly derived from another */
+typedef struct dq_rotation dq_rotation;     /* a set of rotations R1..R4 */
+typedef struct dq_quantizer dq_quantizer;   /* weight quantization job */
 typedef struct dq_calibrator dq_calibrator; /* job that learns rotations */
-typedef struct dq_evaluator dq_evaluator; /* perplexity job */
-typedef struct dq_reference dq_reference; /* what to compare models with */
-typedef struct dq_tokenizer dq_tokenizer; /* text to token ids and back */
-typedef struct dq_generator dq_generator; /* text from a model */
-typedef struct dq_dataset dq_dataset;     /* token ids with a name and a protocol */
-typedef struct dq_hessian dq_hessian;     /* what GPTQ knows of a linear's inputs */
-typedef struct dq_cancel dq_cancel;       /* flag any thread may set */
+typedef struct dq_evaluator dq_evaluator;   /* perplexity job */
+typedef struct dq_reference dq_reference;   /* what to compare models with */
+typedef struct dq_tokenizer dq_tokenizer;   /* text to token ids and back */
+typedef struct dq_generator dq_generator;   /* text from a model */
+typedef struct dq_dataset dq_dataset;       /* token ids with a name and a protocol */
+typedef struct dq_hessian dq_hessian;       /* what GPTQ knows of a linear's inputs */
+typedef struct dq_cancel dq_cancel;         /* flag any thread may set */
 
 #ifdef __cplusplus
 }

@@ -33,7 +33,7 @@ struct dq_quantizer {
     dq_sink *spool;      /* codes on their way when nothing is saved */
     dq_source *store;    /* the finished codes of `spool` */
     dq_quantize_job *job;
-    dq_model *scaled; /* AWQ, after the last layer: what the codes belong to; NULL = `model` */
+    dq_model *scaled;         /* AWQ, after the last layer: what the codes belong to; NULL = `model` */
     struct dq_keeper *keeper; /* keeps codes for checkpoints; NULL = none wanted */
     dq_progress progress;
     double bits_per_weight; /* negative = not known yet */

@@ -59,8 +59,8 @@ static const band bands[] = {
     {"rotation_loss", "loss", 1e-6, 2e-6}, /* elements, or rows when relative */
     {"rotation_loss", "loss, bf16 math", 1e-6, 2e-6}, /* from rounded or from unrounded operands */
     {"rotation_loss", "f32", 5e-6, 0},                /* |scale| sqrt(vectors of a group) and the largest inputs */
-    {"rotation_loss", "bf16 math", 2.5e-3, 0},        /* both factors of a term may round to bf16 either way: 2^-9 each */
-    {"qr_grad", "f32", 3e-5, 1e-4},                   /* sqrt(order); condition number below 10 */
+    {"rotation_loss", "bf16 math", 2.5e-3, 0}, /* both factors of a term may round to bf16 either way: 2^-9 each */
+    {"qr_grad", "f32", 3e-5, 1e-4},            /* sqrt(order); condition number below 10 */
     {"qr_grad", "f64", 1e-13, 1e-12},
     {"polar", "f32", 3e-6, 0}, /* 1; condition number below 10 */
     {"polar", "f64", 3e-14, 0},

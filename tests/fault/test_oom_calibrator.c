@@ -104,8 +104,7 @@ static void every_allocation_may_fail(void **state)
             for (long at = 1; at <= calls; at += 1 + (long)w + heap.for_good) {
                 heap.fail_at = at;
                 dq_status status = run(ways[w][0], ways[w][1]);
-                if (status != DQ_E_NOMEM)
-                    fail_msg("%s, allocation %ld: status %d", ways[w][0], at, status);
+                if (status != DQ_E_NOMEM) fail_msg("%s, allocation %ld: status %d", ways[w][0], at, status);
             }
         }
 }
