@@ -281,6 +281,7 @@ def test_after_fork(model):
 INTERRUPTED = """
     import sys, threading, time, os, signal
     import dartquant
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     model = dartquant.Model.open({tiny!r}, context=dartquant.Context(backend="ref"))
     ids = [i % 500 for i in range(200000)]
     threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
