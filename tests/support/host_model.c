@@ -259,3 +259,31 @@ void host_model_assert_same(const host_model *a, const host_model *b)
             fail_msg("%s differs", t->name);
     }
 }
+
+host_bench host_bench_open(const char *settings, int threads, bool rotate)
+{
+    host_bench b = {.ctx = host_context(threads), .config = host_config(settings)};
+    dq_model *model = NULL, *fused = NULL;
+    dq_rotation *rotation = NULL;
+    b.set = host_ids(b.ctx, 400);
+    OK(dq_model_open(b.ctx, "tests/data/tiny", &model));
+    if (!rotate) {
+        b.model = model;
+        return b;
+    }
+    OK(dq_model_fuse_norms(model, b.config, &fused));
+    OK(dq_rotation_new(fused, b.config, &rotation));
+    OK(dq_model_rotate(fused, rotation, &b.model));
+    dq_rotation_free(rotation);
+    dq_model_free(fused);
+    dq_model_free(model);
+    return b;
+}
+
+void host_bench_close(host_bench *b)
+{
+    dq_model_free(b->model);
+    dq_dataset_free(b->set);
+    dq_config_free(b->config);
+    dq_context_free(b->ctx);
+}

@@ -4,6 +4,7 @@
 #define DQ_TESTS_HOST_MODEL_H
 
 #include <dartquant.h>
+#include <stdbool.h>
 
 #define OK(call)                                                                                                       \
     do {                                                                                                               \
@@ -47,6 +48,15 @@ extern long host_live_blocks;
 /* "name=value name=value" */
 dq_config *host_config(const char *settings);
 dq_dataset *host_ids(dq_context *ctx, size_t count);
+/* What tests of a job work on: the tiny model, fused and rotated if asked, with options and 400 ids. */
+typedef struct host_bench {
+    dq_context *ctx;
+    dq_config *config;
+    dq_dataset *set;
+    dq_model *model;
+} host_bench;
+host_bench host_bench_open(const char *settings, int threads, bool rotate);
+void host_bench_close(host_bench *b);
 double host_perplexity(dq_model *model, const dq_config *config, const dq_dataset *set);
 /* Fails the test when the two do not hold the same tensors, bit for bit. */
 void host_model_assert_same(const host_model *a, const host_model *b);

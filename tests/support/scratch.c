@@ -34,6 +34,19 @@ void scratch_close(void)
     rmdir(dir);
 }
 
+int scratch_setup(void **state)
+{
+    (void)state;
+    return scratch_open();
+}
+
+int scratch_teardown(void **state)
+{
+    (void)state;
+    scratch_close();
+    return 0;
+}
+
 const char *scratch_write(const char *name, const void *data, size_t bytes)
 {
     static char path[600];

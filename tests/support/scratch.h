@@ -7,6 +7,9 @@
 int scratch_open(void);  /* 0 = done */
 int scratch_empty(void); /* removes all files */
 void scratch_close(void);
+/* The same as a group's setup and teardown. */
+int scratch_setup(void **state);
+int scratch_teardown(void **state);
 const char *scratch_dir(void);
 /* Writes dir/name (with the folders it needs) and returns the path, valid until the next call. bytes 0 = a string. */
 const char *scratch_write(const char *name, const void *data, size_t bytes);

@@ -19,8 +19,6 @@
 #include "rotation/rotation.h"
 #include "scratch.h"
 
-#define TINY "tests/data/tiny"
-
 /* ---- golden ---- */
 
 enum { HEAD_DIM = 8 };
@@ -284,42 +282,7 @@ static const char *const jobs[] = {
 };
 enum { JOBS = sizeof jobs / sizeof *jobs };
 
-typedef struct bench {
-    dq_context *ctx;
-    dq_config *config;
-    dq_dataset *set;
-    dq_model *model;
-} bench;
-
-static bench open_bench(const char *settings, int threads, bool rotate)
-{
-    bench b = {.ctx = host_context(threads), .config = host_config(settings)};
-    dq_model *model = NULL, *fused = NULL;
-    dq_rotation *rotation = NULL;
-    b.set = host_ids(b.ctx, 400);
-    OK(dq_model_open(b.ctx, TINY, &model));
-    if (!rotate) {
-        b.model = model;
-        return b;
-    }
-    OK(dq_model_fuse_norms(model, b.config, &fused));
-    OK(dq_rotation_new(fused, b.config, &rotation));
-    OK(dq_model_rotate(fused, rotation, &b.model));
-    dq_rotation_free(rotation);
-    dq_model_free(fused);
-    dq_model_free(model);
-    return b;
-}
-
-static void close_bench(bench *b)
-{
-    dq_model_free(b->model);
-    dq_dataset_free(b->set);
-    dq_config_free(b->config);
-    dq_context_free(b->ctx);
-}
-
-static dq_quantizer *new_job(bench *b)
+static dq_quantizer *new_job(host_bench *b)
 {
     dq_quantizer *q = NULL;
     int32_t needs = 0;
@@ -339,7 +302,7 @@ static dq_model *finish(dq_quantizer *q)
     return model;
 }
 
-static double perplexity(bench *b, dq_model *model)
+static double perplexity(host_bench *b, dq_model *model)
 {
     double ppl = host_perplexity(model, b->config, b->set);
     dq_model_free(model);
@@ -355,20 +318,20 @@ static void same_bits_everywhere(void **state)
         for (int rotate = 0; rotate < 2; rotate++) {
             double first = 0;
             for (int threads = 1; threads <= 3; threads++) {
-                bench b = open_bench(jobs[j], threads, rotate);
+                host_bench b = host_bench_open(jobs[j], threads, rotate);
                 double ppl = perplexity(&b, finish(new_job(&b)));
                 if (threads == 1) first = ppl;
                 assert_true(ppl == first && isfinite(ppl));
-                close_bench(&b);
+                host_bench_close(&b);
             }
-            bench b = open_bench(jobs[j], 2, rotate);
+            host_bench b = host_bench_open(jobs[j], 2, rotate);
             snprintf(dir, sizeof dir, "%s/saved%d%d", scratch_dir(), j, rotate);
             OK(dq_config_set(b.config, "save_qmodel_path", dir));
             assert_true(perplexity(&b, finish(new_job(&b))) == first);
             dq_model *model = NULL;
             OK(dq_model_open(b.ctx, dir, &model));
             assert_true(perplexity(&b, model) == first);
-            close_bench(&b);
+            host_bench_close(&b);
         }
 }
 
@@ -379,13 +342,13 @@ static void scales_matter(void **state)
     for (int j = 0; j < JOBS; j++) {
         double ppl[2];
         for (int awq = 0; awq < 2; awq++) {
-            bench b = open_bench(jobs[j], 2, false);
+            host_bench b = host_bench_open(jobs[j], 2, false);
             dq_quantizer *q = NULL;
             OK(dq_config_set(b.config, "w_awq", awq ? "true" : "false"));
             OK(dq_quantizer_new(b.model, b.config, &q));
             OK(dq_quantizer_bind(q, b.set));
             ppl[awq] = perplexity(&b, finish(q));
-            close_bench(&b);
+            host_bench_close(&b);
         }
         assert_true(ppl[0] != ppl[1]);
     }
@@ -396,13 +359,13 @@ static void resumes_to_the_same_bits(void **state)
     (void)state;
     char dir[400];
     for (int j = 0; j < JOBS; j++) {
-        bench a = open_bench(jobs[j], 2, false);
+        host_bench a = host_bench_open(jobs[j], 2, false);
         double wanted = perplexity(&a, finish(new_job(&a)));
-        close_bench(&a);
+        host_bench_close(&a);
         for (int stop = 0; stop < 4; stop++) {
             int32_t done = 0;
             snprintf(dir, sizeof dir, "%s/stop%d%d", scratch_dir(), j, stop);
-            bench b = open_bench(jobs[j], 1, false);
+            host_bench b = host_bench_open(jobs[j], 1, false);
             dq_quantizer *q = new_job(&b);
             OK(dq_quantizer_checkpoint(q, dir));
             for (int i = 0; i < stop; i++) {
@@ -410,12 +373,12 @@ static void resumes_to_the_same_bits(void **state)
                 OK(dq_quantizer_checkpoint(q, dir));
             }
             dq_quantizer_free(q);
-            close_bench(&b);
-            b = open_bench(jobs[j], 3, false);
+            host_bench_close(&b);
+            b = host_bench_open(jobs[j], 3, false);
             q = new_job(&b);
             OK(dq_quantizer_restore(q, dir));
             assert_true(perplexity(&b, finish(q)) == wanted);
-            close_bench(&b);
+            host_bench_close(&b);
         }
     }
 }
@@ -425,7 +388,7 @@ static void exports_hold_the_scales(void **state)
 {
     (void)state;
     char dir[400];
-    bench b = open_bench(jobs[0], 2, false);
+    host_bench b = host_bench_open(jobs[0], 2, false);
     OK(dq_config_set(b.config, "w_bits", "4"));
     dq_model *model = finish(new_job(&b)), *back = NULL;
     snprintf(dir, sizeof dir, "%s/awq", scratch_dir());
@@ -433,13 +396,13 @@ static void exports_hold_the_scales(void **state)
     OK(dq_model_open(b.ctx, dir, &back));
     double ours = perplexity(&b, model), theirs = perplexity(&b, back);
     assert_true(fabs(ours - theirs) < 2e-3 * ours); /* scales of the codes in fp16 */
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 static void refuses_what_it_cannot(void **state)
 {
     (void)state;
-    bench b = open_bench(jobs[0], 1, false);
+    host_bench b = host_bench_open(jobs[0], 1, false);
     dq_quantizer *q = NULL;
     OK(dq_quantizer_new(b.model, b.config, &q));
     assert_int_equal(dq_quantizer_run(q, NULL, NULL, NULL), DQ_E_STATE);
@@ -452,7 +415,7 @@ static void refuses_what_it_cannot(void **state)
     assert_int_equal(dq_quantize_weight(b.ctx, b.config, w, 2, 32, NULL, codes, scale, zero, g_idx, NULL, NULL),
                      DQ_E_UNSUPPORTED);
     assert_non_null(strstr(dq_error_text(), "whole model"));
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 static int open_files(void **state)

@@ -15,7 +15,6 @@
 #include "quant/clip.h"
 #include "scratch.h"
 
-#define TINY "tests/data/tiny"
 #define AUTO                                                                                                           \
     "w_bits=4 w_rtn=true a_bits=4 a_asym=true a_clip_ratio=auto k_bits=4 k_asym=true k_groupsize=0 "                   \
     "k_clip_ratio=auto v_bits=4 v_clip_ratio=0.95 nsamples=6 seqlen=32 limit=4"
@@ -139,38 +138,7 @@ static void names_what_is_not_finite(void **state)
 
 /* ---- jobs ---- */
 
-typedef struct bench {
-    dq_context *ctx;
-    dq_config *config;
-    dq_dataset *set;
-    dq_model *model;
-} bench;
-
-static bench open_bench(const char *settings, int threads)
-{
-    bench b = {.ctx = host_context(threads), .config = host_config(settings)};
-    dq_model *model = NULL, *fused = NULL;
-    dq_rotation *rotation = NULL;
-    b.set = host_ids(b.ctx, 400);
-    OK(dq_model_open(b.ctx, TINY, &model));
-    OK(dq_model_fuse_norms(model, b.config, &fused));
-    OK(dq_rotation_new(fused, b.config, &rotation));
-    OK(dq_model_rotate(fused, rotation, &b.model));
-    dq_rotation_free(rotation);
-    dq_model_free(fused);
-    dq_model_free(model);
-    return b;
-}
-
-static void close_bench(bench *b)
-{
-    dq_model_free(b->model);
-    dq_dataset_free(b->set);
-    dq_config_free(b->config);
-    dq_context_free(b->ctx);
-}
-
-static dq_quantizer *new_job(bench *b)
+static dq_quantizer *new_job(host_bench *b)
 {
     dq_quantizer *q = NULL;
     int32_t needs = 0;
@@ -182,7 +150,7 @@ static dq_quantizer *new_job(bench *b)
 }
 
 /* Runs the job; its clip ratios as text (free), and the result's perplexity. */
-static char *finish_job(bench *b, dq_quantizer *q, double *ppl)
+static char *finish_job(host_bench *b, dq_quantizer *q, double *ppl)
 {
     const char *report = NULL;
     dq_model *model = NULL;
@@ -230,14 +198,14 @@ static void same_for_any_threads(void **state)
     char *first = NULL;
     double ppl[4];
     for (int threads = 1; threads <= 3; threads++) {
-        bench b = open_bench(AUTO, threads);
+        host_bench b = host_bench_open(AUTO, threads, true);
         char *text = finish_job(&b, new_job(&b), &ppl[threads]);
         check_ratios(text);
         if (!first) first = strdup(text);
         assert_string_equal(text, first);
         assert_true(ppl[threads] == ppl[1]);
         free(text);
-        close_bench(&b);
+        host_bench_close(&b);
     }
     free(first);
 }
@@ -248,7 +216,7 @@ static void saved_models_keep_them(void **state)
     (void)state;
     char dir[400], path[440];
     double ppl, saved;
-    bench b = open_bench(AUTO, 2);
+    host_bench b = host_bench_open(AUTO, 2, true);
     snprintf(dir, sizeof dir, "%s/saved", scratch_dir());
     snprintf(path, sizeof path, "%s/dartquant.json", dir);
     char *clips = finish_job(&b, new_job(&b), &ppl);
@@ -271,7 +239,7 @@ static void saved_models_keep_them(void **state)
     assert_non_null(strstr(dq_error_text(), "clip_ratios"));
     free(clips);
     free(again);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 /* Stopped after every number of steps of the search and of the job itself. */
@@ -280,13 +248,13 @@ static void resumes_to_the_same_bits(void **state)
     (void)state;
     char dir[400];
     double wanted, ppl;
-    bench a = open_bench(AUTO, 2);
+    host_bench a = host_bench_open(AUTO, 2, true);
     char *clips = finish_job(&a, new_job(&a), &wanted);
-    close_bench(&a);
+    host_bench_close(&a);
     for (int stop = 0; stop < 8; stop++) { /* 4 layers of search, 4 of weights */
         int32_t done = 0;
         snprintf(dir, sizeof dir, "%s/stop%d", scratch_dir(), stop);
-        bench b = open_bench(AUTO, 1);
+        host_bench b = host_bench_open(AUTO, 1, true);
         dq_quantizer *q = new_job(&b);
         OK(dq_quantizer_checkpoint(q, dir));
         for (int i = 0; i < stop; i++) {
@@ -295,15 +263,15 @@ static void resumes_to_the_same_bits(void **state)
             OK(dq_quantizer_checkpoint(q, dir));
         }
         dq_quantizer_free(q);
-        close_bench(&b);
-        b = open_bench(AUTO, 3);
+        host_bench_close(&b);
+        b = host_bench_open(AUTO, 3, true);
         q = new_job(&b);
         OK(dq_quantizer_restore(q, dir));
         char *again = finish_job(&b, q, &ppl);
         assert_string_equal(again, clips);
         assert_true(ppl == wanted);
         free(again);
-        close_bench(&b);
+        host_bench_close(&b);
     }
     free(clips);
 }
@@ -313,7 +281,7 @@ static void without_weights(void **state)
 {
     (void)state;
     double fixed, searched;
-    bench b = open_bench("a_bits=3 a_asym=true seqlen=32 limit=4 nsamples=6", 2);
+    host_bench b = host_bench_open("a_bits=3 a_asym=true seqlen=32 limit=4 nsamples=6", 2, true);
     dq_quantizer *q = NULL;
     dq_model *model = NULL;
     OK(dq_quantizer_new(b.model, b.config, &q));
@@ -346,20 +314,7 @@ static void without_weights(void **state)
     assert_int_equal(dq_config_set(b.config, "k_clip_ratio", "automatic"), DQ_E_INVALID);
     assert_non_null(strstr(dq_error_text(), "nor auto"));
     assert_int_equal(dq_config_set(b.config, "percdamp", "auto"), DQ_E_INVALID);
-    close_bench(&b);
-}
-
-static int open_scratch(void **state)
-{
-    (void)state;
-    return scratch_open();
-}
-
-static int close_scratch(void **state)
-{
-    (void)state;
-    scratch_close();
-    return 0;
+    host_bench_close(&b);
 }
 
 static int no_leaks(void **state)
@@ -380,5 +335,5 @@ int main(void)
         cmocka_unit_test_teardown(resumes_to_the_same_bits, no_leaks),
         cmocka_unit_test_teardown(without_weights, no_leaks),
     };
-    return cmocka_run_group_tests_name("clip ratios", tests, open_scratch, close_scratch);
+    return cmocka_run_group_tests_name("clip ratios", tests, scratch_setup, scratch_teardown);
 }

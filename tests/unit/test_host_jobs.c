@@ -39,39 +39,7 @@ static const char *folder(const char *name)
     return path;
 }
 
-/* What every job here works on: the rotated tiny model and its data. */
-typedef struct bench {
-    dq_context *ctx;
-    dq_config *config;
-    dq_dataset *set;
-    dq_model *model;
-} bench;
-
-static bench open_bench(const char *settings, int threads)
-{
-    bench b = {.ctx = host_context(threads), .config = host_config(settings)};
-    dq_model *model = NULL, *fused = NULL;
-    dq_rotation *rotation = NULL;
-    b.set = host_ids(b.ctx, 400);
-    OK(dq_model_open(b.ctx, TINY, &model));
-    OK(dq_model_fuse_norms(model, b.config, &fused));
-    OK(dq_rotation_new(fused, b.config, &rotation));
-    OK(dq_model_rotate(fused, rotation, &b.model));
-    dq_rotation_free(rotation);
-    dq_model_free(fused);
-    dq_model_free(model);
-    return b;
-}
-
-static void close_bench(bench *b)
-{
-    dq_model_free(b->model);
-    dq_dataset_free(b->set);
-    dq_config_free(b->config);
-    dq_context_free(b->ctx);
-}
-
-static dq_quantizer *new_job(bench *b)
+static dq_quantizer *new_job(host_bench *b)
 {
     dq_quantizer *q = NULL;
     OK(dq_quantizer_new(b->model, b->config, &q));
@@ -109,20 +77,20 @@ static void resumes_to_the_same_bits(void **state)
     (void)state;
     static const char *const settings[] = {GPTQ, RTN};
     for (int s = 0; s < 2; s++) {
-        bench b = open_bench(settings[s], 2);
+        host_bench b = host_bench_open(settings[s], 2, true);
         host_model expected, resumed;
         finish_job(new_job(&b), &expected);
-        close_bench(&b);
+        host_bench_close(&b);
         for (int stop = 0; stop < 4; stop++) {
             const char *dir = folder("checkpoint");
             double error = 0, layers = 0;
-            b = open_bench(settings[s], 2);
+            b = host_bench_open(settings[s], 2, true);
             dq_quantizer *q = new_job(&b);
             OK(dq_quantizer_checkpoint(q, dir));
             steps(q, stop, dir);
             dq_quantizer_free(q);
-            close_bench(&b);
-            b = open_bench(settings[s], 1);
+            host_bench_close(&b);
+            b = host_bench_open(settings[s], 1, true);
             q = new_job(&b);
             OK(dq_quantizer_restore(q, dir));
             OK(dq_quantizer_get_float(q, "layers_done", &layers));
@@ -133,7 +101,7 @@ static void resumes_to_the_same_bits(void **state)
             OK(dq_checkpoint_remove(b.ctx, dir));
             assert_int_equal(access(dir, F_OK), -1);
             (void)error;
-            close_bench(&b);
+            host_bench_close(&b);
         }
         host_model_clear(&expected);
     }
@@ -146,7 +114,7 @@ static void sparse_checkpoints(void **state)
     (void)state;
     const char *dir = folder("sparse");
     host_model expected, resumed;
-    bench b = open_bench(GPTQ, 2);
+    host_bench b = host_bench_open(GPTQ, 2, true);
     finish_job(new_job(&b), &expected);
     dq_quantizer *q = new_job(&b);
     OK(dq_quantizer_checkpoint(q, dir));
@@ -167,7 +135,7 @@ static void sparse_checkpoints(void **state)
     host_model_assert_same(&expected, &resumed);
     host_model_clear(&expected);
     host_model_clear(&resumed);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 /* ---- a process that dies ---- */
@@ -187,7 +155,7 @@ static int32_t die(void *user, const dq_progress_event *e)
 static void work_until_killed(const char *dir, const char *out, int at)
 {
     killer k = {0, at};
-    bench b = open_bench(GPTQ, 2);
+    host_bench b = host_bench_open(GPTQ, 2, true);
     OK(dq_config_set(b.config, "save_qmodel_path", out));
     dq_quantizer *q = new_job(&b);
     int32_t exists = 0, done = 0;
@@ -229,12 +197,12 @@ static void survives_sigkill(void **state)
         deaths++;
     }
     assert_true(deaths >= 2);
-    bench b = open_bench(GPTQ, 1);
+    host_bench b = host_bench_open(GPTQ, 1, true);
     OK(dq_config_set(b.config, "save_qmodel_path", calm));
     dq_quantizer *q = new_job(&b);
     OK(dq_quantizer_run(q, NULL, NULL, NULL));
     dq_quantizer_free(q);
-    close_bench(&b);
+    host_bench_close(&b);
     snprintf(command, sizeof command, "cmp '%s/model.safetensors' '%s/model.safetensors' && ! ls '%s' | grep -q tmp",
              out, calm, out);
     assert_int_equal(system(command), 0);
@@ -242,7 +210,7 @@ static void survives_sigkill(void **state)
 
 /* ---- refusals ---- */
 
-static void refuses(bench *b, const char *dir, const char *what)
+static void refuses(host_bench *b, const char *dir, const char *what)
 {
     dq_quantizer *q = new_job(b);
     assert_int_equal(dq_quantizer_restore(q, dir), DQ_E_MISMATCH);
@@ -256,12 +224,12 @@ static void other_jobs_are_refused(void **state)
 {
     (void)state;
     const char *dir = folder("mine");
-    bench b = open_bench(GPTQ, 2);
+    host_bench b = host_bench_open(GPTQ, 2, true);
     dq_quantizer *q = new_job(&b);
     OK(dq_quantizer_checkpoint(q, dir));
     steps(q, 1, dir);
     dq_quantizer_free(q);
-    close_bench(&b);
+    host_bench_close(&b);
     static const struct {
         const char *settings, *names;
     } other[] = {{GPTQ " w_bits=3", "w_bits is 4 there and 3 here"},
@@ -271,11 +239,11 @@ static void other_jobs_are_refused(void **state)
                  {GPTQ " rotate_mode=random", "embedding is"},
                  {GPTQ " math=bf16", "math is f32 there and bf16 here"}};
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
-        b = open_bench(other[i].settings, 1);
+        b = host_bench_open(other[i].settings, 1, true);
         refuses(&b, dir, other[i].names);
-        close_bench(&b);
+        host_bench_close(&b);
     }
-    b = open_bench(GPTQ, 1);
+    b = host_bench_open(GPTQ, 1, true);
     dq_model *plain = NULL, *derived = b.model;
     OK(dq_model_open(b.ctx, TINY, &plain));
     b.model = plain;
@@ -293,7 +261,7 @@ static void other_jobs_are_refused(void **state)
     q = new_job(&b);
     assert_int_not_equal(dq_quantizer_restore(q, dir), DQ_OK);
     dq_quantizer_free(q);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 /* Whatever a killed process can leave in a checkpoint goes with it; a file of somebody else stays. */
@@ -330,7 +298,7 @@ static void below_a_plain_file(void **state)
 {
     (void)state;
     char file[400], below[450];
-    bench b = open_bench(GPTQ, 1);
+    host_bench b = host_bench_open(GPTQ, 1, true);
     dq_quantizer *q = new_job(&b);
     dq_evaluator *e = NULL;
     int32_t done = 0;
@@ -350,7 +318,7 @@ static void below_a_plain_file(void **state)
     }
     dq_evaluator_free(e);
     dq_quantizer_free(q);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 static void checkpoint_misuse(void **state)
@@ -359,7 +327,7 @@ static void checkpoint_misuse(void **state)
     const char *dir = folder("c");
     int32_t done = 0, exists = 7;
     dq_model *model = NULL;
-    bench b = open_bench(GPTQ, 1);
+    host_bench b = host_bench_open(GPTQ, 1, true);
     dq_quantizer *q = NULL;
     OK(dq_quantizer_new(b.model, b.config, &q));
     assert_int_equal(dq_quantizer_checkpoint(q, dir), DQ_E_STATE); /* nothing bound */
@@ -390,7 +358,7 @@ static void checkpoint_misuse(void **state)
     assert_int_equal(dq_quantizer_checkpoint(NULL, dir), DQ_E_INVALID);
     assert_int_equal(dq_checkpoint_exists(b.ctx, NULL, &exists), DQ_E_INVALID);
     dq_quantizer_free(q);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 /* ---- the evaluator ---- */
@@ -399,7 +367,7 @@ static void evaluator_steps(void **state)
 {
     (void)state;
     const char *dir = folder("eval");
-    bench b = open_bench("seqlen=32 limit=4 a_bits=8", 2);
+    host_bench b = host_bench_open("seqlen=32 limit=4 a_bits=8", 2, true);
     double expected = host_perplexity(b.model, b.config, b.set), ppl = 0;
     dq_evaluator *e = NULL;
     int32_t done = 0;
@@ -440,7 +408,7 @@ static void evaluator_steps(void **state)
     dq_evaluator_free(f);
     dq_config_free(other);
     dq_evaluator_free(e);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 static int32_t refuse(void *user, const dq_progress_event *event)
@@ -453,7 +421,7 @@ static int32_t refuse(void *user, const dq_progress_event *event)
 static void cancelled_evaluation_starts_afresh(void **state)
 {
     (void)state;
-    bench b = open_bench("seqlen=32 limit=4", 2);
+    host_bench b = host_bench_open("seqlen=32 limit=4", 2, true);
     double expected = host_perplexity(b.model, b.config, b.set), ppl = 0;
     dq_evaluator *e = NULL;
     dq_cancel *cancel = NULL;
@@ -471,7 +439,7 @@ static void cancelled_evaluation_starts_afresh(void **state)
     assert_true(ppl == expected);
     dq_evaluator_free(e);
     dq_cancel_free(cancel);
-    close_bench(&b);
+    host_bench_close(&b);
 }
 
 /* An engine's own forward pass (here: the library's, asked for logits) under the library's protocol. */
@@ -479,7 +447,7 @@ static void logits_of_the_host(void **state)
 {
     (void)state;
     enum { SEQLEN = 32 };
-    bench b = open_bench("seqlen=32 limit=4", 2);
+    host_bench b = host_bench_open("seqlen=32 limit=4", 2, true);
     double expected = host_perplexity(b.model, b.config, b.set), ppl = 0;
     int64_t vocab = dq_model_vocab_size(b.model), windows = 0;
     size_t capacity = (size_t)(SEQLEN * vocab);
@@ -506,20 +474,7 @@ static void logits_of_the_host(void **state)
     assert_int_equal(dq_evaluator_add_logits(e, 0, logits, capacity, &done), DQ_E_NONFINITE);
     free(logits);
     dq_evaluator_free(e);
-    close_bench(&b);
-}
-
-static int open_scratch(void **state)
-{
-    (void)state;
-    return scratch_open();
-}
-
-static int close_scratch(void **state)
-{
-    (void)state;
-    scratch_close();
-    return 0;
+    host_bench_close(&b);
 }
 
 int main(void)
@@ -536,5 +491,5 @@ int main(void)
         cmocka_unit_test_teardown(cancelled_evaluation_starts_afresh, no_leaks),
         cmocka_unit_test_teardown(logits_of_the_host, no_leaks),
     };
-    return cmocka_run_group_tests(tests, open_scratch, close_scratch);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

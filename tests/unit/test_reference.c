@@ -249,19 +249,6 @@ static void what_is_refused(void **state)
     close_pair(&p);
 }
 
-static int open_scratch(void **state)
-{
-    (void)state;
-    return scratch_open();
-}
-
-static int close_scratch(void **state)
-{
-    (void)state;
-    scratch_close();
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -270,5 +257,5 @@ int main(void)
         cmocka_unit_test(same_bits_everywhere),
         cmocka_unit_test(what_is_refused),
     };
-    return cmocka_run_group_tests_name("reference", tests, open_scratch, close_scratch);
+    return cmocka_run_group_tests_name("reference", tests, scratch_setup, scratch_teardown);
 }
