@@ -8,28 +8,6 @@ static dq_status no_dtype(dq_cuda_device *dev, const char *op, dq_dtype dtype)
     return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "%s: element type %d is not served", op, (int)dtype);
 }
 
-static int element_size(dq_dtype dtype)
-{
-    switch (dtype) {
-        case DQ_F64:
-        case DQ_I64:
-        case DQ_U64: return 8;
-        case DQ_F32:
-        case DQ_I32:
-        case DQ_U32: return 4;
-        case DQ_F16:
-        case DQ_BF16:
-        case DQ_I16:
-        case DQ_U16: return 2;
-        case DQ_U8:
-        case DQ_I8:
-        case DQ_BOOL:
-        case DQ_F8_E4M3:
-        case DQ_F8_E5M2: return 1;
-        default: return 0;
-    }
-}
-
 static unsigned elements_grid(const dq_view *v) { return cu_grid(v->rows * v->cols, CU_THREADS); }
 
 /* ---- fill ---- */
@@ -98,7 +76,7 @@ DQ_CUDA_SLOT dq_cuda_convert(void *device, const dq_view *x, const dq_view *y)
 {
     CU_ENTER(device);
     if (x->dtype == y->dtype) {
-        size_t size = (size_t)element_size(x->dtype);
+        size_t size = (size_t)cu_element_size(x->dtype);
         if (size == 0) return no_dtype(dev, "convert", x->dtype);
         if (cu_at(x) == cu_at(y) && x->stride == y->stride) return DQ_OK;
         return dq_cuda_check(dev,
@@ -186,7 +164,7 @@ static dq_status gather(dq_cuda_device *dev, bool by_rows, const dq_view *x, con
 
 static dq_status gather_any(dq_cuda_device *dev, bool by_rows, const dq_view *x, const dq_view *index, const dq_view *y)
 {
-    switch (element_size(x->dtype)) {
+    switch (cu_element_size(x->dtype)) {
         case 8: return gather<uint64_t>(dev, by_rows, x, index, y);
         case 4: return gather<uint32_t>(dev, by_rows, x, index, y);
         case 2: return gather<uint16_t>(dev, by_rows, x, index, y);
@@ -208,14 +186,6 @@ DQ_CUDA_SLOT dq_cuda_gather_cols(void *device, const dq_view *x, const dq_view *
 }
 
 /* ---- numbers for the host ---- */
-
-/* Copies `bytes` of dev->result and waits. */
-static dq_status fetch(dq_cuda_device *dev, size_t bytes)
-{
-    CU_TRY(dq_cuda_check(
-        dev, cudaMemcpyAsync(dev->result_host, dev->result, bytes, cudaMemcpyDeviceToHost, dev->stream), "result"));
-    return dq_cuda_wait(dev);
-}
 
 template <class T> __global__ void nonfinite_kernel(cu_mat<const T> x, unsigned long long *first)
 {
@@ -248,8 +218,7 @@ DQ_CUDA_SLOT dq_cuda_find_nonfinite(void *device, const dq_view *x, int64_t *ind
         default: return no_dtype(dev, "find_nonfinite", x->dtype);
     }
     CU_TRY(dq_cuda_launched(dev, "find_nonfinite"));
-    CU_TRY(fetch(dev, sizeof *first));
-    *index = (int64_t) * (unsigned long long *)dev->result_host; /* all ones = -1 */
+    CU_TRY(dq_cuda_fetch(dev, first, index, sizeof *index)); /* all ones = -1 */
     return DQ_OK;
 }
 
@@ -289,9 +258,7 @@ DQ_CUDA_SLOT dq_cuda_dot(void *device, const dq_view *x, const dq_view *y, doubl
     CU_LAUNCH(dev, dot_finish_kernel, 1, DOT_BLOCKS, 0, (const double *)partial.address, (double *)dev->result);
     dq_status status = dq_cuda_launched(dev, "dot");
     dq_cuda_release(dev, &partial);
-    if (status == DQ_OK) status = fetch(dev, sizeof *out);
-    if (status == DQ_OK) *out = *(double *)dev->result_host;
-    return status;
+    return status == DQ_OK ? dq_cuda_fetch(dev, dev->result, out, sizeof *out) : status;
 }
 
 /* ---- diag ---- */

@@ -95,6 +95,15 @@ dq_status dq_cuda_wait(dq_cuda_device *dev)
                         first & 0xffffffffffull);
 }
 
+dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t bytes)
+{
+    CU_TRY(dq_cuda_check(dev, cudaMemcpyAsync(dev->result_host, from, bytes, cudaMemcpyDeviceToHost, dev->stream),
+                         "result"));
+    CU_TRY(dq_cuda_wait(dev));
+    memcpy(to, dev->result_host, bytes);
+    return DQ_OK;
+}
+
 /* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,fail_at=N" ---- */
 
 typedef struct options {

@@ -61,6 +61,8 @@ dq_status dq_cuda_check_solver(dq_cuda_device *dev, cusolverStatus_t status, con
 dq_status dq_cuda_launched(dq_cuda_device *dev, const char *op);
 /* Waits for the stream and turns what kernels found wrong into an error. */
 dq_status dq_cuda_wait(dq_cuda_device *dev);
+/* Waits, and copies up to 64 bytes from the card: numbers on their way to the host. */
+dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t bytes);
 /* Makes the device current for the calling thread; the first line of every slot. */
 dq_status dq_cuda_enter(dq_cuda_device *dev);
 

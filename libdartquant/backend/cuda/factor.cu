@@ -59,26 +59,13 @@ static void release(dq_cuda_device *dev, factor_memory *m)
     dq_cuda_release(dev, &m->info);
 }
 
-static dq_status fetch_info(dq_cuda_device *dev, const dq_cuda_block *info, int *out)
-{
-    CU_TRY(dq_cuda_check(
-        dev, cudaMemcpyAsync(dev->result_host, info->address, sizeof *out, cudaMemcpyDeviceToHost, dev->stream),
-        "result"));
-    CU_TRY(dq_cuda_wait(dev));
-    *out = *(int *)dev->result_host;
-    return DQ_OK;
-}
-
 static dq_status check_pivots(dq_cuda_device *dev, const double *a, int64_t n, int *failed)
 {
     unsigned long long *first = (unsigned long long *)dev->result, found;
     CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(first, 0xff, sizeof *first, dev->stream), "gptq_factor"));
     CU_LAUNCH(dev, pivots_kernel, cu_grid(n, CU_THREADS), CU_THREADS, 0, a, n, first);
     CU_TRY(dq_cuda_launched(dev, "gptq_factor"));
-    CU_TRY(dq_cuda_check(
-        dev, cudaMemcpyAsync(dev->result_host, first, sizeof found, cudaMemcpyDeviceToHost, dev->stream), "result"));
-    CU_TRY(dq_cuda_wait(dev));
-    found = *(unsigned long long *)dev->result_host;
+    CU_TRY(dq_cuda_fetch(dev, first, &found, sizeof found));
     *failed = found == ~0ull ? 0 : (int)found;
     return DQ_OK;
 }
@@ -102,7 +89,7 @@ static dq_status factor(dq_cuda_device *dev, const dq_view *h, const dq_view *pe
                                 cusolverDnDpotrf(dev->solver, CUBLAS_FILL_MODE_LOWER, n, a, n,
                                                  (double *)m->work.address, words, (int *)m->info.address),
                                 "Cholesky"));
-    CU_TRY(fetch_info(dev, &m->info, &failed));
+    CU_TRY(dq_cuda_fetch(dev, m->info.address, &failed, sizeof failed));
     if (failed < 0)
         return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "gptq_factor: Cholesky refused argument %d", -failed);
     if (failed == 0) CU_TRY(check_pivots(dev, a, n, &failed));
@@ -185,7 +172,7 @@ static dq_status householder(dq_cuda_device *dev, const dq_view *a, const dq_vie
     CU_TRY(dq_cuda_scratch(dev, (uint64_t)words * sizeof(double), "qr", &m->work));
     double *work = (double *)m->work.address;
     CU_TRY(dq_cuda_check_solver(dev, cusolverDnDgeqrf(dev->solver, n, n, x, n, tau, work, words, info), "qr"));
-    CU_TRY(fetch_info(dev, &m->info, &failed));
+    CU_TRY(dq_cuda_fetch(dev, m->info.address, &failed, sizeof failed));
     if (failed) return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "qr: argument %d was refused", -failed);
     if (r) CU_TRY(put_rows(dev, x, true, r));
     CU_TRY(dq_cuda_check_solver(dev, cusolverDnDorgqr(dev->solver, n, n, n, x, n, tau, work, words, info), "qr"));

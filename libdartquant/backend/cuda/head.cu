@@ -53,19 +53,11 @@ __global__ void nll_kernel(cu_mat<const float> logits, const int32_t *targets, i
     if (targets[blockIdx.x] >= 0 && target >= 0 && target < logits.cols) s[2] = x[target];
 }
 
-static dq_view rows_of(const dq_view *v, int64_t first, int64_t rows, int64_t size)
-{
-    dq_view part = *v;
-    part.offset += (uint64_t)(first * v->stride * size);
-    part.rows = rows;
-    return part;
-}
-
 DQ_CUDA_SLOT dq_cuda_head_nll(void *device, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
                               const dq_view *state, int32_t math)
 {
     CU_ENTER(device);
-    int64_t vocab = w->rows, size = x->dtype == DQ_F32 ? 4 : 2;
+    int64_t vocab = w->rows;
     int64_t rows = TILE_BYTES / 4 / vocab < 1 ? 1 : TILE_BYTES / 4 / vocab;
     if (rows > x->rows) rows = x->rows;
     dq_cuda_block scratch = {};
@@ -73,7 +65,7 @@ DQ_CUDA_SLOT dq_cuda_head_nll(void *device, const dq_view *x, const dq_view *w, 
     dq_status status = DQ_OK;
     for (int64_t r = 0; r < x->rows && status == DQ_OK; r += rows) {
         int64_t n = x->rows - r < rows ? x->rows - r : rows;
-        dq_view part = rows_of(x, r, n, size), sums = rows_of(state, r, n, 8);
+        dq_view part = cu_part(x, r, n, 0, x->cols), sums = cu_part(state, r, n, 0, state->cols);
         dq_view logits = {&scratch, 0, n, vocab, vocab, DQ_F32, 0};
         status = dq_cuda_gemm(dev, 0, 1, 1.0, &part, w, 0.0, &logits, math);
         if (status != DQ_OK) break;

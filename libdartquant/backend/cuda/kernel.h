@@ -31,6 +31,39 @@ template <class T> static inline cu_mat<T> cu_view(const dq_view *v)
     return m;
 }
 
+/* Bytes of one element; 0 for types that no op moves. */
+static inline int64_t cu_element_size(dq_dtype dtype)
+{
+    switch (dtype) {
+        case DQ_F64:
+        case DQ_I64:
+        case DQ_U64: return 8;
+        case DQ_F32:
+        case DQ_I32:
+        case DQ_U32: return 4;
+        case DQ_F16:
+        case DQ_BF16:
+        case DQ_I16:
+        case DQ_U16: return 2;
+        case DQ_U8:
+        case DQ_I8:
+        case DQ_BOOL:
+        case DQ_F8_E4M3:
+        case DQ_F8_E5M2: return 1;
+        default: return 0;
+    }
+}
+
+/* A rectangle of a view. */
+static inline dq_view cu_part(const dq_view *v, int64_t row, int64_t rows, int64_t col, int64_t cols)
+{
+    dq_view part = *v;
+    part.offset += (uint64_t)((row * v->stride + col) * cu_element_size(v->dtype));
+    part.rows = rows;
+    part.cols = cols;
+    return part;
+}
+
 /* ---- storage types: kernels compute in float or double ---- */
 
 struct cu_bf16 {

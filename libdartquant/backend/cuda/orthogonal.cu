@@ -1,15 +1,12 @@
 /* Stacks of square matrices: QR, its derivative, polar factors. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
-#include <string.h>
 
 #include "backend/cuda/kernel.h"
 
 static dq_view matrix_of(const dq_view *stack, int64_t g)
 {
-    dq_view m = *stack;
-    m.rows = m.cols;
-    m.offset += (uint64_t)(g * m.rows * m.stride * (m.dtype == DQ_F64 ? 8 : 4));
-    return m;
+    int64_t n = stack->cols;
+    return cu_part(stack, g * n, n, 0, n);
 }
 
 DQ_CUDA_SLOT dq_cuda_qr_batch(void *device, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r)
@@ -133,15 +130,6 @@ __global__ void deviation_kernel(const double *gram, int64_t n, unsigned long lo
     CU_STRIDE_LOOP(at, n * n) keep_worst(worst, gram[at] - (at / n == at % n ? 1.0 : 0.0));
 }
 
-static dq_status fetch(dq_cuda_device *dev, const void *from, void *to, size_t bytes)
-{
-    CU_TRY(dq_cuda_check(dev, cudaMemcpyAsync(dev->result_host, from, bytes, cudaMemcpyDeviceToHost, dev->stream),
-                         "result"));
-    CU_TRY(dq_cuda_wait(dev));
-    memcpy(to, dev->result_host, bytes);
-    return DQ_OK;
-}
-
 static dq_status norm_of(dq_cuda_device *dev, const dq_cuda_block *owner, const double *x, int64_t n, double *out)
 {
     dq_view v = {(void *)owner, (uint64_t)((const char *)x - owner->address), n, n, n, DQ_F64, 0};
@@ -159,7 +147,7 @@ static dq_status invert(dq_cuda_device *dev, const polar_memory *m, bool *singul
     CU_LAUNCH(dev, eye_kernel, grid, CU_THREADS, 0, m->inverse, m->n);
     CU_TRY(dq_cuda_launched(dev, "polar"));
     CU_TRY(dq_cuda_check_solver(dev, cusolverDnDgetrf(dev->solver, n, n, m->lu, n, m->work, m->pivots, m->info), "LU"));
-    CU_TRY(fetch(dev, m->info, &failed, sizeof failed));
+    CU_TRY(dq_cuda_fetch(dev, m->info, &failed, sizeof failed));
     *singular = failed > 0;
     if (failed < 0) return dq_cuda_fail(dev, DQ_E_BACKEND, failed, "polar: LU refused argument %d", -failed);
     if (failed) return DQ_OK;
@@ -185,7 +173,7 @@ static dq_status newton(dq_cuda_device *dev, const dq_cuda_block *owner, const p
         CU_LAUNCH(dev, newton_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, m->x, (const double *)m->inverse,
                   sqrt(other / size), n, m->worst);
         CU_TRY(dq_cuda_launched(dev, "polar"));
-        CU_TRY(fetch(dev, m->worst, &change, sizeof change));
+        CU_TRY(dq_cuda_fetch(dev, m->worst, &change, sizeof change));
         *good = change < 1e-15 * (double)n || (step > 12 && change < 1e-13); /* as near as rounding lets it come */
         if (*good) return DQ_OK;
     }
@@ -201,7 +189,7 @@ static dq_status deviation(dq_cuda_device *dev, const dq_cuda_block *owner, cons
     CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(m->worst, 0, 8, dev->stream), "polar"));
     CU_LAUNCH(dev, deviation_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, (const double *)m->lu, n, m->worst);
     CU_TRY(dq_cuda_launched(dev, "polar"));
-    return fetch(dev, m->worst, out, sizeof *out);
+    return dq_cuda_fetch(dev, m->worst, out, sizeof *out);
 }
 
 static dq_status polar_of_one(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, const dq_view *a,

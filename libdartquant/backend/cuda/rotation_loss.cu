@@ -220,17 +220,6 @@ typedef struct loss_pass {
     dq_cuda_block rotated, pieces, per;
 } loss_pass;
 
-static int64_t storage_size(dq_dtype dtype) { return dtype == DQ_F32 ? 4 : 2; }
-
-static dq_view part(const dq_view *v, int64_t row, int64_t rows, int64_t col, int64_t cols)
-{
-    dq_view p = *v;
-    p.offset += (uint64_t)((row * v->stride + col) * storage_size(v->dtype));
-    p.rows = rows;
-    p.cols = cols;
-    return p;
-}
-
 static dq_status measure_rows(dq_cuda_device *dev, const loss_pass *p, const dq_view *x)
 {
     if (!p->d->relative) return DQ_OK;
@@ -249,12 +238,12 @@ static dq_status pass_tile(dq_cuda_device *dev, loss_pass *p, int64_t first, int
 {
     const dq_rotation_loss_desc *d = p->d;
     int64_t n = d->n, width = p->x->cols, share = d->heads / d->groups, pieces = width / p->piece;
-    dq_view x = part(p->x, first, rows, 0, width), o = {&p->rotated, 0, rows, width, width, DQ_F32, 0};
+    dq_view x = cu_part(p->x, first, rows, 0, width), o = {&p->rotated, 0, rows, width, width, DQ_F32, 0};
     const float *weight = p->weight ? (const float *)cu_at(p->weight) + first : NULL;
     const double *per = d->relative ? (const double *)p->per.address : NULL;
     for (int64_t h = 0; h < d->heads; h++) {
-        dq_view xh = part(&x, 0, rows, h * n, n), oh = part(&o, 0, rows, h * n, n),
-                rg = part(p->r, h / share * n, n, 0, n);
+        dq_view xh = cu_part(&x, 0, rows, h * n, n), oh = cu_part(&o, 0, rows, h * n, n),
+                rg = cu_part(p->r, h / share * n, n, 0, n);
         CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &xh, &rg, 0.0, &oh, d->math));
     }
     CU_TRY(measure_rows(dev, p, &x));
@@ -264,8 +253,8 @@ static dq_status pass_tile(dq_cuda_device *dev, loss_pass *p, int64_t first, int
               p->row_loss ? (float *)cu_at(p->row_loss) + first : NULL, (double *)dev->result);
     CU_TRY(dq_cuda_launched(dev, "rotation_loss"));
     for (int64_t h = 0; p->grad && h < d->heads; h++) {
-        dq_view xh = part(&x, 0, rows, h * n, n), sh = part(&o, 0, rows, h * n, n),
-                gg = part(p->grad, h / share * n, n, 0, n);
+        dq_view xh = cu_part(&x, 0, rows, h * n, n), sh = cu_part(&o, 0, rows, h * n, n),
+                gg = cu_part(p->grad, h / share * n, n, 0, n);
         double beta = first == 0 && h % share == 0 ? d->beta : 1.0;
         CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, &xh, &sh, beta, &gg, d->math));
     }
@@ -281,11 +270,8 @@ static dq_status run_pass(dq_cuda_device *dev, loss_pass *p, double *loss)
     CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(dev->result, 0, sizeof *loss, dev->stream), "rotation_loss"));
     for (int64_t first = 0; first < rows; first += p->tile)
         CU_TRY(pass_tile(dev, p, first, rows - first < p->tile ? rows - first : p->tile));
-    CU_TRY(dq_cuda_check(
-        dev, cudaMemcpyAsync(dev->result_host, dev->result, sizeof *loss, cudaMemcpyDeviceToHost, dev->stream),
-        "result"));
-    CU_TRY(dq_cuda_wait(dev));
-    *loss = p->d->scale * *(double *)dev->result_host;
+    CU_TRY(dq_cuda_fetch(dev, dev->result, loss, sizeof *loss));
+    *loss *= p->d->scale;
     return DQ_OK;
 }
 
@@ -309,7 +295,7 @@ DQ_CUDA_SLOT dq_cuda_rotation_loss(void *device, const dq_rotation_loss_desc *d,
         dq_view none = *x;
         none.cols = d->n;
         for (int64_t g = 0; grad && g < d->groups; g++) {
-            dq_view gg = part(grad, g * d->n, d->n, 0, d->n);
+            dq_view gg = cu_part(grad, g * d->n, d->n, 0, d->n);
             CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, &none, &none, d->beta, &gg, d->math));
         }
         return DQ_OK;
