@@ -1,77 +1,17 @@
 /* Speed of what fitting rotations costs: one optimiser step (loss and gradient of all rows, derivative through QR, update,
  * QR) and its parts, one JSON object a line. peer_calib.py prints PyTorch's times for the same "case" and "shape".
- * "gflops" counts the two products alone.
- * Usage: bench_calib [--simd LEVEL] [--threads N] [--reps N] [CASE-PREFIX ...]
+ * The rate counts the two products alone.
+ * Usage: bench_calib [--simd LEVEL] [--threads N] [--reps N] [--clock wall|cpu] [CASE-PREFIX ...]
  * SPDX-License-Identifier: Apache-2.0 */
+#include <cblas.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
-#include "backend/device.h"
-#include "base/env.h"
 #include "base/rng.h"
-#include "base/status.h"
+#include "bench.h"
 
-static dq_env env;
 static dq_device *dev;
-static int reps = 5, threads = 0;
-static const char *simd = "auto";
-static char **wanted;
-static int wanted_count;
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(dq_status status)
-{
-    if (status == DQ_OK) return;
-    fprintf(stderr, "%s\n", dq_error_text());
-    exit(1);
-}
-
-static bool want(const char *name)
-{
-    for (int i = 0; i < wanted_count; i++)
-        if (strncmp(name, wanted[i], strlen(wanted[i])) == 0) return true;
-    return wanted_count == 0;
-}
-
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static void report(const char *name, const char *shape, void (*run)(void *arg), void *arg, double flops)
-{
-    double t[64];
-    if (!want(name)) return;
-    run(arg);
-    for (int i = 0; i < reps; i++) {
-        double start = now();
-        run(arg);
-        t[i] = now() - start;
-    }
-    qsort(t, (size_t)reps, sizeof *t, by_size);
-    printf("{\"case\":\"%s\",\"shape\":\"%s\",\"seconds\":%.6f,\"seconds_min\":%.6f", name, shape, t[reps / 2], t[0]);
-    if (flops > 0) printf(",\"gflops\":%.1f", flops / t[reps / 2] / 1e9);
-    printf("}\n");
-    fflush(stdout);
-}
-
-static dq_tensor make(dq_dtype dtype, int64_t rows, int64_t cols)
-{
-    dq_tensor t;
-    must(dq_tensor_alloc(dev, dtype, rows, cols, &t));
-    must(dq_op_fill(0, &t));
-    return t;
-}
+static dq_tensor make(dq_dtype dtype, int64_t rows, int64_t cols) { return bench_tensor(dev, dtype, rows, cols); }
 
 /* Uniform in (-1, 1) times scale. */
 static dq_tensor noise(dq_dtype dtype, int64_t rows, int64_t cols, float scale)
@@ -144,8 +84,7 @@ static void bench_steps(const char *prefix, int64_t rows, int64_t n, int heads, 
                          .group = n,
                          .scale = 1.0 / (double)rows}};
     double flops = 4.0 * (double)rows * heads * (double)n * (double)n;
-    snprintf(name, sizeof name, "%s", prefix);
-    if (!want(name)) return;
+    if (!want_some(prefix)) return;
     c.x = noise(dtype, rows, heads * n, 1.7f);
     c.z = noise(DQ_F32, groups * n, n, (float)sqrt(3.0 / (double)n));
     c.q = make(DQ_F32, groups * n, n), c.r = make(DQ_F32, groups * n, n);
@@ -154,11 +93,11 @@ static void bench_steps(const char *prefix, int64_t rows, int64_t n, int heads, 
     run_pass(&c);
     snprintf(shape, sizeof shape, "%lldx%dx%lld, %d", (long long)rows, heads, (long long)n, groups);
     snprintf(name, sizeof name, "%s step %s", prefix, kind);
-    report(name, shape, run_step, &c, flops);
+    report(name, shape, run_step, NULL, &c, flops / 1e9, "GF/s");
     snprintf(name, sizeof name, "%s pass %s", prefix, kind);
-    report(name, shape, run_pass, &c, flops);
+    report(name, shape, run_pass, NULL, &c, flops / 1e9, "GF/s");
     snprintf(name, sizeof name, "%s loss %s", prefix, kind);
-    report(name, shape, run_value, &c, flops / 2);
+    report(name, shape, run_value, NULL, &c, flops / 2 / 1e9, "GF/s");
     dq_tensor *all[] = {&c.x, &c.z, &c.q, &c.r, &c.grad, &c.dz};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) dq_tensor_free(all[i]);
 }
@@ -181,19 +120,19 @@ static void run_polar(void *arg)
 static void bench_factors(int64_t groups, int64_t n)
 {
     char shape[64];
-    if (!want("qr") && !want("qr_grad") && !want("polar")) return;
+    if (!want_some("qr") && !want_some("polar")) return;
     step_case c = {.d = {.groups = (int32_t)groups}};
     c.z = noise(DQ_F32, groups * n, n, (float)sqrt(3.0 / (double)n));
     c.grad = noise(DQ_F32, groups * n, n, 1);
     c.q = make(DQ_F32, groups * n, n), c.r = make(DQ_F32, groups * n, n), c.dz = make(DQ_F32, groups * n, n);
     snprintf(shape, sizeof shape, "%lldx%lldx%lld", (long long)groups, (long long)n, (long long)n);
-    report("qr", shape, run_qr, &c, 8.0 / 3 * (double)(groups * n) * (double)n * (double)n);
+    report("qr", shape, run_qr, NULL, &c, 8.0 / 3 * (double)(groups * n) * (double)n * (double)n / 1e9, "GF/s");
     run_qr(&c);
-    report("qr_grad", shape, run_grad, &c, 4.0 * (double)(groups * n) * (double)n * (double)n);
+    report("qr_grad", shape, run_grad, NULL, &c, 4.0 * (double)(groups * n) * (double)n * (double)n / 1e9, "GF/s");
     polar_case p = {groups, DQ_MATH_F32, c.z, c.q};
-    report("polar f32", shape, run_polar, &p, 0);
+    report("polar f32", shape, run_polar, NULL, &p, 0, NULL);
     p.math = DQ_MATH_BF16;
-    report("polar bf16", shape, run_polar, &p, 0);
+    report("polar bf16", shape, run_polar, NULL, &p, 0, NULL);
     dq_tensor *all[] = {&c.z, &c.q, &c.r, &c.grad, &c.dz};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) dq_tensor_free(all[i]);
 }
@@ -208,22 +147,8 @@ int main(int argc, char **argv)
                  {"r1 2048", 16384, 2048, 1, 1},
                  {"r2 64", 16384, 64, 9, 3},
                  {"r2 128", 16384, 128, 8, 8}};
-    int i = 1;
-    for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
-        if (strcmp(argv[i], "--simd") == 0) simd = argv[i + 1];
-        if (strcmp(argv[i], "--threads") == 0) threads = atoi(argv[i + 1]);
-        if (strcmp(argv[i], "--reps") == 0) reps = atoi(argv[i + 1]);
-    }
-    if (reps < 1 || reps > 64) reps = 5;
-    wanted = argv + i;
-    wanted_count = argc - i;
-    char option[64];
-    dq_device_info info = {.struct_size = sizeof info};
-    snprintf(option, sizeof option, "simd=%.40s", simd);
-    must(dq_env_init(&env, NULL, threads));
-    must(dq_device_open(&env, "cpu", option, DQ_POLICY_FORBID, &dev));
-    must(dq_device_get_info(dev, &info));
-    printf("{\"device\":\"%s\",\"threads\":%d}\n", info.name, dq_threads(&env));
+    bench_options(argc, argv, 5);
+    dev = bench_device(openblas_get_config());
     for (size_t s = 0; s < sizeof steps / sizeof steps[0]; s++) {
         bench_steps(steps[s].name, steps[s].rows, steps[s].n, steps[s].heads, steps[s].groups, DQ_F32, DQ_MATH_F32);
         bench_steps(steps[s].name, steps[s].rows, steps[s].n, steps[s].heads, steps[s].groups, DQ_BF16, DQ_MATH_F32);

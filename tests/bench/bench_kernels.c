@@ -5,23 +5,16 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include <cblas.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #include "backend/cpu/cpu.h"
-#include "base/env.h"
 #include "base/half.h"
-#include "base/status.h"
+#include "bench.h"
 
 /* ---- device ---- */
 
-static dq_env env;
 static dq_host host;
 static const dq_backend *b;
 static void *dev;
-static int reps = 7;
 
 static void *host_alloc(void *self, size_t bytes) { return dq_alloc(self, bytes); }
 static void host_free(void *self, void *ptr)
@@ -39,22 +32,6 @@ static dq_status host_fail(void *self, dq_status status, int64_t code, const cha
     (void)self;
     (void)code;
     return dq_fail(status, "%s", message);
-}
-
-static clockid_t clock_id = CLOCK_MONOTONIC;
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(clock_id, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(dq_status status)
-{
-    if (status == DQ_OK) return;
-    fprintf(stderr, "%s\n", dq_error_text());
-    exit(1);
 }
 
 static dq_view make(dq_dtype dtype, int64_t rows, int64_t cols)
@@ -107,8 +84,9 @@ static void copy_task(void *arg, int64_t i, int thread)
     memcpy((char *)p->y + at, (char *)p->x + at, n - at < 1u << 17 ? n - at : 1u << 17);
 }
 
-static void yardstick_run(yardstick *p)
+static void yardstick_run(void *arg)
 {
+    yardstick *p = arg;
     if (p->m) {
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)p->m, (int)p->n, (int)p->k, 1, p->x, (int)p->k, p->y,
                     (int)p->k, 0, p->z, (int)p->n);
@@ -126,49 +104,16 @@ static void yardstick_free(yardstick *p)
 
 /* ---- measuring ---- */
 
-static int by_value(const void *l, const void *r)
-{
-    double a = *(const double *)l, c = *(const double *)r;
-    return (a > c) - (a < c);
-}
-
-static char **wanted;
-static int wanted_count;
-
-static bool selected(const char *name)
-{
-    for (int i = 0; i < wanted_count; i++)
-        if (strncmp(name, wanted[i], strlen(wanted[i])) == 0) return true;
-    return wanted_count == 0;
-}
-
-typedef void (*kernel_fn)(void *arg);
-
 /* Returns the median seconds of one call. */
-static double measure(const char *name, kernel_fn fn, void *arg, yardstick *p)
+static double compare(const char *name, body run, void *arg, yardstick *p)
 {
-    double ours[64], peer[64];
-    /* OpenBLAS's own threads spin for some 25 ms after a product and would take our processors. */
-    const struct timespec pause = {0, 60000000};
-    for (int i = 0; i < reps; i++) {
-        if (p->m && dq_threads(&env) > 1) nanosleep(&pause, NULL);
-        fn(arg);
-        double t0 = now();
-        fn(arg);
-        ours[i] = now() - t0;
-        yardstick_run(p);
-        t0 = now();
-        yardstick_run(p);
-        peer[i] = now() - t0;
-    }
-    qsort(ours, (size_t)reps, sizeof *ours, by_value);
-    qsort(peer, (size_t)reps, sizeof *peer, by_value);
+    timing peer, ours = measure(run, arg, yardstick_run, p, true, &peer);
     double work = p->m ? 2e-9 * (double)p->m * (double)p->n * (double)p->k : 1e-9 * (double)p->bytes;
-    printf("%-34s %9.3f %9.3f ms %8.1f %8.1f %s | %s %8.1f %8.1f | ratio %5.2f\n", name, 1e3 * ours[0],
-           1e3 * ours[reps / 2], work / ours[0], work / ours[reps / 2], p->m ? "GF/s" : "GB/s",
-           p->m ? "sgemm " : "memcpy", work / peer[0], work / peer[reps / 2], peer[reps / 2] / ours[reps / 2]);
+    printf("%-34s %9.3f %9.3f ms %8.1f %8.1f %s | %s %8.1f %8.1f | ratio %5.2f\n", name, 1e3 * ours.least,
+           1e3 * ours.median, work / ours.least, work / ours.median, p->m ? "GF/s" : "GB/s", p->m ? "sgemm " : "memcpy",
+           work / peer.least, work / peer.median, peer.median / ours.median);
     fflush(stdout);
-    return ours[reps / 2];
+    return ours.median;
 }
 
 /* ---- kernels ---- */
@@ -198,10 +143,10 @@ static double bench_gemm(const char *prefix, int64_t m, int64_t n, int64_t k, in
     char name[64];
     snprintf(name, sizeof name, "%s.%s.w%s %lldx%lldx%lld", prefix, math ? "bf16" : "f32", weights ? "bf16" : "f32",
              (long long)m, (long long)n, (long long)k);
-    if (!selected(name)) return 0;
+    if (!want(name)) return 0;
     call c = {.x = make(DQ_F32, m, k), .w = make(weights, n, k), .y = make(DQ_F32, m, n), .math = math};
     yardstick p = sgemm_like(m, n, k);
-    double t = measure(name, run_gemm, &c, &p);
+    double t = compare(name, run_gemm, &c, &p);
     yardstick_free(&p);
     free_call(&c);
     return t;
@@ -217,13 +162,13 @@ static double bench_attention(int64_t n, int heads, int kv, int dim, int32_t mat
 {
     char name[64];
     snprintf(name, sizeof name, "attention.%s %lld %d/%dx%d", math ? "bf16" : "f32", (long long)n, heads, kv, dim);
-    if (!selected(name)) return 0;
+    if (!want(name)) return 0;
     call c = {.x = make(DQ_F32, n, heads * dim), .w = make(DQ_F32, n, kv * dim), .v = make(DQ_F32, n, kv * dim)};
     c.y = make(DQ_F32, n, heads * dim);
     c.d = (dq_attention_desc){n, heads, kv, dim, 0, 1 / sqrtf((float)dim), math};
     /* Causal: 2 * 2 * dim flops for each of n (n + 1) / 2 pairs and head. */
     yardstick p = sgemm_like(n, (n + 1) / 2, 2 * dim * heads);
-    double t = measure(name, run_attention, &c, &p);
+    double t = compare(name, run_attention, &c, &p);
     yardstick_free(&p);
     free_call(&c);
     return t;
@@ -240,11 +185,11 @@ static double bench_nll(int64_t m, int64_t vocab, int64_t k, int32_t math, dq_dt
     char name[64];
     snprintf(name, sizeof name, "head.%s.w%s %lldx%lldx%lld", math ? "bf16" : "f32", weights ? "bf16" : "f32",
              (long long)m, (long long)vocab, (long long)k);
-    if (!selected(name)) return 0;
+    if (!want(name)) return 0;
     call c = {.x = make(DQ_F32, m, k), .w = make(weights, vocab, k), .v = make(DQ_I32, 1, m), .y = make(DQ_F64, m, 3)};
     c.math = math;
     yardstick p = sgemm_like(m, vocab, k);
-    double t = measure(name, run_nll, &c, &p);
+    double t = compare(name, run_nll, &c, &p);
     yardstick_free(&p);
     free_call(&c);
     return t;
@@ -283,12 +228,12 @@ static void run_nonfinite(void *arg)
 }
 
 /* Streams counted: what the op must read and write once. */
-static double bench_stream(const char *name, kernel_fn fn, call c, size_t bytes)
+static double bench_stream(const char *name, body fn, call c, size_t bytes)
 {
     double t = 0;
-    if (selected(name)) {
+    if (want(name)) {
         yardstick p = memcpy_like(bytes);
-        t = measure(name, fn, &c, &p);
+        t = compare(name, fn, &c, &p);
         yardstick_free(&p);
     }
     free_call(&c);
@@ -329,27 +274,7 @@ static void smollm2(int32_t math, dq_dtype weights)
 
 int main(int argc, char **argv)
 {
-    const char *simd = "auto";
-    int threads = 0, i = 1;
-    for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
-        if (strcmp(argv[i], "--simd") == 0) {
-            simd = argv[i + 1];
-        } else if (strcmp(argv[i], "--threads") == 0) {
-            threads = atoi(argv[i + 1]);
-        } else if (strcmp(argv[i], "--clock") == 0 && strcmp(argv[i + 1], "cpu") == 0) {
-            clock_id = CLOCK_PROCESS_CPUTIME_ID;
-            threads = 1;
-        } else if (strcmp(argv[i], "--reps") == 0) {
-            reps = atoi(argv[i + 1]);
-        } else {
-            fprintf(stderr, "unknown option %s\n", argv[i]);
-            return 2;
-        }
-    }
-    if (reps < 1 || reps > 64) reps = 7;
-    wanted = argv + i;
-    wanted_count = argc - i;
-    must(dq_env_init(&env, NULL, threads));
+    bench_options(argc, argv, 7);
     host = (dq_host){sizeof host, DQ_BACKEND_ABI, &env, host_alloc, host_free, host_run, host_threads, host_fail};
     b = dq_cpu_backend();
     char options[64];

@@ -2,59 +2,16 @@
  * OpenBLAS of the same flops with all threads) it runs in turns with the op, and "ratio" is yardstick time / op time of
  * the medians. peer_quant.py prints the PyTorch times of the cases of the same "case" and "shape".
  * Usage: bench_quant [--simd LEVEL] [--threads N] [--reps N] [--clock wall|cpu] [CASE-PREFIX ...]
- * With --clock cpu, processor time of the process is counted: of use with --threads 1 on a busy machine.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <cblas.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
-#include "backend/device.h"
-#include "base/env.h"
 #include "base/rng.h"
-#include "base/status.h"
+#include "bench.h"
 
-static dq_env env;
 static dq_device *dev;
-static int reps = 7, threads = 0;
-static const char *simd = "auto";
-static char **wanted;
-static int wanted_count;
 
-static clockid_t bench_clock = CLOCK_MONOTONIC;
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(bench_clock, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void must(dq_status status)
-{
-    if (status == DQ_OK) return;
-    fprintf(stderr, "%s\n", dq_error_text());
-    exit(1);
-}
-
-static bool want(const char *name)
-{
-    for (int i = 0; i < wanted_count; i++)
-        if (strncmp(name, wanted[i], strlen(wanted[i])) == 0) return true;
-    return wanted_count == 0;
-}
-
-/* ---- inputs ---- */
-
-static dq_tensor make(dq_dtype dtype, int64_t rows, int64_t cols)
-{
-    dq_tensor t;
-    must(dq_tensor_alloc(dev, dtype, rows, cols, &t));
-    must(dq_op_fill(0, &t));
-    return t;
-}
+static dq_tensor make(dq_dtype dtype, int64_t rows, int64_t cols) { return bench_tensor(dev, dtype, rows, cols); }
 
 static dq_tensor gaussian(int64_t rows, int64_t cols, float scale)
 {
@@ -71,58 +28,6 @@ static dq_tensor gaussian(int64_t rows, int64_t cols, float scale)
     must(dq_tensor_upload(&t, x));
     free(x);
     return t;
-}
-
-/* ---- timing ---- */
-
-typedef void (*body)(void *arg);
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-typedef struct timing {
-    double median, least;
-} timing;
-
-static timing summary(double *t)
-{
-    qsort(t, (size_t)reps, sizeof *t, by_value);
-    return (timing){t[reps / 2], t[0]};
-}
-
-/* Runs op and yardstick (may be NULL) in turns. */
-static void measure(body op, body yardstick, void *arg, timing *of_op, timing *of_yardstick)
-{
-    double a[64], b[64];
-    op(arg);
-    if (yardstick) yardstick(arg);
-    for (int i = 0; i < reps; i++) {
-        double t0 = now();
-        op(arg);
-        double t1 = now();
-        if (yardstick) yardstick(arg);
-        double t2 = now();
-        a[i] = t1 - t0;
-        b[i] = t2 - t1;
-    }
-    *of_op = summary(a);
-    *of_yardstick = summary(b);
-}
-
-/* work: what the op does in units of `unit` per second. */
-static void report(const char *name, const char *shape, body op, body yardstick, void *arg, double work,
-                   const char *unit)
-{
-    timing o, y;
-    measure(op, yardstick, arg, &o, &y);
-    printf("{\"case\":\"%s\",\"shape\":\"%s\",\"seconds\":%.6g,\"seconds_min\":%.6g,\"rate\":%.4g,\"unit\":\"%s\"",
-           name, shape, o.median, o.least, work / o.median, unit);
-    if (yardstick) printf(",\"yardstick_seconds\":%.6g,\"ratio\":%.3f", y.median, y.median / o.median);
-    printf("}\n");
-    fflush(stdout);
 }
 
 /* ---- memory-bound ops ---- */
@@ -172,7 +77,7 @@ static void bench_hadamard(void)
     } cases[] = {{1, 64, 1},   {1, 128, 1},  {1, 256, 1},   {1, 512, 1},   {1, 1024, 1}, {1, 2048, 1},
                  {1, 4096, 1}, {1, 8192, 1}, {1, 16384, 1}, {1, 32, 128},  {1, 8, 64},   {12, 128, 1},
                  {36, 16, 1},  {12, 1, 64},  {28, 512, 1},  {28, 1024, 1}, {172, 64, 1}, {108, 128, 1}};
-    if (!want("hadamard")) return;
+    if (!want_some("hadamard")) return;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         static int8_t hk[172 * 172];
         stream_case c = {
@@ -195,7 +100,7 @@ static void bench_hadamard(void)
 static void bench_fake_quant(void)
 {
     static const int groups[][2] = {{4096, 4096}, {4096, 128}, {576, 576}, {512, 64}};
-    if (!want("fake_quant")) return;
+    if (!want_some("fake_quant")) return;
     for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++)
         for (int symmetric = 0; symmetric < 2; symmetric++) {
             int64_t cols = groups[i][0], rows = (16 << 20) / cols;
@@ -237,7 +142,7 @@ static void bench_syrk(void)
 {
     static const int cases[][3] = {{2048, 576, DQ_F32},  {2048, 1536, DQ_F32}, {2048, 2048, DQ_F32},
                                    {2048, 4096, DQ_F32}, {2048, 576, DQ_BF16}, {2048, 2048, DQ_BF16}};
-    if (!want("syrk")) return;
+    if (!want_some("syrk")) return;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int64_t t = cases[i][0], n = cases[i][1];
         dq_tensor x = gaussian(t, n, 1);
@@ -278,7 +183,7 @@ static void run_factor(void *arg)
 static void bench_factor(void)
 {
     static const int orders[] = {576, 1536, 2048, 4096, 4608};
-    if (!want("factor")) return;
+    if (!want_some("factor")) return;
     for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++) {
         int64_t n = orders[i];
         linear_case c = {.h = hessian(n), .u = make(DQ_F32, n, n)};
@@ -299,7 +204,7 @@ static void run_qr(void *arg)
 static void bench_qr(void)
 {
     static const int cases[][2] = {{576, DQ_F32}, {576, DQ_F64}, {2048, DQ_F32}, {2048, DQ_F64}, {4096, DQ_F32}};
-    if (!want("qr")) return;
+    if (!want_some("qr")) return;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int64_t n = cases[i][0];
         dq_tensor x = gaussian(n, n, 1);
@@ -330,7 +235,7 @@ static void run_grid(void *arg)
 static void bench_grid(void)
 {
     static const int cases[][3] = {{2048, 2048, 2048}, {2048, 2048, 128}, {576, 1536, 1536}};
-    if (!want("grid")) return;
+    if (!want_some("grid")) return;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (int symmetric = 0; symmetric < 2; symmetric++) {
             int64_t out = cases[i][0], in = cases[i][1], group = cases[i][2];
@@ -378,7 +283,7 @@ static void run_gptq(void *arg)
 static void bench_gptq(void)
 {
     static const int orders[] = {576, 2048, 4096};
-    if (!want("gptq")) return;
+    if (!want_some("gptq")) return;
     for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++) {
         int64_t n = orders[i];
         weight_case c = {.grid = {4, 1, n, 0, 0, 0, 0}, .w0 = gaussian(n, n, 0.02f), .h = hessian(n)};
@@ -396,24 +301,8 @@ static void bench_gptq(void)
 
 int main(int argc, char **argv)
 {
-    int i = 1;
-    for (; i + 1 < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {
-        if (strcmp(argv[i], "--simd") == 0) simd = argv[i + 1];
-        if (strcmp(argv[i], "--threads") == 0) threads = atoi(argv[i + 1]);
-        if (strcmp(argv[i], "--clock") == 0 && strcmp(argv[i + 1], "cpu") == 0) bench_clock = CLOCK_PROCESS_CPUTIME_ID;
-        if (strcmp(argv[i], "--reps") == 0) reps = atoi(argv[i + 1]);
-    }
-    if (reps < 1 || reps > 64) reps = 7;
-    wanted = argv + i;
-    wanted_count = argc - i;
-    char option[64];
-    dq_device_info info = {.struct_size = sizeof info};
-    snprintf(option, sizeof option, "simd=%.40s", simd);
-    must(dq_env_init(&env, NULL, threads));
-    must(dq_device_open(&env, "cpu", option, DQ_POLICY_FORBID, &dev));
-    must(dq_device_get_info(dev, &info));
-    printf("{\"device\":\"%s\",\"threads\":%d,\"openblas\":\"%s\"}\n", info.name, dq_threads(&env),
-           openblas_get_config());
+    bench_options(argc, argv, 7);
+    dev = bench_device(openblas_get_config());
     bench_hadamard();
     bench_fake_quant();
     bench_syrk();
