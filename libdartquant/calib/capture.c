@@ -6,7 +6,7 @@
 
 #include "base/status.h"
 
-enum { CHUNK_TOKENS = 2048 };
+enum { CHUNK_TOKENS = 2048, MLP_TOKENS = 512 };
 
 const char *dq_site_name(dq_site site)
 {
@@ -70,6 +70,9 @@ static int64_t chunk_rows(const dq_capture *c, int64_t first)
     return c->tokens - first < c->chunk ? c->tokens - first : c->chunk;
 }
 
+/* Nobody reads what the last MLP makes. */
+static bool is_last(const dq_capture *c) { return c->layer + 1 == dq_model_arch(c->model)->layers; }
+
 static dq_status show(const dq_capture *c, const dq_visitor *v, dq_site site, int64_t first, const dq_tensor *x)
 {
     static const char *const what[DQ_SITES] = {"input of q_proj", "input of o_proj", "input of up_proj"};
@@ -77,59 +80,91 @@ static dq_status show(const dq_capture *c, const dq_visitor *v, dq_site site, in
     return v->inputs ? v->inputs(v->arg, &(dq_inputs){c->layer, first, site, x}) : DQ_OK;
 }
 
-/* The rest of the layer for rows that went through attention; the MLP knows no neighbours and runs in pieces. */
-static dq_status mlp(dq_capture *c, const dq_visitor *v, const dq_block *b, const dq_workspace *ws, int64_t first,
+static dq_status attention(dq_capture *c, const dq_visitor *v, const dq_block *b, dq_workspace *ws, int64_t first,
+                           dq_tensor *h)
+{
+    DQ_TRY(dq_block_attn_in(&c->spec, b, h, ws));
+    DQ_TRY(show(c, v, DQ_SITE_ATTN, first, &ws->x));
+    DQ_TRY(dq_block_attn(&c->spec, b, ws));
+    DQ_TRY(show(c, v, DQ_SITE_O, first, &ws->a));
+    return dq_block_attn_out(&c->spec, b, &ws->a, ws, h);
+}
+
+/* The MLP knows no neighbours and runs in pieces. */
+static dq_status mlp(dq_capture *c, const dq_visitor *v, const dq_block *b, dq_workspace *ws, int64_t first,
                      dq_tensor *h)
 {
-    int64_t step = ws->gate.view.rows;
-    bool last = c->layer + 1 == dq_model_arch(c->model)->layers; /* nobody reads what it makes */
+    int64_t step = ws->x.view.rows;
     for (int64_t r = 0; r < h->view.rows; r += step) {
         int64_t rows = h->view.rows - r < step ? h->view.rows - r : step;
         dq_tensor part = dq_tensor_rows(h, r, rows);
         dq_workspace cut = dq_workspace_rows(ws, rows);
         DQ_TRY(dq_block_mlp_in(&c->spec, b, &part, &cut));
         DQ_TRY(show(c, v, DQ_SITE_MLP, first + r, &cut.x));
-        if (last) continue;
+        if (is_last(c)) continue;
         DQ_TRY(dq_block_mlp(&c->spec, b, &cut));
         DQ_TRY(dq_block_mlp_out(&c->spec, b, &cut, &part));
     }
+    DQ_TRY(check_finite(c, "result", first, h));
+    return c->wants_norms ? measure(c, first, h) : DQ_OK; /* this layer's were looked at when it began */
+}
+
+/* ---- halves ---- */
+
+typedef struct half {
+    int first, last; /* linears */
+    dq_status (*alloc)(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+    dq_status (*run)(dq_capture *c, const dq_visitor *v, const dq_block *b, dq_workspace *ws, int64_t first,
+                     dq_tensor *h);
+} half;
+
+static const half halves[] = {{DQ_BLOCK_Q, DQ_BLOCK_O, dq_workspace_alloc_attention, attention},
+                              {DQ_BLOCK_GATE, DQ_BLOCK_DOWN, dq_workspace_alloc_mlp, mlp}};
+enum { MLP_HALF = 1 };
+
+static dq_status load_half(const dq_capture *c, const half *part, dq_block *b)
+{
+    DQ_TRY(dq_model_load_frame(c->model, c->layer, b));
+    for (int i = part->first; i <= part->last; i++)
+        if (i != DQ_BLOCK_DOWN || !is_last(c))
+            DQ_TRY(dq_model_read_linear(c->model, c->layer, (dq_role)i, &b->linear[i]));
     return DQ_OK;
 }
 
-static dq_status chunk(dq_capture *c, const dq_visitor *v, const dq_block *b, const dq_workspace *whole, int64_t first)
+/* All windows through one half. */
+static dq_status walk(dq_capture *c, const dq_visitor *v, const half *part)
 {
-    int64_t rows = chunk_rows(c, first);
-    dq_workspace ws = dq_workspace_rows(whole, rows);
-    dq_tensor h;
-    DQ_TRY(dq_stream_take(&c->stream, first, rows, true, &h));
-    DQ_TRY(dq_block_attn_in(&c->spec, b, &h, &ws));
-    DQ_TRY(show(c, v, DQ_SITE_ATTN, first, &ws.x));
-    DQ_TRY(dq_block_attn(&c->spec, b, &ws));
-    DQ_TRY(show(c, v, DQ_SITE_O, first, &ws.a));
-    DQ_TRY(dq_block_attn_out(&c->spec, b, &ws.a, &ws, &h));
-    DQ_TRY(mlp(c, v, b, &ws, first, &h));
-    DQ_TRY(check_finite(c, "result", first, &h));
-    DQ_TRY(dq_stream_put(&c->stream, first, &h));
-    if (c->wants_norms) DQ_TRY(measure(c, first, &h)); /* this layer's were looked at when it began */
-    return v->tick ? v->tick(v->arg, first + rows) : DQ_OK;
-}
-
-dq_status dq_capture_layer(dq_capture *c, const dq_visitor *v)
-{
+    bool mlp_half = part == &halves[MLP_HALF];
+    int64_t most = mlp_half && c->chunk > MLP_TOKENS ? MLP_TOKENS : c->chunk;
     dq_status status;
     dq_block block;
     dq_workspace ws;
     memset(&block, 0, sizeof block);
     memset(&ws, 0, sizeof ws);
-    DQ_GO(dq_model_load_block(c->model, c->layer, &block));
-    if (v->begin) DQ_GO(v->begin(v->arg, c->layer, &block));
-    DQ_GO(dq_workspace_alloc_forward(c->dev, &c->spec, c->chunk, &ws));
-    for (int64_t first = 0; first < c->tokens; first += c->chunk) DQ_GO(chunk(c, v, &block, &ws, first));
-    c->layer++;
+    DQ_GO(load_half(c, part, &block));
+    if (v->weights) DQ_GO(v->weights(v->arg, c->layer, &block));
+    DQ_GO(part->alloc(c->dev, &c->spec, most, &ws));
+    for (int64_t first = 0; first < c->tokens; first += c->chunk) {
+        dq_tensor h;
+        int64_t rows = chunk_rows(c, first), half_done = (c->tokens * mlp_half + first + rows) / 2;
+        dq_workspace cut = mlp_half ? ws : dq_workspace_rows(&ws, rows);
+        DQ_GO(dq_stream_take(&c->stream, first, rows, true, &h));
+        DQ_GO(part->run(c, v, &block, &cut, first, &h));
+        DQ_GO(dq_stream_put(&c->stream, first, &h));
+        if (v->tick) DQ_GO(v->tick(v->arg, half_done));
+    }
 done:
     dq_workspace_free(&ws);
     dq_block_free(&block);
     return status;
+}
+
+dq_status dq_capture_layer(dq_capture *c, const dq_visitor *v)
+{
+    if (v->begin) DQ_TRY(v->begin(v->arg, c->layer));
+    for (size_t i = 0; i < sizeof halves / sizeof *halves; i++) DQ_TRY(walk(c, v, &halves[i]));
+    c->layer++;
+    return DQ_OK;
 }
 
 /* ---- lifetime ---- */

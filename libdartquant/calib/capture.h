@@ -22,7 +22,9 @@ typedef struct dq_inputs {
 /* Anything but DQ_OK ends the pass. Functions may be NULL. */
 typedef struct dq_visitor {
     void *arg;
-    dq_status (*begin)(void *arg, int64_t layer, const dq_block *block); /* before the layer's first inputs */
+    dq_status (*begin)(void *arg, int64_t layer); /* before the layer's first weights and inputs */
+    /* Linears that are in memory now; the others' weights are empty. Each is shown once a layer. */
+    dq_status (*weights)(void *arg, int64_t layer, const dq_block *block);
     dq_status (*inputs)(void *arg, const dq_inputs *in);
     dq_status (*tick)(void *arg, int64_t tokens); /* so many tokens of the layer are done */
 } dq_visitor;
@@ -46,7 +48,8 @@ dq_status dq_capture_check_model(dq_model *model);
 dq_status dq_capture_new(dq_model *model, const int32_t *windows, int64_t nsamples, int64_t seqlen, int math,
                          uint64_t most, const char *folder, bool norms, dq_capture **out);
 void dq_capture_free(dq_capture *c); /* NULL is accepted */
-/* All windows through the next layer. Inputs or results that are not finite: DQ_E_NONFINITE names layer and token. */
+/* All windows through the next layer, first through its attention and then through its MLP, so that only one half of its
+ * weights is in memory. Inputs or results that are not finite: DQ_E_NONFINITE names layer and token. */
 dq_status dq_capture_layer(dq_capture *c, const dq_visitor *visitor);
 /* The pass goes on at `layer`, whose stream was put in place. */
 dq_status dq_capture_resume(dq_capture *c, int64_t layer);

@@ -289,17 +289,21 @@ static dq_status open_r2(dq_folder *f, int64_t layer, dq_source **out, char **pa
     return dq_error_in_file(check_captured(*out, dq_site_width(f->arch, DQ_SITE_O), tokens), *path);
 }
 
-/* With the layer's weights only when somebody wants rows of them. */
-static dq_status begin_layer(dq_model *model, int64_t layer, const dq_gather *g, const dq_visitor *visitor)
+/* Shows the linears that somebody wants rows of, one after the other. */
+static dq_status show_weights(dq_model *model, int64_t layer, const dq_gather *g, const dq_visitor *visitor)
 {
-    dq_block block;
-    bool weights = (g->r1 && dq_rows_capacity(g->r1, DQ_ROWS_WEIGHT) > 0) ||
-                   (g->r2 && dq_rows_capacity(g->r2, DQ_ROWS_WEIGHT) > 0);
-    memset(&block, 0, sizeof block);
-    if (weights) DQ_TRY(dq_model_load_block(model, layer, &block));
-    dq_status status = visitor->begin(visitor->arg, layer, weights ? &block : NULL);
-    dq_block_free(&block);
-    return status;
+    bool r1 = g->r1 && dq_rows_capacity(g->r1, DQ_ROWS_WEIGHT) > 0;
+    bool r2 = g->r2 && dq_rows_capacity(g->r2, DQ_ROWS_WEIGHT) > 0;
+    for (int i = DQ_BLOCK_Q; i < DQ_BLOCK_DOWN; i++) {
+        dq_block block;
+        if (!(i == DQ_BLOCK_O ? r2 : r1)) continue;
+        memset(&block, 0, sizeof block);
+        dq_status status = dq_model_read_linear(model, layer, (dq_role)i, &block.linear[i]);
+        if (status == DQ_OK) status = visitor->weights(visitor->arg, layer, &block);
+        dq_block_free(&block);
+        DQ_TRY(status);
+    }
+    return DQ_OK;
 }
 
 static dq_status upstream_layer(dq_folder *f, dq_model *model, int64_t layer, dq_gather *g, const dq_visitor *visitor)
@@ -308,7 +312,8 @@ static dq_status upstream_layer(dq_folder *f, dq_model *model, int64_t layer, dq
     dq_source *r2 = NULL;
     char *path = NULL;
     dq_status status = g->r2 ? open_r2(f, layer, &r2, &path, &g->o_tokens) : DQ_OK;
-    if (status == DQ_OK) status = begin_layer(model, layer, g, visitor);
+    if (status == DQ_OK) status = visitor->begin(visitor->arg, layer);
+    if (status == DQ_OK) status = show_weights(model, layer, g, visitor);
     dq_inputs in = {.layer = layer, .site = DQ_SITE_O};
     if (status == DQ_OK && r2)
         status = dq_error_in_file(show_file(f, dev, r2, dq_site_width(f->arch, DQ_SITE_O), in, visitor), path);

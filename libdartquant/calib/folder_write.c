@@ -157,12 +157,16 @@ static dq_status record_inputs(recorder *r, const dq_inputs *in)
 
 /* ---- the pass ---- */
 
-static dq_status on_layer(void *arg, int64_t layer, const dq_block *block)
+static dq_status on_layer(void *arg, int64_t layer)
 {
     recorder *r = arg;
-    if (!(r->formats & DQ_FOLDER_ROWS)) return DQ_OK;
-    DQ_TRY(dq_gather_begin(&r->gather, layer, r->capture->norms));
-    return dq_gather_weights(&r->gather, layer, block);
+    return r->formats & DQ_FOLDER_ROWS ? dq_gather_begin(&r->gather, layer, r->capture->norms) : DQ_OK;
+}
+
+static dq_status on_weights(void *arg, int64_t layer, const dq_block *block)
+{
+    recorder *r = arg;
+    return r->formats & DQ_FOLDER_ROWS ? dq_gather_weights(&r->gather, layer, block) : DQ_OK;
 }
 
 static dq_status on_inputs(void *arg, const dq_inputs *in)
@@ -192,7 +196,7 @@ static dq_status open_rows(recorder *r, dq_target target, int64_t layer, dq_rows
 
 static dq_status record_layer(recorder *r, int64_t layer)
 {
-    const dq_visitor visitor = {r, on_layer, on_inputs, on_tick};
+    const dq_visitor visitor = {r, on_layer, on_weights, on_inputs, on_tick};
     char stem[NAME];
     snprintf(stem, sizeof stem, "rows-r2-%05lld", (long long)layer);
     DQ_TRY(on_tick(r, 0));

@@ -178,20 +178,24 @@ static dq_status add_weight_rows(dq_gather *g, dq_rows *to, const dq_tensor *w, 
     return status;
 }
 
-/* An even draw from the rows of several weights that lie one after the other. */
-static dq_status draw_weights(dq_gather *g, int64_t layer, int stream, dq_rows *to, int64_t want,
-                              const dq_tensor *const *weights, int n, int64_t width)
+/* An even draw from the rows of several linears as if they lay one after the other; those in memory give theirs. */
+static dq_status draw_weights(dq_gather *g, int64_t layer, int stream, dq_rows *to, int64_t want, const dq_block *block,
+                              const int *linears, int n, int64_t width)
 {
-    int64_t total = 0, count = 0, first = 0, i = 0;
+    int64_t rows[DQ_BLOCK_LINEARS], cols, total = 0, count = 0, first = 0, i = 0;
     int32_t *list = NULL;
     dq_status status = DQ_OK;
-    for (int k = 0; k < n; k++) total += weights[k]->view.rows;
+    for (int k = 0; k < n; k++) {
+        dq_arch_shape(g->arch, (dq_role)linears[k], &rows[k], &cols);
+        total += rows[k];
+    }
     DQ_TRY(
         dq_draw_stratified(g->env, g->seed, (uint64_t)layer * STREAMS + (uint64_t)stream, total, want, &list, &count));
     for (int k = 0; k < n && status == DQ_OK; k++) {
-        int64_t end = i, next = first + weights[k]->view.rows;
+        const dq_tensor *w = &block->linear[linears[k]].weight;
+        int64_t end = i, next = first + rows[k];
         while (end < count && list[end] < next) end++;
-        status = add_weight_rows(g, to, weights[k], list + i, end - i, first, width);
+        if (!dq_tensor_is_empty(w)) status = add_weight_rows(g, to, w, list + i, end - i, first, width);
         i = end;
         first = next;
     }
@@ -201,17 +205,14 @@ static dq_status draw_weights(dq_gather *g, int64_t layer, int stream, dq_rows *
 
 dq_status dq_gather_weights(dq_gather *g, int64_t layer, const dq_block *block)
 {
-    const dq_linear *l = block->linear;
+    static const int readers[] = {DQ_BLOCK_Q, DQ_BLOCK_K, DQ_BLOCK_V, DQ_BLOCK_GATE, DQ_BLOCK_UP}, o[] = {DQ_BLOCK_O};
     if (g->r1 && dq_rows_capacity(g->r1, DQ_ROWS_WEIGHT) > 0) {
-        const dq_tensor *const readers[] = {&l[DQ_BLOCK_Q].weight, &l[DQ_BLOCK_K].weight, &l[DQ_BLOCK_V].weight,
-                                            &l[DQ_BLOCK_GATE].weight, &l[DQ_BLOCK_UP].weight};
         int64_t want = share(dq_rows_capacity(g->r1, DQ_ROWS_WEIGHT), layer, g->arch->layers);
-        DQ_TRY(draw_weights(g, layer, STREAM_WEIGHTS, g->r1, want, readers, 5, g->arch->hidden));
+        DQ_TRY(draw_weights(g, layer, STREAM_WEIGHTS, g->r1, want, block, readers, 5, g->arch->hidden));
     }
     if (g->r2 && dq_rows_capacity(g->r2, DQ_ROWS_WEIGHT) > 0) {
-        const dq_tensor *const o = &l[DQ_BLOCK_O].weight;
         int64_t want = dq_rows_capacity(g->r2, DQ_ROWS_WEIGHT);
-        DQ_TRY(draw_weights(g, layer, STREAM_WEIGHTS + 1, g->r2, want, &o, 1, g->arch->head_dim));
+        DQ_TRY(draw_weights(g, layer, STREAM_WEIGHTS + 1, g->r2, want, block, o, 1, g->arch->head_dim));
     }
     return DQ_OK;
 }

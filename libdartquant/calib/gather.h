@@ -29,7 +29,7 @@ void dq_gather_clear(dq_gather *g);
 /* A layer begins. norms [tokens]: of the residual stream before it; NULL = unknown, no sinks. */
 dq_status dq_gather_begin(dq_gather *g, int64_t layer, const double *norms);
 /* Rows of the weights that the rotations will turn, each scaled to RMS 1: of q, k, v, gate, up for R1, of o cut by head for
- * R2. */
+ * R2. Linears that are not in memory (empty weights) are left for another call. */
 dq_status dq_gather_weights(dq_gather *g, int64_t layer, const dq_block *block);
 dq_status dq_gather_inputs(dq_gather *g, const dq_inputs *in);
 /* `want` of `total` things, one from each of as many equal stretches (all when want >= total), ascending; *count = how many.

@@ -11,11 +11,15 @@
 
 /* ---- the pass over the layers ---- */
 
-static dq_status on_layer(void *arg, int64_t layer, const dq_block *block)
+static dq_status on_layer(void *arg, int64_t layer)
 {
     dq_calibrate_job *job = arg;
-    DQ_TRY(dq_gather_begin(&job->gather, layer, job->capture ? job->capture->norms : NULL));
-    return block ? dq_gather_weights(&job->gather, layer, block) : DQ_OK;
+    return dq_gather_begin(&job->gather, layer, job->capture ? job->capture->norms : NULL);
+}
+
+static dq_status on_weights(void *arg, int64_t layer, const dq_block *block)
+{
+    return dq_gather_weights(&((dq_calibrate_job *)arg)->gather, layer, block);
 }
 
 static dq_status on_inputs(void *arg, const dq_inputs *in)
@@ -144,7 +148,7 @@ static dq_status start(dq_calibrate_job *job)
 
 static dq_status gather_layer(dq_calibrate_job *job)
 {
-    const dq_visitor visitor = {job, on_layer, on_inputs, on_tick};
+    const dq_visitor visitor = {job, on_layer, on_weights, on_inputs, on_tick};
     double begin = dq_now();
     if (job->steps == 0) DQ_TRY(start(job));
     DQ_TRY(on_tick(job, 0));

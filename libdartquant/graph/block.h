@@ -69,7 +69,8 @@ dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t 
 /* For dq_block_forward only: the MLP knows no neighbours and runs through the chunk in pieces, gate and up have the rows of
  * one piece. */
 dq_status dq_workspace_alloc_forward(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
-/* For some stages only: x, q, k, v, a for those up to mlp_in; x, gate, up for those from mlp_in on. */
+/* For some stages only: x, q, k, v, a for those up to mlp_in; x, gate, up for those from mlp_in on,
+ * which take any number of rows. */
 dq_status dq_workspace_alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 dq_status dq_workspace_alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 /* The workspace cut to its first `rows` tokens, gate and up to as many of them as they have; borrowed. */

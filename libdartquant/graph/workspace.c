@@ -45,7 +45,7 @@ static dq_status alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t ro
 static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, bool attention, int64_t mlp_rows,
                        dq_workspace *out)
 {
-    if (rows <= 0 || rows % spec->seqlen != 0)
+    if (rows <= 0 || (attention && rows % spec->seqlen != 0))
         return dq_fail(DQ_E_INVALID, "a workspace of %lld tokens is not a whole number of sequences of %lld",
                        (long long)rows, (long long)spec->seqlen);
     int64_t heads = (int64_t)spec->heads * spec->head_dim;

@@ -8,6 +8,8 @@
 /* Rows of the embedding and the head are transformed in blocks that start at multiples of this, so that a row has the
  * same bits whoever asks for it. */
 enum { ROW_BLOCK = 256 };
+/* Numbers of a linear that are in fp64 at a time, where rows can be transformed alone. */
+enum { WIDE_NUMBERS = 1 << 22 };
 
 static bool is_transformed(const dq_model *m)
 {
@@ -16,10 +18,19 @@ static bool is_transformed(const dq_model *m)
     return false;
 }
 
-static dq_status linear64(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
+/* Fusing norms scales columns; rotating and scaling channels take the whole matrix. */
+static bool rows_stand_alone(const dq_model *m)
 {
-    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, w);
-    DQ_TRY(linear64(m->base, layer, role, w));
+    for (; m->base; m = m->base)
+        if (m->kind != DQ_MODEL_FUSED && m->kind != DQ_MODEL_QUANTIZED) return false;
+    return true;
+}
+
+/* Rows from `first` on; all of them unless rows stand alone. */
+static dq_status linear64(dq_model *m, int64_t layer, dq_role role, int64_t first, dq_tensor *w)
+{
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), first, w);
+    DQ_TRY(linear64(m->base, layer, role, first, w));
     if (m->kind == DQ_MODEL_FUSED) return dq_fuse_linear(m, layer, role, w);
     if (m->kind == DQ_MODEL_SCALED) return dq_scale_linear(m, layer, role, w);
     return m->kind == DQ_MODEL_ROTATED ? dq_rotate_linear(m, layer, role, w) : DQ_OK;
@@ -41,8 +52,9 @@ static dq_status rows64(dq_model *m, dq_role role, int64_t first, dq_tensor *row
     return m->kind == DQ_MODEL_ROTATED ? dq_rotate_rows(m, role, rows) : DQ_OK;
 }
 
-/* Rounds to fp32 and makes sure that nothing overflowed on the way. */
-static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, const dq_tensor *from, dq_tensor *to)
+/* Rounds rows from `first` on to fp32 and makes sure that nothing overflowed on the way. */
+static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, int64_t first, const dq_tensor *from,
+                              dq_tensor *to)
 {
     int64_t at;
     DQ_TRY(dq_op_convert(from, to));
@@ -51,7 +63,7 @@ static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, co
     char name[DQ_TENSOR_NAME];
     dq_arch_tensor_name(&m->arch, role, layer, name, sizeof name);
     return dq_error_in_tensor(dq_fail(DQ_E_NONFINITE, "the transformed weight is not finite in row %lld, column %lld",
-                                      (long long)(at / to->view.cols), (long long)(at % to->view.cols)),
+                                      (long long)(first + at / to->view.cols), (long long)(at % to->view.cols)),
                               name);
 }
 
@@ -68,7 +80,7 @@ dq_status dq_model_read_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, rows, &wide));
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, rows, &bias));
     DQ_GO(bias64(m, layer, role, &wide));
-    DQ_GO(round_weight(m, layer, role, &wide, &bias));
+    DQ_GO(round_weight(m, layer, role, 0, &wide, &bias));
     *out = bias;
     bias = (dq_tensor){0};
 done:
@@ -77,28 +89,45 @@ done:
     return status;
 }
 
+static dq_status read_transformed(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
+{
+    int64_t rows = w->view.rows, cols = w->view.cols, step = rows;
+    dq_tensor wide = {0};
+    dq_status status;
+    if (rows_stand_alone(m)) { /* in whole heads: files may keep the rows of one in another order */
+        step = WIDE_NUMBERS / cols / m->arch.head_dim * m->arch.head_dim;
+        if (step < m->arch.head_dim) step = m->arch.head_dim;
+        if (step > rows) step = rows;
+    }
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, step, cols, &wide));
+    for (int64_t first = 0; first < rows; first += step) {
+        int64_t n = rows - first < step ? rows - first : step;
+        dq_tensor block = dq_tensor_rows(&wide, 0, n), part = dq_tensor_rows(w, first, n);
+        DQ_GO(linear64(m, layer, role, first, &block));
+        DQ_GO(round_weight(m, layer, role, first, &block, &part));
+    }
+done:
+    dq_tensor_free(&wide);
+    return status;
+}
+
 /* The weight of a linear that has no codes. */
 static dq_status read_float(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
 {
     int64_t rows, cols;
-    dq_tensor wide = {0}, w = {0};
+    dq_tensor w = {0};
     dq_status status;
     dq_arch_shape(&m->arch, role, &rows, &cols);
+    DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, rows, cols, &w));
     if (is_transformed(m)) {
-        DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, rows, cols, &wide));
-        DQ_GO(linear64(m, layer, role, &wide));
-        DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, rows, cols, &w));
-        DQ_GO(round_weight(m, layer, role, &wide, &w));
+        DQ_GO(read_transformed(m, layer, role, &w));
     } else {
-        dq_model *root = m;
-        while (root->base) root = root->base;
-        DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, rows, cols, &w));
+        const dq_model *root = dq_model_root(m);
         DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &w));
     }
     *out = w;
     w = (dq_tensor){0};
 done:
-    dq_tensor_free(&wide);
     dq_tensor_free(&w);
     return status;
 }
@@ -163,7 +192,7 @@ static dq_status read_scaled_norm(dq_model *m, int64_t layer, dq_role role, dq_t
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, m->arch.hidden, &wide));
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t));
     DQ_GO(norm64(m, layer, role, &wide));
-    DQ_GO(round_weight(m, layer, role, &wide, &t));
+    DQ_GO(round_weight(m, layer, role, 0, &wide, &t));
     *out = t;
     t = (dq_tensor){0};
 done:
@@ -207,7 +236,7 @@ static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first,
         dq_tensor wanted = dq_tensor_rows(&block, from - start, to - from);
         dq_tensor part = dq_tensor_rows(out, from - first, to - from);
         DQ_GO(rows64(m, role, start, &block));
-        DQ_GO(round_weight(m, 0, role, &wanted, &part));
+        DQ_GO(round_weight(m, 0, role, from, &wanted, &part));
     }
 done:
     dq_tensor_free(&wide);
@@ -222,14 +251,14 @@ dq_dtype dq_model_vocab_dtype(const dq_model *m)
 }
 
 /* Rounds to the element type that the vocabulary tables of a quantized model have. */
-static dq_status round_rows(const dq_model *m, dq_role role, dq_tensor *rows)
+static dq_status round_rows(const dq_model *m, dq_role role, int64_t first, dq_tensor *rows)
 {
     dq_dtype dtype = dq_model_vocab_dtype(m);
     dq_tensor narrow = {0};
     if (dtype == DQ_F32) return DQ_OK;
     DQ_TRY(dq_tensor_alloc(m->dev, dtype, rows->view.rows, rows->view.cols, &narrow));
     dq_status status = dq_op_convert(rows, &narrow);
-    if (status == DQ_OK) status = round_weight(m, 0, role, &narrow, rows);
+    if (status == DQ_OK) status = round_weight(m, 0, role, first, &narrow, rows);
     dq_tensor_free(&narrow);
     return status;
 }
@@ -248,7 +277,7 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
         DQ_GO(read_transformed_rows(model, role, first, &rows));
     else
         DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, 0, role), first, &rows));
-    DQ_GO(round_rows(model, role, &rows));
+    DQ_GO(round_rows(model, role, first, &rows));
     *out = rows;
     return DQ_OK;
 done:

@@ -38,15 +38,31 @@ typedef struct shown {
     const dq_arch *arch;
     float *x[8][DQ_SITES];
     int64_t begun, ticks;
+    int linears; /* bits: shown in this layer */
 } shown;
 
-static dq_status see_layer(void *arg, int64_t layer, const dq_block *block)
+static dq_status see_layer(void *arg, int64_t layer)
 {
     shown *s = arg;
     assert_int_equal(layer, s->begun++);
-    assert_int_equal(block->linear[DQ_BLOCK_Q].weight.view.cols, s->arch->hidden);
+    assert_true(layer == 0 || s->linears == (1 << DQ_BLOCK_LINEARS) - 1);
+    s->linears = 0;
     for (int k = 0; k < DQ_SITES; k++)
         s->x[layer][k] = calloc((size_t)(TOKENS * dq_site_width(s->arch, (dq_site)k)), sizeof(float));
+    return DQ_OK;
+}
+
+/* Each linear once, never those of attention and of the MLP together. */
+static dq_status see_weights(void *arg, int64_t layer, const dq_block *block)
+{
+    shown *s = arg;
+    assert_int_equal(layer, s->begun - 1);
+    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
+        if (dq_tensor_is_empty(&block->linear[i].weight)) continue;
+        assert_int_equal(s->linears & 1 << i, 0);
+        assert_true(dq_tensor_is_empty(&block->linear[i < DQ_BLOCK_GATE ? DQ_BLOCK_GATE : DQ_BLOCK_Q].weight));
+        s->linears |= 1 << i;
+    }
     return DQ_OK;
 }
 
@@ -72,7 +88,7 @@ static void forget(shown *s)
 static void run(dq_model *model, uint64_t most, const char *folder, shown *s)
 {
     dq_capture *c;
-    dq_visitor v = {s, see_layer, see_inputs, see_tick};
+    dq_visitor v = {s, see_layer, see_weights, see_inputs, see_tick};
     *s = (shown){.arch = dq_model_arch(model)};
     OK(dq_capture_new(model, windows(model), SAMPLES, SEQLEN, DQ_MATH_F32, most, folder, true, &c));
     assert_int_equal(dq_spool_is_open(&c->stream.spool), most < (uint64_t)(TOKENS * s->arch->hidden * 4));
@@ -212,11 +228,15 @@ typedef struct gathered {
     dq_capture *c;
 } gathered;
 
-static dq_status on_begin(void *arg, int64_t layer, const dq_block *block)
+static dq_status on_begin(void *arg, int64_t layer)
 {
     gathered *x = arg;
-    DQ_TRY(dq_gather_begin(&x->g, layer, x->c->norms));
-    return dq_gather_weights(&x->g, layer, block);
+    return dq_gather_begin(&x->g, layer, x->c->norms);
+}
+
+static dq_status on_weights(void *arg, int64_t layer, const dq_block *block)
+{
+    return dq_gather_weights(&((gathered *)arg)->g, layer, block);
 }
 
 static dq_status on_inputs(void *arg, const dq_inputs *in) { return dq_gather_inputs(&((gathered *)arg)->g, in); }
@@ -238,7 +258,7 @@ static dq_rows *make_rows(fixture *f, int64_t width, int64_t activations, int64_
 static void gather_from(fixture *f, dq_model *model, double ratio, dq_rows *r1, dq_rows *r2)
 {
     gathered x = {.g = {.env = &f->env, .dev = f->dev, .arch = dq_model_arch(model), .tokens = TOKENS, .seed = 4}};
-    dq_visitor v = {&x, on_begin, on_inputs, NULL};
+    dq_visitor v = {&x, on_begin, on_weights, on_inputs, NULL};
     x.g.r1 = r1;
     x.g.r2 = r2;
     x.g.sink_ratio = ratio;
