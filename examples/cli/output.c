@@ -74,8 +74,15 @@ json_t *cli_parse_json(const char *text)
     return value ? value : json_null();
 }
 
+/* VmHWM counts from exec on; ru_maxrss would also remember a large parent that started this program. */
 uint64_t cli_peak_rss(void)
 {
+    char line[256];
+    unsigned long long kilobytes = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && !kilobytes && fgets(line, sizeof line, f)) sscanf(line, "VmHWM: %llu kB", &kilobytes);
+    if (f) fclose(f);
+    if (kilobytes) return (uint64_t)kilobytes * 1024;
     struct rusage usage;
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
 }

@@ -219,7 +219,7 @@ static dq_status make_report(dq_calibrator *c, json_t **out)
     c->ops->count(c, &done, &total);
     const char *loss = "", *method = "", *optim = "";
     DQ_GO(dq_config_get(c->config, "loss", &loss));
-    DQ_GO(dq_config_get(c->config, "method", &method));
+    DQ_GO(dq_fit_method_text(c->config, &method));
     DQ_GO(dq_config_get(c->config, "optim", &optim));
     bool upstream = dq_config_int(c->config, "compat") != 0;
     *out = json_pack(

@@ -47,6 +47,7 @@ static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_c
     dq_calibrate_spec s = {.wanted = {target != 2, target != 1},
                            .r2_shared = dq_config_int(config, "r2_shared"),
                            .sink_ratio = dq_config_float(config, "sink_ratio"),
+                           .upstream_files = dq_fit_upstream_files(config),
                            .seed = (uint64_t)dq_config_int(config, "seed"),
                            .math = dq_config_math(config),
                            .stream_most = env->memory_budget ? env->memory_budget : STREAM_MOST,
@@ -266,8 +267,8 @@ static dq_status load(dq_calibrator *c, const char *dir, const json_t *state)
 
 static dq_status append_learnt(const dq_learnt *l, json_t *rotations)
 {
-    char name[32] = "R1";
-    if (l->target == DQ_TARGET_R2) snprintf(name, sizeof name, "R2 of layer %lld", (long long)l->layer);
+    char name[32];
+    dq_learnt_name(l->target, l->layer, name);
     json_t *entry = dq_fit_report_json(name, &l->orbit, &l->fit);
     return json_array_append_new(rotations, entry) == 0 ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory: report");
 }
@@ -301,7 +302,7 @@ static json_t *data_json(const dq_calibrator *c)
                      dq_ids_fingerprint(d->windows.data, (int64_t)d->windows.count));
 }
 
-/* All options of rotation fitting as they were. */
+/* All options of rotation fitting as they were; those that compat = upstream overrules are not told. */
 static json_t *options_json(const dq_calibrator *c)
 {
     json_t *o = json_object();
@@ -309,6 +310,7 @@ static json_t *options_json(const dq_calibrator *c)
         dq_option_info info = {.struct_size = sizeof info};
         const char *text = "";
         if (dq_option_get(i, &info) != DQ_OK || strcmp(info.area, "rotation fitting") != 0) continue;
+        if (dq_fit_option_overruled(c->config, info.name)) continue;
         if (dq_config_get(c->config, info.name, &text) == DQ_OK) json_object_set_new(o, info.name, json_string(text));
     }
     return o;
@@ -362,7 +364,7 @@ static dq_status describe_origin(dq_calibrator *c, dq_rotation_set *set)
     const char *loss = "", *method = "";
     int64_t target = dq_config_int(c->config, "target");
     DQ_TRY(dq_config_get(c->config, "loss", &loss));
-    DQ_TRY(dq_config_get(c->config, "method", &method));
+    DQ_TRY(dq_fit_method_text(c->config, &method));
     char *text =
         dq_asprintf(set->env, "%s learnt (%s, %s) from %s, seed %llu%s%s", what[target],
                     c->has_loss ? c->loss_name : loss, method, c->data->dir ? c->data->dir : c->data->dataset,

@@ -88,12 +88,15 @@ dq_status dq_calibrator_set_initial(dq_calibrator *c, const double *r, size_t co
 
 /* ---- the job ---- */
 
+static const char *name_of(const dq_calibrator *c) { return c->orbit.heads > 1 ? "R2" : "R1"; }
+
 static dq_status start(dq_calibrator *c)
 {
     dq_fit_spec spec;
     if (!c->rows) return dq_fail(DQ_E_STATE, "there are no rows yet: call dq_calibrator_add_rows first");
     DQ_TRY(dq_fit_spec_from_config(c->config, &c->orbit, &spec));
     if (c->has_loss) dq_fit_spec_set_host_loss(&spec, &c->loss);
+    snprintf(spec.name, sizeof spec.name, "%s", name_of(c));
     DQ_TRY(dq_rows_seal(c->rows));
     dq_status status = dq_fit_new(c->ctx->dev, &spec, c->rows, c->initial, &c->fit);
     if (status != DQ_OK) dq_rows_unseal(c->rows);
@@ -186,7 +189,7 @@ static dq_status report(dq_calibrator *c, json_t *rotations, double *seconds)
     *seconds = 0;
     if (!c->fit) return DQ_OK;
     DQ_TRY(dq_fit_get_report(c->fit, &r));
-    json_t *entry = dq_fit_report_json(c->orbit.heads > 1 ? "R2" : "R1", &c->orbit, &r);
+    json_t *entry = dq_fit_report_json(name_of(c), &c->orbit, &r);
     return json_array_append_new(rotations, entry) == 0 ? DQ_OK : dq_fail(DQ_E_NOMEM, "out of memory: report");
 }
 

@@ -22,10 +22,13 @@ static bool is_set(const dq_config *config, const char *name)
     return dq_config_is_set(config, name, &set) == DQ_OK && set;
 }
 
+/* A batch of the published recipe: files of one window at one site, windows. */
+enum { UPSTREAM_R1_FILES = 64, UPSTREAM_R2_WINDOWS = 128 };
+
 /* The published recipe (rotation by rotation) where nothing else is asked for. */
 static void upstream_defaults(const dq_config *config, bool r2, dq_fit_spec *s)
 {
-    int64_t windows = r2 ? 128 : 64;
+    int64_t windows = r2 ? UPSTREAM_R2_WINDOWS : UPSTREAM_R1_FILES;
     if (!is_set(config, "method")) s->method = DQ_FIT_QR;
     if (!is_set(config, "lr")) s->lr = 1e-3;
     if (!is_set(config, "ep")) s->epochs = r2 ? 5 : 10;
@@ -70,6 +73,29 @@ static dq_quant_target target_of(const dq_config *config, const char *kind)
                              .symmetric = !dq_config_int(config, "a_asym"),
                              .group = group > 0 ? group : 0,
                              .clip = clip > 0 ? clip : TARGET_CLIP};
+}
+
+bool dq_fit_option_overruled(const dq_config *config, const char *name)
+{
+    static const char *const names[] = {
+        "method", "lr", "ep", "bsz", "accumulation", "quant_steps", "sink_weight", "weight_weight", "holdout"};
+    if (!dq_config_int(config, "compat") || is_set(config, name)) return false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(names[i], name) == 0) return true;
+    return false;
+}
+
+dq_status dq_fit_method_text(const dq_config *config, const char **out)
+{
+    if (!dq_fit_option_overruled(config, "method")) return dq_config_get(config, "method", out);
+    *out = "qr";
+    return DQ_OK;
+}
+
+int64_t dq_fit_upstream_files(const dq_config *config)
+{
+    int64_t given = dq_config_int(config, "bsz");
+    return !dq_config_int(config, "compat") ? 0 : given ? given : UPSTREAM_R1_FILES;
 }
 
 dq_status dq_fit_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_fit_spec *out)

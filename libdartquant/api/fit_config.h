@@ -10,6 +10,12 @@
 
 /* The options of area "rotation fitting" for one problem; orbit.heads > 1 is an R2. */
 dq_status dq_fit_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_fit_spec *out);
+/* Whether compat = upstream puts a value of its own in the place of this option's default. */
+bool dq_fit_option_overruled(const dq_config *config, const char *name);
+/* The method that is used. */
+dq_status dq_fit_method_text(const dq_config *config, const char **out);
+/* compat = upstream: files in a step of R1; 0 otherwise. */
+int64_t dq_fit_upstream_files(const dq_config *config);
 /* Where its rows are kept. */
 dq_status dq_rows_spec_from_config(const dq_config *config, const dq_orbit *orbit, dq_dtype dtype, dq_rows_spec *out);
 

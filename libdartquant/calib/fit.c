@@ -15,6 +15,8 @@
  * a random rotation is hardly worse than the start, so nothing is being learnt. */
 #define DIVERGED 1.25
 #define DIVERGED_TWICE 1.02
+/* Nor was anything learnt where the last epoch ends above the start on the same rows. */
+#define ENDED_ABOVE 1.002
 /* Rows are gathered in tiles of at most this many bytes, within the bounds. */
 enum { TILE_BYTES = 64 << 20, TILE_LEAST = 256, TILE_MOST = 16384, BATCHES = 8, BATCH_ROWS_PER_N = 16 };
 
@@ -80,7 +82,10 @@ static void plan_steps(dq_fit *f)
         if (f->batch < BATCH_ROWS_PER_N * s->orbit.n) f->batch = BATCH_ROWS_PER_N * s->orbit.n;
     }
     if (f->batch > rows) f->batch = rows;
+    int64_t even = s->batches > 0 ? (rows + s->batches - 1) / s->batches : f->batch;
+    if (f->batch > even) f->batch = even;
     f->batches = (rows + f->batch - 1) / f->batch;
+    if (s->batches > 0 && f->batches > s->batches) f->batches = s->batches; /* other rows in every epoch */
     /* Upstream steps only on full accumulations: with fewer batches than that it takes no step at all. */
     f->epoch_steps = (f->batches + (s->compat ? 0 : s->accumulation - 1)) / s->accumulation;
     f->total = s->epochs * f->epoch_steps + s->quant_steps;
@@ -206,13 +211,15 @@ static dq_status keep_as_best(dq_fit *f, double loss)
     return dq_tensor_download(&f->optim.r, f->best);
 }
 
+static const char *name_of(const dq_fit *f) { return f->spec.name[0] ? f->spec.name : "rotation"; }
+
 static void note_divergence(dq_fit *f, double loss)
 {
     f->report.diverged_step = f->steps;
     f->report.diverged_loss = loss;
     dq_log(f->env, DQ_LOG_WARNING,
-           "the loss diverged at step %lld: %g after %g at the start; the rotation of step %lld is kept",
-           (long long)f->steps, loss, f->start, (long long)f->report.best_step);
+           "%s: the loss diverged at step %lld: %g after %g at the start; the rotation of step %lld is kept",
+           name_of(f), (long long)f->steps, loss, f->start, (long long)f->report.best_step);
 }
 
 /* After the last step of an epoch: is it better than anything before, worth going on, or lost? */
@@ -271,7 +278,7 @@ static dq_status prefer_start(dq_fit *f)
     const dq_fit_kind_report *lead = &f->report.kinds[f->lead];
     if (!f->spec.never_worse || !(lead->error_after > lead->error_before)) return DQ_OK;
     dq_log(f->env, DQ_LOG_WARNING,
-           "the fitted rotation has a relative quantization error of %g, the start %g: the start is kept",
+           "%s: what was learnt has a relative quantization error of %g, the start %g: the start is kept", name_of(f),
            lead->error_after, lead->error_before);
     f->report.kept_start = true;
     f->report.rejected_error = lead->error_after;
@@ -287,16 +294,27 @@ static dq_status end_fit(dq_fit *f)
     DQ_TRY(dq_fit_measure(f, &f->grad, true));
     if (f->report.best_step > 0) DQ_TRY(prefer_start(f));
     if (f->report.best_step == 0 && f->report.diverged_step < 0 && !f->report.kept_start)
-        dq_log(f->env, DQ_LOG_WARNING, "no epoch lowered the loss of %g: the rotation stays as it was",
+        dq_log(f->env, DQ_LOG_WARNING, "%s: no epoch lowered the loss of %g: the rotation stays as it was", name_of(f),
                f->report.loss_before);
     f->done = true;
     return DQ_OK;
+}
+
+/* A rate that is too high may just as well lead to chance, hardly above a start that is chance, too. */
+static void look_at_the_end(dq_fit *f)
+{
+    const dq_fit_point *last = &f->history[f->steps - 1];
+    bool judged = !isnan(last->held_out);
+    double loss = judged ? last->held_out : last->loss, most = (judged ? ENDED_ABOVE : DIVERGED_TWICE) * f->start;
+    if (!f->finish && f->spec.method != DQ_FIT_POLAR_MM && f->report.diverged_step < 0 && loss > most)
+        note_divergence(f, loss);
 }
 
 /* The steps that are left over when a phase ends before its time do not count. */
 static dq_status end_phase(dq_fit *f)
 {
     bool finish_follows = !f->finish && f->spec.quant_steps > 0;
+    look_at_the_end(f);
     if (!finish_follows) return end_fit(f);
     f->total = f->steps + f->spec.quant_steps;
     return begin_finish(f);

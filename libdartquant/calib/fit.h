@@ -23,8 +23,9 @@ typedef struct dq_fit_spec {
     dq_fit_optim optim;
     double lr, momentum;   /* Adam: betas momentum and 0.999 */
     bool cosine;           /* lr falls to 0 along half a cosine */
-    int64_t epochs, batch; /* activation rows in one gradient; 0 = a tenth of them, at least 64 n if there are */
-    int64_t accumulation;  /* gradients in one step */
+    int64_t epochs, batch; /* activation rows in one gradient; 0 = an eighth of them, at least 16 n if there are */
+    int64_t batches;      /* gradients in an epoch where that many are wanted (batches then shrink); 0 = as rows give */
+    int64_t accumulation; /* gradients in one step */
     double mm_boldness, mm_memory; /* polar-mm: factor c on the curvature (1 = monotone, less = longer steps), EMA */
     double weight[DQ_ROW_KINDS];   /* of each kind in the loss; kinds without rows give theirs to the others */
     dq_quant_target quant[DQ_ROW_KINDS]; /* target bits of each kind, for its error in the report */
@@ -37,6 +38,7 @@ typedef struct dq_fit_spec {
     uint64_t seed;    /* of the initial rotation */
     bool compat;      /* the original program's ways, see docs/numerics.md */
     int math;         /* DQ_MATH_* */
+    char name[32];    /* "R1", "R2 of layer 3": for warnings */
 } dq_fit_spec;
 
 /* What is known of one kind of rows: losses and errors on held-out rows where there are any, else on training rows, 16384

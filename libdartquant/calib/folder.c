@@ -28,6 +28,7 @@ struct dq_folder {
 };
 
 int64_t dq_folder_tokens(const dq_folder *f) { return f->sample_count * f->seqlen; }
+int64_t dq_folder_windows(const dq_folder *f) { return f->sample_count; }
 const char *dq_folder_manifest(const dq_folder *f) { return f->manifest ? f->manifest : ""; }
 
 void dq_folder_free(dq_folder *f)
@@ -190,6 +191,32 @@ done:
     return status;
 }
 
+/* ---- numbers that are none ---- */
+
+/* *row: the first row of x that is not finite, -1 = none is. */
+static dq_status find_nonfinite(const dq_tensor *x, int64_t *row)
+{
+    int64_t index = -1;
+    DQ_TRY(dq_op_find_nonfinite(x, &index));
+    *row = index < 0 ? -1 : index / x->view.cols;
+    return DQ_OK;
+}
+
+/* A captured tensor is [tokens, width], or [sequences, tokens, width]. */
+static dq_status check_captured_rows(const dq_tensor_info *t, const dq_inputs *in, int64_t passed)
+{
+    int64_t row, tokens = t->ndim > 1 ? t->shape[t->ndim - 2] : 1;
+    DQ_TRY(find_nonfinite(in->x, &row));
+    if (row < 0) return DQ_OK;
+    row += passed;
+    const char *site = in->site == DQ_SITE_O ? "o_proj" : in->site == DQ_SITE_ATTN ? "q_proj" : "up_proj";
+    if (t->ndim < 3)
+        return dq_fail(DQ_E_NONFINITE, "layer %lld: the input of %s of token %lld is NaN or infinite",
+                       (long long)in->layer, site, (long long)row);
+    return dq_fail(DQ_E_NONFINITE, "layer %lld: the input of %s of token %lld in window %lld is NaN or infinite",
+                   (long long)in->layer, site, (long long)(row % tokens), (long long)(row / tokens));
+}
+
 /* ---- drawn rows ---- */
 
 static dq_status add_drawn(dq_device *dev, dq_source *s, int64_t tensor, dq_row_kind kind, dq_rows *to)
@@ -206,7 +233,10 @@ static dq_status add_drawn(dq_device *dev, dq_source *s, int64_t tensor, dq_row_
         int64_t n = rows - r < PIECE_ROWS ? rows - r : PIECE_ROWS;
         dq_tensor x = {0};
         status = dq_source_read_rows(s, tensor, r, n, host);
+        int64_t bad = -1;
         if (status == DQ_OK) status = dq_tensor_from_host(dev, DQ_F32, n, cols, host, &x);
+        if (status == DQ_OK) status = find_nonfinite(&x, &bad);
+        if (bad >= 0) status = dq_fail(DQ_E_NONFINITE, "row %lld is NaN or infinite", (long long)(r + bad));
         if (status == DQ_OK) status = dq_rows_add(to, kind, &x);
         dq_tensor_free(&x);
     }
@@ -250,6 +280,7 @@ static dq_status show_file(dq_folder *f, dq_device *dev, dq_source *s, int64_t w
         status = dq_source_read_rows(s, 0, r, n, host);
         if (status == DQ_OK) status = dq_tensor_from_host(dev, DQ_F32, n * tokens, width, host, &x);
         in.x = &x;
+        if (status == DQ_OK) status = check_captured_rows(t, &in, r * tokens);
         if (status == DQ_OK) status = visitor->inputs(visitor->arg, &in);
         in.first += n * tokens;
         dq_tensor_free(&x);

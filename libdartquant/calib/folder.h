@@ -18,6 +18,7 @@ dq_status dq_folder_open(dq_env *env, const char *dir, const dq_arch *arch, cons
 void dq_folder_free(dq_folder *f); /* NULL is accepted */
 /* Tokens of the R1 files; 0 for drawn rows. */
 int64_t dq_folder_tokens(const dq_folder *f);
+int64_t dq_folder_windows(const dq_folder *f); /* sequences they are of, likewise */
 /* JSON text about how drawn rows came about, or "". */
 const char *dq_folder_manifest(const dq_folder *f);
 /* Rows of one layer go to the gatherer's sets: drawn ones as they are, others through the visitor. */

@@ -2,6 +2,7 @@
 #include "calib/job.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/status.h"
@@ -72,10 +73,32 @@ int64_t dq_job_matrices(const dq_calibrate_job *job, dq_target target)
     return target == DQ_TARGET_R1 ? a->hidden * a->hidden : a->kv_heads * a->head_dim * a->head_dim;
 }
 
+/* The original program visits a tenth of its files in an epoch, of sequences 0 to 99 alone, upstream_files in a step. Where
+ * the rows that are kept are fewer than those files hold, batches are smaller, steps as many. */
+static int64_t upstream_batches(const dq_calibrate_job *job)
+{
+    enum { SEQUENCES = 100, PART = 10, SITES = 2 };
+    int64_t windows = job->folder ? dq_folder_windows(job->folder) : job->nsamples, per_step = job->spec.upstream_files;
+    if (windows > SEQUENCES) windows = SEQUENCES;
+    int64_t files = windows * SITES * job->arch->layers / PART;
+    if (per_step == 0 || windows == 0) return 0; /* drawn rows do not tell of how many they are left */
+    return files > per_step ? (files + per_step - 1) / per_step : 1;
+}
+
+void dq_learnt_name(dq_target target, int64_t layer, char name[32])
+{
+    if (target == DQ_TARGET_R1)
+        snprintf(name, 32, "R1");
+    else
+        snprintf(name, 32, "R2 of layer %lld", (long long)layer);
+}
+
 dq_status dq_job_open_fit(dq_calibrate_job *job, dq_target target)
 {
     dq_fit_spec spec = job->spec.fit[target];
     spec.orbit = orbit_of(job, target);
+    if (target == DQ_TARGET_R1) spec.batches = upstream_batches(job);
+    dq_learnt_name(target, job->layer, spec.name);
     spec.seed = target == DQ_TARGET_R1 ? job->spec.seed : job->spec.seed + 1 + (uint64_t)job->layer;
     DQ_TRY(dq_rows_seal(job->rows[target]));
     DQ_TRY(dq_fit_new(job->dev, &spec, job->rows[target], NULL, &job->fit));

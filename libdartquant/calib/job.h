@@ -15,6 +15,7 @@ typedef struct dq_calibrate_spec {
     dq_rows_spec rows[DQ_TARGETS]; /* so are width and seed; R2: for the rows of one layer */
     bool r2_shared;                /* one R2 for all heads of a layer */
     double sink_ratio;             /* see dq_gather */
+    int64_t upstream_files;        /* compat: files (a window at one site) in a step of R1; 0 = not that */
     uint64_t seed;
     int math;             /* DQ_MATH_* of the pass over the layers */
     uint64_t stream_most; /* bytes of residual stream that may be resident; */
@@ -28,6 +29,9 @@ typedef struct dq_learnt {
     dq_orbit orbit;
     dq_fit_report fit;
 } dq_learnt;
+
+/* "R1", "R2 of layer 3" */
+void dq_learnt_name(dq_target target, int64_t layer, char name[32]);
 
 /* Inputs that were captured before, instead of windows: folder.h. */
 struct dq_folder;

@@ -71,7 +71,8 @@ d="--nsamples 8 --seqlen 64"
 c="--cal_file $work/cal.txt $d"
 less='all(x["loss_after"] < x["loss_before"] and x["history"] and x["seconds_per_step"] > 0 for x in r["rotations"])'
 json learnt 0 "len(r['rotations']) == 5 and $less and r['orthogonality_error'] < 1e-12 and r['peak_rss_bytes'] > 0 and r['rotation']['learnt']" calibrate $model $c --out "$work/r.safetensors"
-json upstream 0 "r['compat_upstream'] and r['method'] and r['orthogonality_error'] < 1e-12" calibrate $model $c --out "$work/up.pt" --compat upstream --bsz 4
+# 8 windows x 4 layers x 2 inputs = 64 files, of which a tenth, 4 in a step, are 2 steps in each of 10 epochs.
+json upstream 0 "r['compat_upstream'] and r['method'] == 'qr' and r['rotations'][4]['steps'] == 20 and r['orthogonality_error'] < 1e-12" calibrate $model $c --out "$work/up.pt" --compat upstream --bsz 4
 json only_r1 0 'len(r["rotations"]) == 1 and r["rotations"][0]["name"] == "R1"' calibrate $model $c --out "$work/r1.pt" --target r1 --method qr --optim adam --lr 0.01 --ep 2 --cos
 json only_r2_swd 0 'len(r["rotations"]) == 4 and r["loss"] == "swd"' calibrate $model $c --out "$work/r2.pt" --target r2 --loss swd --method newton-schulz --ep 2 --momentum 0.5 --accumulation 2
 json to_pt 0 'r["out"].endswith(".pt")' calibrate $model $c --out "$work/r.pt"
