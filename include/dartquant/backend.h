@@ -178,8 +178,10 @@ typedef struct dq_rotation_loss_desc {
 } dq_rotation_loss_desc;
 
 /* A linear whose integer weights stay packed. Stored column j has the code in byte j (bits 8), or in the lower (even j) or
- * upper half of byte j / 2 (bits 4), and the weight w[o][j] = scale[o][j / group] * (code - zero[o][j / group]), rounded to
- * fp32. Narrower codes are stored in 4 or 8 bits. */
+ * upper half of byte j / 2 (bits 4). With g = j / group the weight is, rounded to fp32,
+ *   zero U8 or none:          w[o][j] = scale[o][g] * (code - zero[o][g])
+ *   zero of the scale's type: w[o][j] = scale[o][g] * code, rounded, + zero[o][g]     (blocks with a minimum: GGUF's Q4_1)
+ * Narrower codes are stored in 4 or 8 bits. */
 typedef struct dq_packed_desc {
     int32_t bits;  /* 4 or 8 */
     int32_t math;  /* DQ_MATH_* */
@@ -359,8 +361,9 @@ typedef struct dq_backend {
 
     /* ---- generation ---- */
     /* y = beta * y + x' w^T for the packed weights w of desc: x'[:][j] = x[:][order[j]], 0 where order[j] is -1; x' = x
-     * without order (NULL). x F32 [rows, in], codes U8 [out, stored columns * bits / 8 rounded up], scale F32 [out, groups],
-     * zero U8 [out, groups] or NULL for 2^(bits-1), order I32 [1, stored columns], y F32 [rows, out]. */
+     * without order (NULL). x F32 [rows, in], codes U8 [out, stored columns * bits / 8 rounded up], scale F32 or F16
+     * [out, groups], zero [out, groups] U8 or of the scale's type, or NULL for 2^(bits-1), order I32 [1, stored columns],
+     * y F32 [rows, out]. */
     dq_status (*packed_linear)(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
                                const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);
     /* cache[slot[r]] = x[r] as d stores it; x F32 [rows, heads*head_dim], slot I32 [1, rows], no two the same; grid NULL unless

@@ -1,7 +1,7 @@
 /* libdartquant: text from a model, token by token. Since 1.0.
- * The model stays in memory: integer codes packed, other weights in the narrowest type that holds them exactly. Keys and
- * values of past tokens are kept as the option kv says. What is generated depends on model, prompt and options, not on
- * threads or on the other prompts of a batch except through fp32 rounding.
+ * The model stays in memory: integer codes packed, GGUF's blocks too, other weights in the narrowest type that holds them
+ * exactly. Keys and values of past tokens are kept as the option kv says. What is generated depends on model, prompt and
+ * options, not on threads or on the other prompts of a batch except through fp32 rounding.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef DARTQUANT_GENERATOR_H
 #define DARTQUANT_GENERATOR_H

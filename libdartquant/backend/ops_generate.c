@@ -36,7 +36,8 @@ dq_status dq_op_packed_linear(const dq_packed_desc *d, const dq_tensor *x, const
                         {"y", y, d->beta != 0 ? DQ_READ_WRITE : DQ_WRITE}}};
     DQ_TRY(check_packed(d));
     DQ_TRY(dq_check_operands(&call, 1u << 3 | 1u << 4));
-    static const unsigned types[] = {DQ_MASK_F32, DQ_MASK_U8, DQ_MASK_F32, DQ_MASK_U8, DQ_MASK_I32, DQ_MASK_F32};
+    const unsigned halves = DQ_MASK_F32 | DQ_MASK(DQ_F16), scales = DQ_MASK(scale->view.dtype);
+    const unsigned types[] = {DQ_MASK_F32, DQ_MASK_U8, halves, DQ_MASK_U8 | scales, DQ_MASK_I32, DQ_MASK_F32};
     for (int i = 0; i < 6; i++)
         if (!dq_tensor_is_empty(call.operands[i].tensor)) DQ_TRY(dq_check_dtype(&call, i, types[i]));
     int64_t n = dq_tensor_is_empty(order) ? x->view.cols : order->view.cols, out = y->view.cols;

@@ -71,7 +71,7 @@ static dq_status make_room(dq_generate_job *j, int64_t rows)
     each.seqlen = 1;
     dq_workspace_free(&j->ws);
     j->ws_rows = 0;
-    DQ_TRY(dq_workspace_alloc_forward(dq_model_device(j->model), &each, rows, &j->ws));
+    DQ_TRY(dq_workspace_alloc_joined(dq_model_device(j->model), &each, rows, &j->ws));
     j->ws_rows = rows;
     return DQ_OK;
 }

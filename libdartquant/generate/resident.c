@@ -19,6 +19,7 @@ dq_status dq_resident_new(dq_model *model, int head_bits, dq_resident **out)
     r->model = dq_model_retain(model);
     r->env = env;
     r->head_bits = head_bits;
+    r->arena.dev = dq_model_device(model);
     r->layers = a->layers;
     r->tiles = (a->vocab + TILE_ROWS - 1) / TILE_ROWS;
     r->blocks = dq_calloc(env, (size_t)r->layers, sizeof *r->blocks);
@@ -40,6 +41,7 @@ void dq_resident_free(dq_resident *r)
     for (int64_t i = 0; r->head && i < r->tiles; i++) dq_linear_free(&r->head[i]);
     for (int64_t i = 0; r->embed && i < r->tiles; i++) dq_tensor_free(&r->embed[i]);
     dq_tensor_free(&r->norm);
+    dq_arena_free(&r->arena);
     dq_free(r->blocks);
     dq_free(r->head);
     dq_free(r->embed);
@@ -49,47 +51,112 @@ void dq_resident_free(dq_resident *r)
 
 /* ---- loading ---- */
 
-static dq_status load_packed(dq_resident *r, int64_t layer, dq_role role, dq_linear *l, bool *packed)
+/* Codes of a quantized model, or blocks of codes in the file. */
+static dq_status read_packed(dq_resident *r, int64_t layer, dq_role role, dq_host_packed *out, bool *packed)
 {
     dq_codes codes = {0};
     dq_host_codes host = {0};
+    float *minimum = NULL;
+    int64_t rows, cols;
+    bool found = true;
     dq_status status;
-    DQ_GO(dq_model_read_codes(r->model, layer, role, &codes));
-    DQ_GO(dq_codes_to_host(r->env, &codes, &host));
-    dq_codes_free(&codes);
-    DQ_GO(dq_pack_codes(dq_model_device(r->model), &host, &l->packed, packed));
-    if (*packed) DQ_GO(dq_model_read_bias(r->model, layer, role, &l->bias));
+    *packed = false;
+    if (dq_model_has_codes(r->model, layer, role)) {
+        DQ_GO(dq_model_read_codes(r->model, layer, role, &codes));
+        DQ_GO(dq_codes_to_host(r->env, &codes, &host));
+        dq_codes_free(&codes);
+    } else {
+        dq_arch_shape(dq_model_arch(r->model), role, &rows, &cols);
+        DQ_GO(dq_model_read_blocks(r->model, layer, role, 0, rows, &host, &minimum, &found));
+    }
+    if (found) DQ_GO(dq_pack_codes(&host, minimum, out, packed));
 done:
     dq_host_codes_free(&host);
+    dq_free(minimum);
     dq_codes_free(&codes);
     return status;
 }
 
-static dq_status load_linear(dq_resident *r, int64_t layer, dq_role role, dq_linear *l)
+static dq_status load_alone(dq_resident *r, int64_t layer, dq_role role, const dq_host_packed *p, bool packed,
+                            dq_linear *l)
 {
-    bool packed = false;
-    if (dq_model_has_codes(r->model, layer, role)) DQ_TRY(load_packed(r, layer, role, l, &packed));
-    if (!packed) {
-        DQ_TRY(dq_model_read_linear(r->model, layer, role, l));
-        DQ_TRY(dq_narrow_exact(&l->weight));
+    if (packed) {
+        DQ_TRY(dq_pack_upload(&r->arena, p, 1, &l->packed));
+        return dq_model_read_bias(r->model, layer, role, &l->bias);
     }
-    r->bytes += dq_linear_bytes(l);
-    return DQ_OK;
+    DQ_TRY(dq_model_read_linear(r->model, layer, role, l));
+    return dq_narrow_exact(&l->weight);
+}
+
+/* Linears [first, first + count) read the same input: one op for all where their codes allow. */
+static dq_status load_group(dq_resident *r, int64_t layer, int first, int count, dq_block *b, dq_linear *joined)
+{
+    dq_host_packed parts[3] = {{0}};
+    bool packed[3] = {false}, join = joined != NULL;
+    dq_status status;
+    for (int i = 0; i < count; i++) {
+        dq_role role = (dq_role)(first + i);
+        DQ_GO(read_packed(r, layer, role, &parts[i], &packed[i]));
+        join = join && packed[i] && dq_packs_join(&parts[0], &parts[i]) &&
+               !dq_arch_has_bias(dq_model_arch(r->model), role);
+    }
+    if (join) {
+        DQ_GO(dq_pack_upload(&r->arena, parts, count, &joined->packed));
+    } else {
+        for (int i = 0; i < count; i++)
+            DQ_GO(load_alone(r, layer, (dq_role)(first + i), &parts[i], packed[i], &b->linear[first + i]));
+    }
+done:
+    for (int i = 0; i < count; i++) dq_host_packed_free(&parts[i]);
+    return status;
 }
 
 static dq_status load_layer(dq_resident *r, int64_t layer)
 {
     dq_block b;
+    dq_status status;
     DQ_TRY(dq_model_load_frame(r->model, layer, &b));
-    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
-        dq_status status = load_linear(r, layer, (dq_role)i, &b.linear[i]);
-        if (status == DQ_OK) continue;
-        dq_block_free(&b);
-        return status;
-    }
+    DQ_GO(load_group(r, layer, DQ_BLOCK_Q, 3, &b, &b.qkv));
+    DQ_GO(load_group(r, layer, DQ_BLOCK_O, 1, &b, NULL));
+    DQ_GO(load_group(r, layer, DQ_BLOCK_GATE, 2, &b, &b.gate_up));
+    DQ_GO(load_group(r, layer, DQ_BLOCK_DOWN, 1, &b, NULL));
+    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) r->bytes += dq_linear_bytes(&b.linear[i]);
+    r->bytes += dq_linear_bytes(&b.qkv) + dq_linear_bytes(&b.gate_up);
     r->blocks[layer] = b;
     r->loaded++;
     return DQ_OK;
+done:
+    dq_block_free(&b);
+    return status;
+}
+
+/* The head's rows: blocks of codes as they are, or rounded to codes where asked for, or the narrowest exact type. */
+static dq_status load_head(dq_resident *r, int64_t first, int64_t rows, dq_linear *l)
+{
+    dq_host_codes codes = {0};
+    dq_host_packed p = {0};
+    float *minimum = NULL;
+    bool packed = false;
+    dq_status status;
+    DQ_GO(dq_model_read_blocks(r->model, 0, DQ_HEAD, first, rows, &codes, &minimum, &packed));
+    if (packed) {
+        DQ_GO(dq_pack_codes(&codes, minimum, &p, &packed));
+    } else {
+        DQ_GO(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &l->weight));
+        if (r->head_bits == 8) DQ_GO(dq_pack_rows8(&l->weight, &p));
+        packed = r->head_bits == 8;
+    }
+    if (packed) {
+        dq_tensor_free(&l->weight);
+        status = dq_pack_upload(&r->arena, &p, 1, &l->packed);
+    } else {
+        status = dq_narrow_exact(&l->weight);
+    }
+done:
+    dq_host_codes_free(&codes);
+    dq_host_packed_free(&p);
+    dq_free(minimum);
+    return status;
 }
 
 static dq_status load_tile(dq_resident *r, int64_t tile)
@@ -99,13 +166,7 @@ static dq_status load_tile(dq_resident *r, int64_t tile)
     dq_linear l = {0};
     dq_tensor embed = {0};
     dq_status status;
-    DQ_GO(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &l.weight));
-    if (r->head_bits == 8) {
-        DQ_GO(dq_pack_rows8(&l.weight, &l.packed));
-        dq_tensor_free(&l.weight);
-    } else {
-        DQ_GO(dq_narrow_exact(&l.weight));
-    }
+    DQ_GO(load_head(r, first, rows, &l));
     if (r->embed) {
         DQ_GO(dq_model_read_rows(r->model, DQ_EMBED, first, rows, &embed));
         DQ_GO(dq_narrow_exact(&embed));
@@ -143,7 +204,8 @@ dq_status dq_resident_load(dq_resident *r, bool *done)
 static const dq_tensor *table_of(const dq_resident *r, int64_t tile)
 {
     if (r->embed) return &r->embed[tile];
-    return dq_model_arch(r->model)->tied && r->head_bits == 16 ? &r->head[tile].weight : NULL;
+    const dq_tensor *rows = &r->head[tile].weight;
+    return dq_model_arch(r->model)->tied && !dq_tensor_is_empty(rows) ? rows : NULL;
 }
 
 dq_status dq_resident_embed(dq_resident *r, const int32_t *ids, int64_t count, dq_tensor *h)

@@ -3,12 +3,14 @@
 #ifndef DQ_GENERATE_RESIDENT_H
 #define DQ_GENERATE_RESIDENT_H
 
+#include "generate/arena.h"
 #include "model/model.h"
 
 typedef struct dq_resident {
     dq_model *model; /* a reference */
     dq_env *env;
-    int head_bits; /* 16 = as it is, 8 = rounded to codes */
+    int head_bits;  /* 16 = as it is, 8 = rounded to codes */
+    dq_arena arena; /* packed weights */
     dq_block *blocks;
     int64_t layers, loaded;
     dq_tensor norm;

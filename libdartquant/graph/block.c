@@ -76,9 +76,13 @@ dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace 
     dq_tensor slice = {0};
     const dq_tensor *x, *k, *v;
     DQ_TRY(quantize_input(s, b, DQ_CLIP_QKV, "q, k, v input", &ws->x, ws, &slice, &x));
-    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_Q], x, false, s->math, &ws->q));
-    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_K], x, false, s->math, &ws->k));
-    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
+    if (!dq_linear_is_empty(&b->qkv)) {
+        DQ_TRY(dq_linear_forward(&b->qkv, x, false, s->math, &ws->qkv));
+    } else {
+        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_Q], x, false, s->math, &ws->q));
+        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_K], x, false, s->math, &ws->k));
+        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
+    }
     DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
     DQ_TRY(place(s, &ws->q));
     DQ_TRY(place(s, &ws->k));
@@ -107,8 +111,12 @@ dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *
     dq_tensor slice = {0};
     const dq_tensor *x;
     DQ_TRY(quantize_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &ws->x, ws, &slice, &x));
-    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
-    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
+    if (!dq_linear_is_empty(&b->gate_up)) {
+        DQ_TRY(dq_linear_forward(&b->gate_up, x, false, s->math, &ws->gate_up));
+    } else {
+        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
+        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
+    }
     DQ_TRY(dq_op_activation(s->activation, &ws->gate, &ws->up, &ws->gate));
     return s->r4 ? dq_hadamard_apply(s->r4, 1, &ws->gate) : DQ_OK;
 }

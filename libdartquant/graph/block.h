@@ -25,6 +25,10 @@ typedef struct dq_linear {
     dq_packed_weight packed; /* in place of `weight`; no codes = not used */
 } dq_linear;
 void dq_linear_free(dq_linear *l);
+static inline bool dq_linear_is_empty(const dq_linear *l)
+{
+    return dq_tensor_is_empty(&l->weight) && dq_tensor_is_empty(&l->packed.codes);
+}
 
 /* Past keys and values of one layer (ops kv_store and kv_attention); grids are empty unless they are integers. */
 typedef struct dq_kv_cache {
@@ -35,6 +39,9 @@ typedef struct dq_kv_cache {
 typedef struct dq_block {
     dq_tensor attn_norm, mlp_norm; /* F32 [1, hidden]; empty = weightless (fused) */
     dq_linear linear[DQ_BLOCK_LINEARS];
+    /* The rows of q, k and v, of gate and up, below each other, in place of those of `linear`; else empty. The workspace must
+     * be a joined one. */
+    dq_linear qkv, gate_up;
     double clip[DQ_CLIP_SITES]; /* this layer's clip ratios; 0 = the scheme's */
     dq_kv_cache
         *cache; /* NULL = attention within the rows at hand; else the spec's slot and span say where they belong */
@@ -59,16 +66,19 @@ typedef struct dq_block_spec {
 
 /* Scratch of one chunk of `rows` tokens (a whole number of sequences). */
 typedef struct dq_workspace {
-    dq_tensor x;        /* [rows, hidden]: normed input */
-    dq_tensor xq;       /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
-    dq_tensor q, k, v;  /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
-    dq_tensor a;        /* [rows, heads*head_dim]: attention output, o_proj input */
-    dq_tensor gate, up; /* [rows or fewer, intermediate]; gate becomes the down_proj input */
+    dq_tensor x;            /* [rows, hidden]: normed input */
+    dq_tensor xq;           /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
+    dq_tensor q, k, v;      /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
+    dq_tensor a;            /* [rows, heads*head_dim]: attention output, o_proj input */
+    dq_tensor gate, up;     /* [rows or fewer, intermediate]; gate becomes the down_proj input */
+    dq_tensor qkv, gate_up; /* joined: q, k, v and gate, up are columns of these; else empty */
 } dq_workspace;
 dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 /* For dq_block_forward only: the MLP knows no neighbours and runs through the chunk in pieces, gate and up have the rows of
  * one piece. */
 dq_status dq_workspace_alloc_forward(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
+/* The same, joined. */
+dq_status dq_workspace_alloc_joined(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 /* For some stages only: x, q, k, v, a for those up to mlp_in; x, gate, up for those from mlp_in on,
  * which take any number of rows. */
 dq_status dq_workspace_alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);

@@ -18,32 +18,45 @@ static int64_t piece_rows(const dq_block_spec *spec, int64_t rows)
 dq_workspace dq_workspace_rows(const dq_workspace *ws, int64_t rows)
 {
     dq_workspace cut = *ws;
-    dq_tensor *all[] = {&cut.x, &cut.xq, &cut.q, &cut.k, &cut.v, &cut.a, &cut.gate, &cut.up};
+    dq_tensor *all[] = {&cut.x, &cut.xq, &cut.q, &cut.k, &cut.v, &cut.a, &cut.gate, &cut.up, &cut.qkv, &cut.gate_up};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!dq_tensor_is_empty(all[i]))
             *all[i] = dq_tensor_rows(all[i], 0, rows < all[i]->view.rows ? rows : all[i]->view.rows);
     return cut;
 }
 
-static dq_status alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *ws)
+static dq_status alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, bool joined, dq_workspace *ws)
 {
     int64_t heads = (int64_t)spec->heads * spec->head_dim;
     int64_t kv = (int64_t)spec->kv_heads * spec->head_dim;
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws->a));
+    if (joined) {
+        DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, heads + 2 * kv, &ws->qkv));
+        ws->q = dq_tensor_slice(&ws->qkv, 0, rows, 0, heads);
+        ws->k = dq_tensor_slice(&ws->qkv, 0, rows, heads, kv);
+        ws->v = dq_tensor_slice(&ws->qkv, 0, rows, heads + kv, kv);
+        return DQ_OK;
+    }
     DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws->q));
     DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws->k));
-    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws->v));
-    return dq_tensor_alloc(dev, DQ_F32, rows, heads, &ws->a);
+    return dq_tensor_alloc(dev, DQ_F32, rows, kv, &ws->v);
 }
 
-static dq_status alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *ws)
+static dq_status alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, bool joined, dq_workspace *ws)
 {
+    if (joined) {
+        DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, 2 * spec->intermediate, &ws->gate_up));
+        ws->gate = dq_tensor_slice(&ws->gate_up, 0, rows, 0, spec->intermediate);
+        ws->up = dq_tensor_slice(&ws->gate_up, 0, rows, spec->intermediate, spec->intermediate);
+        return DQ_OK;
+    }
     DQ_TRY(dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws->gate));
     return dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws->up);
 }
 
 /* mlp_rows: of gate and up, 0 = none. */
 static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, bool attention, int64_t mlp_rows,
-                       dq_workspace *out)
+                       bool joined, dq_workspace *out)
 {
     if (rows <= 0 || (attention && rows % spec->seqlen != 0))
         return dq_fail(DQ_E_INVALID, "a workspace of %lld tokens is not a whole number of sequences of %lld",
@@ -55,8 +68,8 @@ static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, 
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, spec->hidden, &ws.x));
     if (spec->scheme.a.bits < 16)
         DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, heads > spec->hidden ? heads : spec->hidden, &ws.xq));
-    if (attention) DQ_GO(alloc_attention(dev, spec, rows, &ws));
-    if (mlp_rows > 0) DQ_GO(alloc_mlp(dev, spec, mlp_rows, &ws));
+    if (attention) DQ_GO(alloc_attention(dev, spec, rows, joined, &ws));
+    if (mlp_rows > 0) DQ_GO(alloc_mlp(dev, spec, mlp_rows, joined, &ws));
     *out = ws;
     return DQ_OK;
 done:
@@ -66,27 +79,32 @@ done:
 
 dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
 {
-    return alloc(dev, spec, rows, true, rows, out);
+    return alloc(dev, spec, rows, true, rows, false, out);
 }
 
 dq_status dq_workspace_alloc_forward(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
 {
-    return alloc(dev, spec, rows, true, piece_rows(spec, rows), out);
+    return alloc(dev, spec, rows, true, piece_rows(spec, rows), false, out);
+}
+
+dq_status dq_workspace_alloc_joined(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
+{
+    return alloc(dev, spec, rows, true, piece_rows(spec, rows), true, out);
 }
 
 dq_status dq_workspace_alloc_attention(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
 {
-    return alloc(dev, spec, rows, true, 0, out);
+    return alloc(dev, spec, rows, true, 0, false, out);
 }
 
 dq_status dq_workspace_alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out)
 {
-    return alloc(dev, spec, rows, false, rows, out);
+    return alloc(dev, spec, rows, false, rows, false, out);
 }
 
 void dq_workspace_free(dq_workspace *ws)
 {
-    dq_tensor *all[] = {&ws->x, &ws->xq, &ws->q, &ws->k, &ws->v, &ws->a, &ws->gate, &ws->up};
+    dq_tensor *all[] = {&ws->x, &ws->xq, &ws->q, &ws->k, &ws->v, &ws->a, &ws->gate, &ws->up, &ws->qkv, &ws->gate_up};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dq_tensor_free(all[i]);
 }
 
@@ -110,4 +128,6 @@ void dq_block_free(dq_block *block)
     dq_tensor_free(&block->attn_norm);
     dq_tensor_free(&block->mlp_norm);
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) dq_linear_free(&block->linear[i]);
+    dq_linear_free(&block->qkv);
+    dq_linear_free(&block->gate_up);
 }

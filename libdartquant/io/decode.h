@@ -48,5 +48,19 @@ dq_status dq_pt_open_map(dq_env *env, const char *path, dq_map *map, dq_source *
 /* Decodes `blocks` blocks of a GGUF type; NULL when the type is not supported. */
 typedef void (*dq_gguf_block_fn)(const uint8_t *src, size_t blocks, float *out);
 dq_gguf_block_fn dq_gguf_block_decoder(uint32_t type);
+/* The 6-bit scale and minimum of sub-block j from the 12 packed bytes of Q4_K and Q5_K. */
+void dq_gguf_scale_min(const uint8_t *s, int j, float *scale, float *min);
+
+/* How a block of that type is taken apart: x = scale * (code - 2^(bits-1)), or scale * code + minimum, each operation rounded
+ * to fp32, gives the decoder's bits. */
+typedef struct dq_block_form {
+    const char *name;
+    int elements, bytes; /* of a block */
+    int bits, group;     /* of its codes; columns that share a scale */
+    bool minimum;
+    /* One block: codes[elements], scale[elements / group], minimum too where there are any. */
+    void (*split)(const uint8_t *src, uint8_t *codes, float *scale, float *minimum);
+} dq_block_form;
+const dq_block_form *dq_gguf_block_form(const char *type_name); /* NULL = not one of these */
 
 #endif

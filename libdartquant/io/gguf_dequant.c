@@ -73,8 +73,7 @@ static void q8_0(const uint8_t *src, size_t blocks, float *out)
     }
 }
 
-/* The 6-bit scale and minimum of sub-block j from the 12 packed bytes of Q4_K and Q5_K. */
-static void scale_min(const uint8_t *s, int j, float *scale, float *min)
+void dq_gguf_scale_min(const uint8_t *s, int j, float *scale, float *min)
 {
     if (j < 4) {
         *scale = (float)(s[j] & 63);
@@ -94,7 +93,7 @@ static void q4_k(const uint8_t *src, size_t blocks, float *out)
         for (int j = 0; j < 8; j++) {
             const uint8_t *q = src + 16 + 32 * (j / 2);
             float sc, m;
-            scale_min(src + 4, j, &sc, &m);
+            dq_gguf_scale_min(src + 4, j, &sc, &m);
             sc *= d;
             m *= dmin;
             for (int i = 0; i < 32; i++) {
@@ -114,7 +113,7 @@ static void q5_k(const uint8_t *src, size_t blocks, float *out)
         for (int j = 0; j < 8; j++) {
             const uint8_t *q = src + 48 + 32 * (j / 2);
             float sc, m;
-            scale_min(src + 4, j, &sc, &m);
+            dq_gguf_scale_min(src + 4, j, &sc, &m);
             sc *= d;
             m *= dmin;
             for (int i = 0; i < 32; i++) {

@@ -63,6 +63,9 @@ dq_source *dq_model_codes_source(const dq_model *model);
 /* Index of a root's weight or bias in its source, or -1. */
 int64_t dq_root_weight(const dq_model *root, int64_t layer, dq_role role);
 int64_t dq_root_bias(const dq_model *root, int64_t layer, dq_role role);
+/* Whether the rows of that role stand in the order of GGUF's q and k, and the row of the file that holds row r then. */
+bool dq_root_is_permuted(const dq_model *root, dq_role role);
+int64_t dq_root_stored_row(int64_t r, int64_t head_dim);
 /* Finds all tensors and checks their shapes. */
 dq_status dq_root_bind(dq_model *root);
 /* Rows [first, first + out.rows) of a root's tensor in the order of the HF layout, as F32 or F64; non-finite values are

@@ -98,6 +98,12 @@ dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_c
 /* Their sizes, without reading them. */
 dq_status dq_model_codes_layout(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
 
+/* Rows [first, first + count) of a linear, the embedding or the head that the file keeps in blocks of codes (GGUF) and nothing
+ * transforms: W = scale * (code - 2^(bits-1)), or scale * code + minimum (fresh memory [count, groups], else NULL), the very
+ * numbers that reading it as floats gives. *found = false, and nothing made, where it is no such weight. */
+dq_status dq_model_read_blocks(dq_model *model, int64_t layer, dq_role role, int64_t first, int64_t count,
+                               dq_host_codes *out, float **minimum, bool *found);
+
 /* JSON text (fresh memory): architecture, sizes, dtype, quantization, rotations. */
 dq_status dq_model_describe_json(dq_model *model, char **out);
 /* Bits per weight over the quantizable linears, scales, zeros and indices included. */

@@ -151,18 +151,22 @@ static dq_status decode_rows(const dq_model *root, int64_t tensor, int64_t first
     return status != DQ_OK ? status : dq_fail(DQ_E_INTERNAL, "a row could be decoded on the second attempt only");
 }
 
-/* Row of the file that holds row r of the HF layout: GGUF keeps the rows of a q or k head interleaved (i and i + d/2 next
- * to each other), the HF layout has halves. */
-static int64_t stored_row(int64_t r, int64_t head_dim)
+/* GGUF keeps the rows of a q or k head interleaved (i and i + d/2 next to each other), the HF layout has halves. */
+int64_t dq_root_stored_row(int64_t r, int64_t head_dim)
 {
     int64_t half = head_dim / 2, i = r % head_dim;
     return r - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
+bool dq_root_is_permuted(const dq_model *root, dq_role role)
+{
+    return root->gguf_names && root->arch.family->gguf_permuted_qk && (role == DQ_Q_PROJ || role == DQ_K_PROJ);
+}
+
 static void unpermute(const float *in, int64_t rows, int64_t cols, int64_t head_dim, float *out)
 {
     for (int64_t r = 0; r < rows; r++)
-        memcpy(out + r * cols, in + stored_row(r, head_dim) * cols, (size_t)cols * sizeof *out);
+        memcpy(out + r * cols, in + dq_root_stored_row(r, head_dim) * cols, (size_t)cols * sizeof *out);
 }
 
 /* `at`: element of rows [first, ...) as they are stored; -1 = all are finite. */
@@ -238,7 +242,7 @@ done:
 
 dq_status dq_root_read(const dq_model *root, dq_role role, bool bias, int64_t tensor, int64_t first, dq_tensor *out)
 {
-    bool permuted = root->gguf_names && root->arch.family->gguf_permuted_qk && (role == DQ_Q_PROJ || role == DQ_K_PROJ);
+    bool permuted = dq_root_is_permuted(root, role);
     staging s = {0};
     dq_status status;
     if (permuted && bias) return read_permuted_bias(root, tensor, out);

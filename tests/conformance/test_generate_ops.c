@@ -9,9 +9,11 @@
 typedef struct packed_case {
     int64_t rows, in, out, group;
     int bits;
-    bool zeros, order;
+    enum { MIDDLE, BYTES, MINIMUM } zeros;
+    bool order;
     double beta;
     int math;
+    bool half; /* F16 scales */
 } packed_case;
 
 /* Every column once in a mixed order; from `in` on, and here and there, nothing. */
@@ -45,9 +47,12 @@ static void packed_run(run_ctx *c, const void *params)
     made *codes = make_bytes(c, p->out, p->bits == 8 ? n : (n + 1) / 2, 256);
     double *s = random_values(c, p->out * groups);
     for (int64_t i = 0; i < p->out * groups; i++) s[i] /= (double)top;
-    made *scale = make_values(c, DQ_F32, p->out, groups, s);
+    dq_dtype type = p->half ? DQ_F16 : DQ_F32;
+    made *scale = make_values(c, type, p->out, groups, s);
     free(s);
-    made *zero = p->zeros ? make_bytes(c, p->out, groups, top + 1) : NULL;
+    made *zero = NULL;
+    if (p->zeros == BYTES) zero = make_bytes(c, p->out, groups, top + 1);
+    if (p->zeros == MINIMUM) zero = make_random(c, type, p->out, groups);
     made *order = p->order ? make_order(c, p->in, n) : NULL;
     made *y = p->beta != 0 ? make_random(c, DQ_F32, p->rows, p->out) : make_constant(c, DQ_F32, p->rows, p->out, NAN);
     dq_packed_desc d = {p->bits, c->alternate ? DQ_MATH_F32 : p->math, p->group, p->beta};
@@ -61,28 +66,43 @@ static void packed_linear(void **state)
 {
     (void)state;
     static const packed_case cases[] = {
-        {1, 8, 1, 8, 4, false, false, 0, 0},
-        {1, 128, 5, 128, 4, false, false, 0, 0},
-        {3, 576, 33, 64, 4, true, false, 0, 0},
-        {2, 131, 9, 32, 4, true, false, 1, 0},
-        {4, 200, 17, 8, 4, true, false, -0.5, 0},
-        {7, 300, 12, 64, 8, true, false, 1, 0},
-        {1, 77, 6, 24, 8, false, false, 0, 0},
-        {5, 96, 11, 16, 4, true, true, 1, 0},
-        {9, 260, 70, 264, 8, true, true, 0, 0},
-        {23, 64, 40, 64, 4, true, false, 0, 0},
-        {24, 130, 70, 40, 4, true, false, 1, 0},
-        {65, 576, 300, 64, 4, true, true, 0, 0},
-        {40, 99, 20, 104, 8, false, false, 0, 0},
-        {1, 576, 90, 64, 4, true, false, 0, DQ_MATH_BF16},
-        {50, 192, 90, 64, 4, true, false, 1, DQ_MATH_BF16},
+        {1, 8, 1, 8, 4, MIDDLE, false, 0, 0, false},
+        {1, 128, 5, 128, 4, MIDDLE, false, 0, 0, false},
+        {3, 576, 33, 64, 4, BYTES, false, 0, 0, false},
+        {2, 131, 9, 32, 4, BYTES, false, 1, 0, false},
+        {4, 200, 17, 8, 4, BYTES, false, -0.5, 0, false},
+        {7, 300, 12, 64, 8, BYTES, false, 1, 0, false},
+        {1, 77, 6, 24, 8, MIDDLE, false, 0, 0, false},
+        {5, 96, 11, 16, 4, BYTES, true, 1, 0, false},
+        {9, 260, 70, 264, 8, BYTES, true, 0, 0, false},
+        {23, 64, 40, 64, 4, BYTES, false, 0, 0, false},
+        {24, 130, 70, 40, 4, BYTES, false, 1, 0, false},
+        {65, 576, 300, 64, 4, BYTES, true, 0, 0, false},
+        {40, 99, 20, 104, 8, MIDDLE, false, 0, 0, false},
+        {1, 576, 90, 64, 4, BYTES, false, 0, DQ_MATH_BF16, false},
+        {50, 192, 90, 64, 4, BYTES, false, 1, DQ_MATH_BF16, false},
+        /* as GGUF's blocks */
+        {1, 576, 33, 32, 4, MIDDLE, false, 0, 0, true},
+        {2, 576, 33, 32, 4, MINIMUM, false, 1, 0, true},
+        {3, 1536, 21, 32, 4, MINIMUM, false, 0, 0, false},
+        {8, 288, 37, 32, 8, MIDDLE, false, 0, 0, true},
+        {5, 256, 19, 16, 8, MIDDLE, false, 0, 0, false},
+        {6, 224, 19, 32, 8, MINIMUM, false, 0, 0, true},
+        {30, 160, 50, 32, 4, MINIMUM, false, 0, 0, true},
+        {25, 131, 50, 16, 8, MINIMUM, true, 1, 0, false},
+        {1, 131, 50, 24, 8, BYTES, true, 1, 0, true},
+        {40, 320, 90, 32, 4, MINIMUM, false, 1, DQ_MATH_BF16, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (int layout = 0; layout < LAYOUTS; layout++) {
             const packed_case *p = &cases[i];
             char label[120];
             snprintf(label, sizeof label, "packed_linear %d bits, %d x %d x %d by %d%s%s", p->bits, (int)p->rows,
-                     (int)p->out, (int)p->in, (int)p->group, p->zeros ? ", zeros" : "", p->order ? ", order" : "");
+                     (int)p->out, (int)p->in, (int)p->group,
+                     p->zeros == MINIMUM ? ", minima"
+                     : p->zeros          ? ", zeros"
+                                         : "",
+                     p->order ? ", order" : "");
             run_case_with(label, packed_run, p, layout, p->math == DQ_MATH_BF16, NULL);
         }
     finish_cases();

@@ -348,13 +348,15 @@ static uint64_t linear_bytes(const dq_resident *r, int64_t *weights)
 {
     uint64_t bytes = 0;
     *weights = 0;
-    for (int64_t l = 0; l < r->layers; l++)
+    for (int64_t l = 0; l < r->layers; l++) {
+        bytes += dq_linear_bytes(&r->blocks[l].qkv) + dq_linear_bytes(&r->blocks[l].gate_up);
         for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
             int64_t rows, cols;
             bytes += dq_linear_bytes(&r->blocks[l].linear[i]);
             dq_arch_shape(dq_model_arch(r->model), (dq_role)i, &rows, &cols);
             *weights += rows * cols;
         }
+    }
     return bytes;
 }
 
@@ -400,7 +402,7 @@ static void packed(void **state)
         double ratio = (double)linear_bytes(job->resident, &weights) / (2.0 * (double)weights);
         if (ratio > cases[c].most) print_error("case %zu: %.3f of fp16\n", c, ratio);
         assert_true(ratio <= cases[c].most);
-        assert_false(dq_tensor_is_empty(&job->resident->blocks[0].linear[DQ_BLOCK_UP].packed.codes));
+        assert_false(dq_tensor_is_empty(&job->resident->blocks[0].gate_up.packed.codes));
         dq_generate_job_free(job);
         dq_model_release(model);
         dq_model_release(base);

@@ -1,6 +1,8 @@
 /* io: GGUF reading against gguf-py (tests/golden/make_io.py). SPDX-License-Identifier: Apache-2.0 */
 #include "io_helpers.h"
 
+#include "io/decode.h"
+
 static int64_t get_int(const dq_source *s, const char *key)
 {
     int64_t v = INT64_MIN;
@@ -90,6 +92,41 @@ static void every_type(void **state)
     dq_source_free(s);
 }
 
+/* Codes, scales and minima of a block give the decoder's numbers, bit for bit. */
+static void blocks_taken_apart(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"};
+    dq_source *s = NULL;
+    assert_int_equal(dq_gguf_open(&env, IO_DATA "types.gguf", &s), DQ_OK);
+    assert_null(dq_gguf_block_form("Q2_K"));
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int64_t t = dq_source_find(s, names[i]), cols = dq_info_cols(&s->tensors[t]);
+        const dq_block_form *form = dq_gguf_block_form(s->tensors[t].type_name);
+        assert_non_null(form);
+        int64_t blocks = cols / form->elements;
+        uint64_t row_bytes = (uint64_t)(blocks * form->bytes);
+        for (int64_t r = 0; r < dq_info_rows(&s->tensors[t]); r++) {
+            uint8_t raw[4096], codes[256];
+            float want[2048], scale[16], minimum[16] = {0};
+            assert_true(row_bytes <= sizeof raw && cols <= 2048);
+            assert_int_equal(dq_source_read_raw(s, t, (uint64_t)r * row_bytes, row_bytes, raw), DQ_OK);
+            assert_int_equal(dq_source_read_rows(s, t, r, 1, want), DQ_OK);
+            for (int64_t b = 0; b < blocks; b++) {
+                form->split(raw + b * form->bytes, codes, scale, minimum);
+                for (int c = 0; c < form->elements; c++) {
+                    int g = c / form->group;
+                    float product = scale[g] * (float)(codes[c] - (form->minimum ? 0 : 1 << (form->bits - 1)));
+                    float x = form->minimum ? product + minimum[g] : product;
+                    assert_true(codes[c] >> form->bits == 0);
+                    assert_true(x == want[b * form->elements + c]);
+                }
+            }
+        }
+    }
+    dq_source_free(s);
+}
+
 static void listed_but_not_decoded(void **state)
 {
     (void)state;
@@ -127,6 +164,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(metadata),
         cmocka_unit_test(every_type),
+        cmocka_unit_test(blocks_taken_apart),
         cmocka_unit_test(listed_but_not_decoded),
     };
     return cmocka_run_group_tests(tests, io_set_up, io_tear_down);

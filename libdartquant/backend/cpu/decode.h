@@ -22,6 +22,14 @@ typedef struct dq_packed_x {
     const int32_t *block_group; /* [blocks]: group of the first lane */
 } dq_packed_x;
 
+/* One row of packed weights. */
+typedef struct dq_packed_w {
+    const uint8_t *codes;
+    const void *scale; /* F32, or F16 where `half` */
+    const void *zero;  /* NULL: the middle code; bytes; where `minimum`, of the scale's type and added */
+    bool half, minimum;
+} dq_packed_w;
+
 /* One head of cached tokens as floats. */
 typedef struct dq_keys {
     const float *at;
@@ -30,9 +38,11 @@ typedef struct dq_keys {
 
 typedef struct dq_decode_kernels {
     int lanes;
-    /* out[r] = sum_j x[r][j] w[j] for one row of packed weights; zero NULL: the middle. */
-    void (*packed4)(const dq_packed_x *x, const uint8_t *codes, const float *scale, const uint8_t *zero, float *out);
-    void (*packed8)(const dq_packed_x *x, const uint8_t *codes, const float *scale, const uint8_t *zero, float *out);
+    /* out[r] = sum_j x[r][j] w[j] for one row of packed weights */
+    void (*packed4)(const dq_packed_x *x, const dq_packed_w *w, float *out);
+    void (*packed8)(const dq_packed_x *x, const dq_packed_w *w, float *out);
+    /* n codes of `group` columns a scale, one byte each, to weights: the reference's bits. `bits`: where the middle is. */
+    void (*dequantize)(const dq_packed_w *w, int bits, const uint8_t *codes, int64_t n, int64_t group, float *out);
     /* The same for n plain weights, rows of x `stride` apart; dtype F32, F16 or BF16. */
     void (*dense)(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n, float *out);
     /* p[j] = scale q.k_j */

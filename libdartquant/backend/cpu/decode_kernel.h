@@ -2,40 +2,50 @@
  * gets does not depend on how many rows there are. SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/decode.h"
 #include "backend/cpu/vec_exp.h"
+#include "base/half.h"
 
 /* ---- packed weights ---- */
 
-/* sum over groups of scale * (zero - middle) * (sum of x), what a zero point off the middle takes away. */
-static float offset_part(const dq_packed_x *x, int64_t row, const float *scale, const uint8_t *zero, float middle)
+enum { AHEAD = 2048 /* bytes: where codes are asked for early, across the rows of a task */ };
+
+/* n <= VF scales from the one at `first` on. */
+VEC_INLINE vf scales_at(const void *scale, bool half, int64_t first, int64_t n)
+{
+    return half ? vf_load_f16_n((const uint16_t *)scale + first, n) : vf_load_n((const float *)scale + first, n);
+}
+
+/* What has to be added to the products with codes less the middle: sum over groups of (sum of x) times
+ *   scale * (middle - zero), or scale * middle + zero where that is a minimum. */
+VEC_INLINE float offset_part(const dq_packed_x *x, int64_t row, const dq_packed_w *w, float middle)
 {
     const float *sums = x->sum + row * x->groups;
     vf total = vf_zero();
     for (int64_t g = 0; g < x->groups; g += VF) {
         int64_t n = dq_min64(VF, x->groups - g);
-        uint8_t bytes[DQ_DECODE_LANES] = {0};
-        memcpy(bytes, zero + g, (size_t)n);
-        vf z = vf_load_u8(bytes) - vf_set1(middle);
-        total = vf_madd(vf_load_n(scale + g, n) * z, vf_load_n(sums + g, n), total);
+        vf scale = scales_at(w->scale, w->half, g, n), factor;
+        if (w->minimum) {
+            factor = vf_madd(scale, vf_set1(middle), scales_at(w->zero, w->half, g, n));
+        } else {
+            uint8_t bytes[DQ_DECODE_LANES] = {0};
+            memcpy(bytes, (const uint8_t *)w->zero + g, (size_t)n);
+            factor = scale * (vf_set1(middle) - vf_load_u8(bytes));
+        }
+        total = vf_madd(factor, vf_load_n(sums + g, n), total);
     }
     return vf_sum(total);
 }
 
-/* `bits` and `rows` are constants where this is called. */
-VEC_INLINE void packed_rows(const dq_packed_x *x, int64_t first, int rows, int bits, const uint8_t *codes,
-                            const float *scale, float *out)
+/* `bits`, `rows` and `half` are constants where this is called. */
+VEC_INLINE void packed_rows(const dq_packed_x *x, int64_t first, int rows, int bits, bool half, const dq_packed_w *w,
+                            float *out)
 {
     int per = 32 / bits;
     vf sum[4];
     for (int r = 0; r < rows; r++) sum[r] = vf_zero();
     for (int64_t b = 0; b < x->blocks; b++) {
-        const uint8_t *at = codes + b * VF * 4;
-        uint8_t tail[4 * DQ_DECODE_LANES] = {0};
-        int64_t left = x->row_bytes - b * VF * 4;
-        if (left < VF * 4) {
-            memcpy(tail, at, (size_t)left);
-            at = tail;
-        }
-        vw words = vw_load(at);
+        const uint8_t *at = w->codes + b * VF * 4;
+        __builtin_prefetch(at + AHEAD);
+        vw words = vw_load_n(at, x->row_bytes - b * VF * 4);
         const float *column = x->x + first * x->stride + b * per * VF;
         vf part[4];
         for (int r = 0; r < rows; r++) part[r] = vf_zero();
@@ -44,33 +54,63 @@ VEC_INLINE void packed_rows(const dq_packed_x *x, int64_t first, int rows, int b
             for (int r = 0; r < rows; r++) part[r] = vf_madd(code, vf_load(column + r * x->stride + i * VF), part[r]);
         }
         int32_t group = x->block_group[b];
-        vf s = vf_pick(scale + group, dq_min64(VF, x->groups - group), x->lane_group + b * VF);
+        vf s = scales_at(w->scale, half, group, dq_min64(VF, x->groups - group));
+        s = vf_shuffle(s, x->lane_group + b * VF);
         for (int r = 0; r < rows; r++) sum[r] = vf_madd(s, part[r], sum[r]);
     }
     for (int r = 0; r < rows; r++) out[first + r] = vf_sum(sum[r]);
 }
 
-VEC_INLINE void packed_any(const dq_packed_x *x, int bits, const uint8_t *codes, const float *scale,
-                           const uint8_t *zero, float *out)
+VEC_INLINE void packed_any(const dq_packed_x *x, int bits, bool half, const dq_packed_w *w, float *out)
 {
     int64_t r = 0;
-    for (; r + 4 <= x->rows; r += 4) packed_rows(x, r, 4, bits, codes, scale, out);
+    for (; r + 4 <= x->rows; r += 4) packed_rows(x, r, 4, bits, half, w, out);
     if (r + 2 <= x->rows) {
-        packed_rows(x, r, 2, bits, codes, scale, out);
+        packed_rows(x, r, 2, bits, half, w, out);
         r += 2;
     }
-    if (r < x->rows) packed_rows(x, r, 1, bits, codes, scale, out);
-    for (r = 0; zero && r < x->rows; r++) out[r] -= offset_part(x, r, scale, zero, bits == 4 ? 8 : 128);
+    if (r < x->rows) packed_rows(x, r, 1, bits, half, w, out);
+    for (r = 0; w->zero && r < x->rows; r++) out[r] += offset_part(x, r, w, bits == 4 ? 8 : 128);
 }
 
-static void packed4(const dq_packed_x *x, const uint8_t *codes, const float *scale, const uint8_t *zero, float *out)
+static void packed4(const dq_packed_x *x, const dq_packed_w *w, float *out)
 {
-    packed_any(x, 4, codes, scale, zero, out);
+    if (w->half)
+        packed_any(x, 4, true, w, out);
+    else
+        packed_any(x, 4, false, w, out);
 }
 
-static void packed8(const dq_packed_x *x, const uint8_t *codes, const float *scale, const uint8_t *zero, float *out)
+static void packed8(const dq_packed_x *x, const dq_packed_w *w, float *out)
 {
-    packed_any(x, 8, codes, scale, zero, out);
+    if (w->half)
+        packed_any(x, 8, true, w, out);
+    else
+        packed_any(x, 8, false, w, out);
+}
+
+static float scale_at(const void *scale, bool half, int64_t g)
+{
+    return half ? dq_f16_to_f32(((const uint16_t *)scale)[g]) : ((const float *)scale)[g];
+}
+
+static void dequantize(const dq_packed_w *w, int bits, const uint8_t *codes, int64_t n, int64_t group, float *out)
+{
+    for (int64_t first = 0, g = 0; first < n; first += group, g++) {
+        int64_t end = dq_min64(n, first + group), c = first;
+        float s = scale_at(w->scale, w->half, g), zero = (float)(1 << (bits - 1)), minimum = 0;
+        if (w->minimum)
+            minimum = scale_at(w->zero, w->half, g);
+        else if (w->zero)
+            zero = ((const uint8_t *)w->zero)[g];
+        if (w->minimum) {
+            for (; c + VF <= end; c += VF) vf_store(out + c, vf_set1(s) * vf_load_u8(codes + c) + vf_set1(minimum));
+            for (; c < end; c++) out[c] = s * (float)codes[c] + minimum;
+        } else {
+            for (; c + VF <= end; c += VF) vf_store(out + c, vf_set1(s) * (vf_load_u8(codes + c) - vf_set1(zero)));
+            for (; c < end; c++) out[c] = s * ((float)codes[c] - zero);
+        }
+    }
 }
 
 /* ---- plain weights ---- */
@@ -169,6 +209,7 @@ const dq_decode_kernels DQ_ISA(dq_decode) = {
     .lanes = VF,
     .packed4 = packed4,
     .packed8 = packed8,
+    .dequantize = dequantize,
     .dense = dense,
     .scores = scores,
     .softmax = softmax,

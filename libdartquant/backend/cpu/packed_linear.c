@@ -3,12 +3,11 @@
 #include <string.h>
 
 #include "backend/cpu/decode.h"
-#include "backend/cpu/quantize.h"
 #include "backend/ref/ops.h"
 
 enum {
     MANY_ROWS = 24,        /* from here on panels are worth their making */
-    TASK_CODES = 64 << 10, /* codes in a task */
+    TASK_CODES = 16 << 10, /* codes in a task */
     PANEL_BYTES = 4 << 20, /* of dequantized weights at a time, */
     PANEL_ROWS = 64,       /* but not fewer rows than this */
     DEQUANT_ROWS = 8       /* rows of a panel in a task */
@@ -24,7 +23,6 @@ typedef struct packed {
     dq_packed_x few;
     int64_t first;
     /* many rows */
-    const dq_quant_kernels *quant;
     char *scratch;
     size_t scratch_each;
     float *panel;
@@ -38,6 +36,18 @@ static float x_at(const packed *p, int64_t row, int64_t j)
     if (!p->order) return x[j];
     int32_t from = dq_view_i32(p->order, 0)[j];
     return from < 0 ? 0.0f : x[from];
+}
+
+/* Row o of the weights. */
+static dq_packed_w weights_of(const packed *p, int64_t o)
+{
+    bool half = p->scale->dtype == DQ_F16;
+    dq_packed_w w = {.codes = dq_view_u8(p->codes, o), .scale = dq_view_at(p->scale, o, 0, half ? 2 : 4), .half = half};
+    if (p->zero) {
+        w.minimum = p->zero->dtype != DQ_U8;
+        w.zero = dq_view_at(p->zero, o, 0, !w.minimum ? 1 : half ? 2 : 4);
+    }
+    return w;
 }
 
 /* ---- few rows ---- */
@@ -62,9 +72,8 @@ static void few_task(void *arg, int64_t i, int thread)
     int64_t end = dq_min64((i + 1) * p->rows_per_task, p->y->cols);
     for (int64_t o = i * p->rows_per_task; o < end; o++) {
         float out[DQ_DECODE_ROWS];
-        const uint8_t *codes = dq_view_u8(p->codes, o), *zero = p->zero ? dq_view_u8(p->zero, o) : NULL;
-        const float *scale = dq_view_f32(p->scale, o);
-        (p->d->bits == 4 ? p->kernels->packed4 : p->kernels->packed8)(&p->few, codes, scale, zero, out);
+        dq_packed_w w = weights_of(p, o);
+        (p->d->bits == 4 ? p->kernels->packed4 : p->kernels->packed8)(&p->few, &w, out);
         for (int64_t r = 0; r < p->few.rows; r++) {
             float *y = dq_view_f32(p->y, p->first + r) + o;
             *y = p->d->beta != 0 ? (float)p->d->beta * *y + out[r] : out[r];
@@ -141,16 +150,11 @@ void dq_cpu_unpack(const uint8_t *codes, int bits, int64_t n, uint8_t *out)
 static void dequant_task(void *arg, int64_t i, int thread)
 {
     const packed *p = arg;
-    float *zero = (float *)(void *)(p->scratch + (size_t)thread * p->scratch_each);
-    uint8_t *bytes = (uint8_t *)(zero + p->groups);
-    dq_code_row row = {.zero = zero, .cols = p->n, .group = p->d->group};
+    uint8_t *bytes = (uint8_t *)p->scratch + (size_t)thread * p->scratch_each;
     for (int64_t r = i * DEQUANT_ROWS; r < dq_min64((i + 1) * DEQUANT_ROWS, p->panel_rows); r++) {
-        int64_t o = p->panel_first + r;
-        for (int64_t g = 0; g < p->groups; g++)
-            zero[g] = p->zero ? dq_view_u8(p->zero, o)[g] : (float)(1 << (p->d->bits - 1));
-        row.scale = dq_view_f32(p->scale, o);
-        dq_cpu_unpack(dq_view_u8(p->codes, o), p->d->bits, p->n, bytes);
-        p->quant->dequantize(&row, bytes, p->panel + r * p->n);
+        dq_packed_w w = weights_of(p, p->panel_first + r);
+        dq_cpu_unpack(w.codes, p->d->bits, p->n, bytes);
+        p->kernels->dequantize(&w, p->d->bits, bytes, p->n, p->d->group, p->panel + r * p->n);
     }
 }
 
@@ -195,8 +199,7 @@ static dq_status many_rows(dq_cpu_dev *dev, packed *p)
     int64_t rows = dq_min64(p->y->cols, dq_max64(PANEL_ROWS, PANEL_BYTES / 4 / p->n / PANEL_ROWS * PANEL_ROWS));
     dq_status status = p->order ? ordered(dev, p, &x) : DQ_OK;
     if (status != DQ_OK) return status;
-    p->quant = dq_cpu_quant_kernels(dev);
-    p->scratch_each = ((size_t)p->groups * sizeof(float) + (size_t)p->n + 127) / 64 * 64;
+    p->scratch_each = ((size_t)p->n + 127) / 64 * 64;
     size_t floats = ((size_t)(rows * p->n) * sizeof(float) + 63) / 64 * 64;
     char *scratch = dq_cpu_scratch_take(dev, floats + p->scratch_each * (size_t)dev->threads);
     status = DQ_E_NOMEM;

@@ -129,7 +129,13 @@ static inline vd vd_signs(int h)
 }
 
 typedef __m256i vw;
-static inline vw vw_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline vw vw_load_n(const void *p, int64_t n)
+{
+    if (n >= 32) return _mm256_loadu_si256((const __m256i *)p);
+    uint8_t copy[32] = {0};
+    memcpy(copy, p, (size_t)n);
+    return _mm256_loadu_si256((const __m256i *)(const void *)copy);
+}
 static inline vf vw_nibble(vw w, int i)
 {
     vw code = _mm256_and_si256(_mm256_srli_epi32(w, 4 * i), _mm256_set1_epi32(15));
@@ -140,9 +146,16 @@ static inline vf vw_byte(vw w, int i)
     vw code = _mm256_and_si256(_mm256_srli_epi32(w, 8 * i), _mm256_set1_epi32(255));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, _mm256_set1_epi32(128)));
 }
-static inline vf vf_pick(const float *p, int64_t n, const int32_t *index)
+static inline vf vf_shuffle(vf v, const int32_t *index)
 {
-    return _mm256_permutevar8x32_ps(vf_load_n(p, n), _mm256_loadu_si256((const __m256i *)(const void *)index));
+    return _mm256_permutevar8x32_ps(v, _mm256_loadu_si256((const __m256i *)(const void *)index));
+}
+static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
+{
+    if (n >= 8) return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+    uint16_t copy[8] = {0};
+    memcpy(copy, p, (size_t)n * sizeof *copy);
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)copy));
 }
 static inline vf vf_load_f16(const uint16_t *p)
 {

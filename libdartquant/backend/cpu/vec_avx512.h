@@ -96,7 +96,11 @@ static inline vd vd_signs(int h)
 
 /* Words of packed codes. */
 typedef __m512i vw;
-static inline vw vw_load(const void *p) { return _mm512_loadu_si512(p); }
+/* The first n bytes; the others are zero, memory behind them is not touched. */
+static inline vw vw_load_n(const void *p, int64_t n)
+{
+    return n >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8((1ull << n) - 1u, p);
+}
 /* Four bits of every word as a number less 8, and eight bits less 128. */
 static inline vf vw_nibble(vw w, int i)
 {
@@ -108,10 +112,11 @@ static inline vf vw_byte(vw w, int i)
     vw code = _mm512_and_si512(_mm512_srli_epi32(w, (unsigned)(8 * i)), _mm512_set1_epi32(255));
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(code, _mm512_set1_epi32(128)));
 }
-/* p[index[lane]] of n <= VF floats. */
-static inline vf vf_pick(const float *p, int64_t n, const int32_t *index)
+/* v[index[lane]] */
+static inline vf vf_shuffle(vf v, const int32_t *index) { return _mm512_permutexvar_ps(_mm512_loadu_si512(index), v); }
+static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
 {
-    return _mm512_permutexvar_ps(_mm512_loadu_si512(index), vf_load_n(p, n));
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vf_first(n), p));
 }
 static inline vf vf_load_f16(const uint16_t *p)
 {

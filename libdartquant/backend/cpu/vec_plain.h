@@ -121,10 +121,10 @@ static inline vd vd_swap1(vd v) { return (vd){v[1], v[0]}; }
 static inline vd vd_signs(int h) { return (vd){1.0, h & 1 ? -1.0 : 1.0}; }
 
 typedef uint32_t vw __attribute__((vector_size(16)));
-static inline vw vw_load(const void *p)
+static inline vw vw_load_n(const void *p, int64_t n)
 {
-    vw w;
-    memcpy(&w, p, sizeof w);
+    vw w = {0, 0, 0, 0};
+    memcpy(&w, p, n < 16 ? (size_t)n : sizeof w);
     return w;
 }
 static inline vf vw_nibble(vw w, int i)
@@ -137,10 +137,15 @@ static inline vf vw_byte(vw w, int i)
     vf_int code = (vf_int)(w >> (8 * i) & 255) - 128;
     return (vf){(float)code[0], (float)code[1], (float)code[2], (float)code[3]};
 }
-static inline vf vf_pick(const float *p, int64_t n, const int32_t *index)
+static inline vf vf_shuffle(vf v, const int32_t *index)
 {
-    (void)n;
-    return vf_gather(p, index);
+    return (vf){v[index[0]], v[index[1]], v[index[2]], v[index[3]]};
+}
+static inline vf vf_load_f16_n(const uint16_t *p, int64_t n)
+{
+    vf v = vf_zero();
+    for (int64_t i = 0; i < n && i < VF; i++) v[i] = dq_f16_to_f32(p[i]);
+    return v;
 }
 static inline vf vf_load_f16(const uint16_t *p)
 {

@@ -1,5 +1,5 @@
-#The CUDA backend : a plug - in of its own. `make cuda` builds it when nvcc is found and says so when not ; the library
-#neither links nor needs it.SPDX - License - Identifier : Apache - 2.0
+# The CUDA backend: a plug-in of its own. `make cuda` builds it when nvcc is found and says so when not; the library
+# neither links nor needs it. SPDX-License-Identifier: Apache-2.0
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 CUDA_SRC := $(wildcard libdartquant/backend/cuda/*.cu)
 CUDA_HEADERS := $(wildcard libdartquant/backend/cuda/*.h) include/dartquant/backend.h

@@ -9,12 +9,33 @@
 /* Above this many rows the weights are unpacked once for a product by cuBLAS; below, each is used as it is read. */
 enum { FEW_ROWS = 8 };
 
+/* Scales or zeros of groups, of any type that they may have. */
+typedef struct cu_grid_part {
+    const uint8_t *p;
+    int64_t stride; /* bytes */
+    dq_dtype dtype;
+} cu_grid_part;
+
+static cu_grid_part grid_part(const dq_view *v)
+{
+    int64_t size = v->dtype == DQ_U8 ? 1 : v->dtype == DQ_F16 ? 2 : 4;
+    return {(const uint8_t *)cu_at(v), v->stride * size, v->dtype};
+}
+
+__device__ static float grid_at(const cu_grid_part &g, int64_t row, int64_t i)
+{
+    const uint8_t *at = g.p + row * g.stride;
+    if (g.dtype == DQ_U8) return (float)at[i];
+    return g.dtype == DQ_F16 ? cu_load((const cu_f16 *)at + i) : ((const float *)at)[i];
+}
+
 typedef struct packed_args {
     dq_packed_desc d;
-    cu_mat<const float> x, scale;
-    cu_mat<const uint8_t> codes, zero; /* zero.p NULL: the middle code */
-    const int32_t *order;              /* or NULL */
-    int64_t columns;                   /* stored */
+    cu_mat<const float> x;
+    cu_mat<const uint8_t> codes;
+    cu_grid_part scale, zero; /* zero.p NULL: the middle code */
+    const int32_t *order;     /* or NULL */
+    int64_t columns;          /* stored */
     cu_mat<float> y;
     dq_cuda_fault *fault;
 } packed_args;
@@ -32,8 +53,10 @@ __device__ static float weight_at(const packed_args &a, int64_t o, int64_t j)
     const uint8_t *codes = a.codes.row(o);
     int code = a.d.bits == 8 ? codes[j] : j & 1 ? codes[j / 2] >> 4 : codes[j / 2] & 15;
     int64_t g = j / a.d.group;
-    int offset = a.zero.p ? a.zero.row(o)[g] : 1 << (a.d.bits - 1);
-    return rounded(a.scale.row(o)[g] * (float)(code - offset), a.d.math == DQ_MATH_BF16);
+    float scale = grid_at(a.scale, o, g), zero = a.zero.p ? grid_at(a.zero, o, g) : (float)(1 << (a.d.bits - 1));
+    float w = a.zero.p && a.zero.dtype != DQ_U8 ? __fadd_rn(__fmul_rn(scale, (float)code), zero)
+                                                : __fmul_rn(scale, (float)code - zero);
+    return rounded(w, a.d.math == DQ_MATH_BF16);
 }
 
 /* Column of x for stored column j; -1 = none. */
@@ -108,14 +131,14 @@ DQ_CUDA_SLOT dq_cuda_packed_linear(void *device, const dq_packed_desc *d, const 
     CU_ENTER(device);
     packed_args a = {*d,
                      cu_view<const float>(x),
-                     cu_view<const float>(scale),
                      cu_view<const uint8_t>(codes),
-                     {NULL, 0, 0, 0},
+                     grid_part(scale),
+                     {NULL, 0, DQ_U8},
                      order ? (const int32_t *)cu_at(order) : NULL,
                      order ? order->cols : x->cols,
                      cu_view<float>(y),
                      dev->fault};
-    if (zero) a.zero = cu_view<const uint8_t>(zero);
+    if (zero) a.zero = grid_part(zero);
     if (y->rows > FEW_ROWS) return many_rows(dev, a, x, y);
     CU_LAUNCH(dev, few_rows_kernel, (unsigned)cu_div_up(y->cols * CU_WARP, CU_THREADS), CU_THREADS, 0, a);
     return dq_cuda_launched(dev, "packed_linear");

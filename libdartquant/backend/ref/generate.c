@@ -22,6 +22,17 @@ static int code_at(const uint8_t *codes, int64_t j, int bits)
     return bits == 8 ? codes[j] : j & 1 ? codes[j / 2] >> 4 : codes[j / 2] & 15;
 }
 
+/* The weight of a code, as backend.h defines it. */
+static float weight_of(const dq_packed_desc *d, const dq_view *scale, const dq_view *zero, int64_t o, int64_t g,
+                       int code)
+{
+    float s = (float)dq_ref_get(scale, o, g);
+    if (!zero) return s * (float)(code - (1 << (d->bits - 1)));
+    if (zero->dtype == DQ_U8) return s * (float)(code - dq_view_u8(zero, o)[g]);
+    float product = s * (float)code;
+    return product + (float)dq_ref_get(zero, o, g);
+}
+
 dq_status dq_ref_packed_linear(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
                                const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y)
 {
@@ -35,8 +46,7 @@ dq_status dq_ref_packed_linear(void *dev, const dq_packed_desc *d, const dq_view
             for (int64_t j = 0; j < n; j++) {
                 int64_t column = from ? from[j] : j, g = j / d->group;
                 if (column < 0) continue;
-                int offset = zero ? dq_view_u8(zero, o)[g] : 1 << (d->bits - 1);
-                float w = dq_view_f32(scale, o)[g] * (float)(code_at(dq_view_u8(codes, o), j, d->bits) - offset);
+                float w = weight_of(d, scale, zero, o, g, code_at(dq_view_u8(codes, o), j, d->bits));
                 if (d->math == DQ_MATH_BF16) w = dq_bf16_to_f32(dq_f32_to_bf16(w));
                 sum += dq_ref_operand(x, r, column, d->math) * w;
             }
