@@ -49,7 +49,7 @@ static dq_status check_orthogonal(dq_device *dev, const double *r, int64_t n, co
     DQ_TRY(dq_rotation_matrix_error(dev, r, n, &e));
     if (isnan(e)) return dq_fail(DQ_E_NONFINITE, "%s contains NaN or Inf", what);
     if (!(e <= DQ_ROTATION_TOLERANCE))
-        return dq_fail(DQ_E_FORMAT, "%s is not orthogonal: max |R^T R - I| = %.3g, allowed %.0e", what, e,
+        return dq_fail(DQ_E_NUMERIC, "%s is not orthogonal: max |R^T R - I| = %.3g, allowed %.0e", what, e,
                        DQ_ROTATION_TOLERANCE);
     return DQ_OK;
 }

@@ -350,7 +350,7 @@ static void bad_files_are_refused(void **state)
     bad[5] = NAN;
     expect_r1("R1", 2, 8, unit, DQ_E_MISMATCH, "[2, 8]");
     expect_r1("R2", 4, 4, unit, DQ_E_MISMATCH, "R1");
-    expect_r1("R1", 4, 4, skew, DQ_E_FORMAT, "0.02");
+    expect_r1("R1", 4, 4, skew, DQ_E_NUMERIC, "0.02");
     dq_arch arch = arch_of(4, 1, 2, 1, 2, 8);
     dq_rotation_options o = {.use_r1 = true, .r1_path = write_r1("R1", 4, 4, bad)};
     dq_rotation_set *set = NULL;
