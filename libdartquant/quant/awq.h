@@ -17,8 +17,12 @@ void dq_awq_candidate(int candidate, const float *x, const double *w, int64_t n,
 /* w [in]: the mean over all rows of |W| / (largest |W| in the row's group + 1e-6), from `count` linears with one input. */
 dq_status dq_awq_weight_magnitude(const dq_tensor *const *linears, int count, int64_t group, double *w);
 
-/* The candidate with the least tr(D H D^T), D = Q(W diag(s)) diag(1/s) - W, summed over the linears; the first of equals.
- * h: Gram matrix of the inputs, F32, lower triangle; x [in] their mean magnitudes; share: columns x with equal indices mod
+/* Rows that the search looks at: one of each of so many equal strips of the linears above one another, all where there are
+ * no more; drawn with seed 0. */
+enum { DQ_AWQ_ROWS = 512 };
+
+/* The candidate with the least tr(D H D^T), D = Q(W diag(s)) diag(1/s) - W, over those rows; the first of equals.
+ * h: Gram matrix of the inputs, F32, mirrored; x [in] their mean magnitudes; share: columns x with equal indices mod
  * head_dim of query heads that share a KV head have one scale (o_proj), 1 = none do. scale [in / share] receives the
  * result, `errors` (may be NULL) all sums. */
 typedef struct dq_awq_input {

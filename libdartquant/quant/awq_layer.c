@@ -39,6 +39,7 @@ static dq_status look(dq_quantize_job *job, dq_block *block, cut *c)
     job->walk->magnitude = &mean;
     status = c->fn(job->walk, block, &c->gram, (dq_walk_tick){dq_job_tick, job});
     job->walk->magnitude = NULL;
+    if (status == DQ_OK) status = dq_hessian_mirror(&c->gram);
     if (status == DQ_OK) status = dq_tensor_download(&mean, c->magnitude);
 done:
     dq_tensor_free(&mean);

@@ -16,22 +16,40 @@ typedef struct rounding {
     dq_codes *codes;
     float *lo, *hi;        /* [out, groups]: ranges, 0 inside */
     float *grid;           /* [2, out, groups]: scales and zeros on their way */
+    int tried;             /* index of the factor under way, -1 = each group's best */
     int8_t *best;          /* [out, groups]: index of the best factor */
     double *least;         /* [out, groups]: its error */
     float *rows, *product; /* [out, in] */
     dq_tensor d, p;        /* F32 [out, in] */
 } rounding;
 
-static dq_status find_ranges(rounding *r)
+/* Host loops run over strips of rows. */
+enum { STRIP = 16 };
+
+static void each_strip(rounding *r, dq_task_fn task) { dq_run(r->env, (r->out + STRIP - 1) / STRIP, task, r); }
+
+static int64_t strip_end(const rounding *r, int64_t strip)
 {
-    DQ_TRY(dq_tensor_download(r->w, r->rows));
-    for (int64_t row = 0; row < r->out; row++)
+    return (strip + 1) * STRIP < r->out ? (strip + 1) * STRIP : r->out;
+}
+
+static void ranges_of(void *arg, int64_t strip, int thread)
+{
+    rounding *r = arg;
+    (void)thread;
+    for (int64_t row = strip * STRIP; row < strip_end(r, strip); row++)
         for (int64_t c = 0; c < r->in; c++) {
             int64_t g = row * r->groups + c / r->group;
             float w = r->rows[row * r->in + c];
             r->lo[g] = fminf(r->lo[g], w);
             r->hi[g] = fmaxf(r->hi[g], w);
         }
+}
+
+static dq_status find_ranges(rounding *r)
+{
+    DQ_TRY(dq_tensor_download(r->w, r->rows));
+    each_strip(r, ranges_of);
     return DQ_OK;
 }
 
@@ -52,15 +70,25 @@ static void grid_of(const dq_weight_spec *s, float lo, float hi, float p, float 
     *zero = rintf(-lo / *scale) + 0.0f;
 }
 
+static void grids_of(void *arg, int64_t strip, int thread)
+{
+    rounding *r = arg;
+    int64_t count = r->out * r->groups, end = strip_end(r, strip) * r->groups;
+    (void)thread;
+    for (int64_t g = strip * STRIP * r->groups; g < end; g++) {
+        float p = factor_of(r->tried < 0 ? r->best[g] : r->tried);
+        grid_of(r->spec, r->lo[g], r->hi[g], p, r->grid + g, r->grid + count + g);
+    }
+}
+
 /* Codes of one factor for all groups, or with i < 0 of each group's best. */
 static dq_status encode(rounding *r, int i)
 {
-    int64_t count = r->out * r->groups;
-    for (int64_t g = 0; g < count; g++)
-        grid_of(r->spec, r->lo[g], r->hi[g], factor_of(i < 0 ? r->best[g] : i), r->grid + g, r->grid + count + g);
     dq_grid_desc d = dq_weight_grid_desc(r->spec, r->group);
+    r->tried = i;
+    each_strip(r, grids_of);
     DQ_TRY(dq_tensor_upload(&r->codes->scale, r->grid));
-    DQ_TRY(dq_tensor_upload(&r->codes->zero, r->grid + count));
+    DQ_TRY(dq_tensor_upload(&r->codes->zero, r->grid + r->out * r->groups));
     return dq_op_quantize_weight(&d, r->w, &r->codes->scale, &r->codes->zero, NULL, &r->codes->codes);
 }
 
@@ -75,25 +103,30 @@ static dq_status difference(rounding *r, const dq_tensor *inverse)
 /* p = d H_g, group by group. */
 static dq_status multiply(rounding *r)
 {
-    dq_status status = DQ_OK;
-    dq_tensor block = {0};
-    float *host = dq_alloc(r->env, (size_t)(r->group * r->group) * sizeof *host);
-    if (!host) return DQ_E_NOMEM;
     for (int64_t c0 = 0; c0 < r->in; c0 += r->group) {
         int64_t n = r->in - c0 < r->group ? r->in - c0 : r->group;
         dq_tensor h = dq_tensor_slice(r->h, c0, n, c0, n);
-        DQ_GO(dq_tensor_download(&h, host));
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = i + 1; j < n; j++) host[i * n + j] = host[j * n + i];
-        DQ_GO(dq_tensor_from_host(r->h->dev, DQ_F32, n, n, host, &block));
         dq_tensor d = dq_tensor_slice(&r->d, 0, r->out, c0, n), p = dq_tensor_slice(&r->p, 0, r->out, c0, n);
-        DQ_GO(dq_op_gemm(false, false, 1.0, &d, &block, 0.0, &p, DQ_MATH_F32));
-        dq_tensor_free(&block);
+        DQ_TRY(dq_op_gemm(false, false, 1.0, &d, &h, 0.0, &p, DQ_MATH_F32));
     }
-done:
-    dq_tensor_free(&block);
-    dq_free(host);
-    return status;
+    return DQ_OK;
+}
+
+/* Groups for which the factor is better than those before. */
+static void keep_better(void *arg, int64_t strip, int thread)
+{
+    rounding *r = arg;
+    (void)thread;
+    for (int64_t row = strip * STRIP; row < strip_end(r, strip); row++)
+        for (int64_t g = 0; g < r->groups; g++) {
+            double error = 0;
+            int64_t at = row * r->groups + g, end = (g + 1) * r->group < r->in ? (g + 1) * r->group : r->in;
+            for (int64_t c = g * r->group; c < end; c++)
+                error += (double)r->rows[row * r->in + c] * (double)r->product[row * r->in + c];
+            if (r->tried > 0 && !(error < r->least[at])) continue;
+            r->least[at] = error;
+            r->best[at] = (int8_t)r->tried;
+        }
 }
 
 static dq_status try_factor(rounding *r, const dq_tensor *inverse, int i)
@@ -103,28 +136,18 @@ static dq_status try_factor(rounding *r, const dq_tensor *inverse, int i)
     DQ_TRY(multiply(r));
     DQ_TRY(dq_tensor_download(&r->d, r->rows));
     DQ_TRY(dq_tensor_download(&r->p, r->product));
-    for (int64_t row = 0; row < r->out; row++)
-        for (int64_t g = 0; g < r->groups; g++) {
-            double error = 0;
-            int64_t end = (g + 1) * r->group < r->in ? (g + 1) * r->group : r->in;
-            for (int64_t c = g * r->group; c < end; c++)
-                error += (double)r->rows[row * r->in + c] * (double)r->product[row * r->in + c];
-            int64_t at = row * r->groups + g;
-            if (i > 0 && !(error < r->least[at])) continue;
-            r->least[at] = error;
-            r->best[at] = (int8_t)i;
-        }
+    each_strip(r, keep_better);
     return DQ_OK;
 }
 
-/* tr(D H D^T) / tr(W H W^T) with the weight as it was before scaling. */
+/* tr(D H D^T) / tr(W H W^T) with the weight as it was before scaling, to the three digits of bf16 products. */
 static dq_status relative_error(rounding *r, const dq_tensor *inverse, double *out)
 {
     double loss, energy;
     DQ_TRY(difference(r, inverse));
-    DQ_TRY(dq_hessian_energy(&r->d, r->h, DQ_MATH_F32, &loss));
+    DQ_TRY(dq_hessian_energy(&r->d, r->h, true, DQ_MATH_BF16, &loss));
     DQ_TRY(dq_op_scale_cols(r->w, inverse, &r->d));
-    DQ_TRY(dq_hessian_energy(&r->d, r->h, DQ_MATH_F32, &energy));
+    DQ_TRY(dq_hessian_energy(&r->d, r->h, true, DQ_MATH_BF16, &energy));
     *out = energy > 0 && loss > 0 ? loss / energy : 0;
     return DQ_OK;
 }

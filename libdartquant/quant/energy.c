@@ -14,11 +14,34 @@ static dq_status mirrored_block(const dq_tensor *h, int64_t c0, int64_t n, float
     return dq_tensor_from_host(h->dev, DQ_F32, n, n, host, out);
 }
 
-dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, double *out)
+dq_status dq_hessian_mirror(dq_tensor *h)
+{
+    dq_status status = DQ_OK;
+    int64_t n = h->view.rows;
+    float *tile = dq_alloc(dq_device_env(h->dev), (size_t)(BLOCK * BLOCK) * sizeof *tile);
+    float *turned = dq_alloc(dq_device_env(h->dev), (size_t)(BLOCK * BLOCK) * sizeof *turned);
+    if (!tile || !turned) DQ_GO(DQ_E_NOMEM);
+    for (int64_t r0 = 0; r0 < n; r0 += BLOCK)
+        for (int64_t c0 = 0; c0 <= r0; c0 += BLOCK) {
+            int64_t rows = n - r0 < BLOCK ? n - r0 : BLOCK, cols = n - c0 < BLOCK ? n - c0 : BLOCK;
+            dq_tensor from = dq_tensor_slice(h, r0, rows, c0, cols), to = dq_tensor_slice(h, c0, cols, r0, rows);
+            DQ_GO(dq_tensor_download(&from, tile));
+            for (int64_t i = 0; i < cols; i++)
+                for (int64_t j = 0; j < rows; j++)
+                    turned[i * rows + j] = r0 > c0 || j >= i ? tile[j * cols + i] : tile[i * cols + j];
+            DQ_GO(dq_tensor_upload(&to, turned));
+        }
+done:
+    dq_free(tile);
+    dq_free(turned);
+    return status;
+}
+
+dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, bool whole, int math, double *out)
 {
     dq_status status;
     int64_t rows = d->view.rows, n = d->view.cols, width = n < BLOCK ? n : BLOCK;
-    dq_tensor product = {0}, diagonal = {0};
+    dq_tensor product = {0}, mirrored = {0};
     double total = 0;
     float *host = dq_alloc(dq_device_env(d->dev), (size_t)(width * width) * sizeof *host);
     if (!host) return DQ_E_NOMEM;
@@ -26,10 +49,11 @@ dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, do
     for (int64_t c0 = 0; c0 < n; c0 += width) {
         int64_t cols = n - c0 < width ? n - c0 : width, below = c0 + cols;
         dq_tensor here = dq_tensor_slice(d, 0, rows, c0, cols), p = dq_tensor_slice(&product, 0, rows, 0, cols);
+        dq_tensor diagonal = dq_tensor_slice(h, c0, cols, c0, cols);
         double part;
-        DQ_GO(mirrored_block(h, c0, cols, host, &diagonal));
-        DQ_GO(dq_op_gemm(false, false, 1.0, &here, &diagonal, 0.0, &p, math));
-        dq_tensor_free(&diagonal);
+        if (!whole) DQ_GO(mirrored_block(h, c0, cols, host, &mirrored));
+        DQ_GO(dq_op_gemm(false, false, 1.0, &here, whole ? &diagonal : &mirrored, 0.0, &p, math));
+        dq_tensor_free(&mirrored);
         DQ_GO(dq_op_dot(&p, &here, &part));
         total += part;
         if (below == n) continue;
@@ -41,7 +65,7 @@ dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, do
     }
     *out = total;
 done:
-    dq_tensor_free(&diagonal);
+    dq_tensor_free(&mirrored);
     dq_tensor_free(&product);
     dq_free(host);
     return status;

@@ -111,7 +111,7 @@ static dq_status relative_error(solve *s, const dq_tensor *w, double *out)
     DQ_TRY(dq_op_axpy(-1.0, w, &s->work));
     DQ_TRY(dq_op_scale_cols(&s->work, &s->plan->added_root, &s->work));
     DQ_TRY(dq_op_dot(&s->work, &s->work, &added));
-    DQ_TRY(dq_hessian_energy(w, s->plan->h, DQ_MATH_BF16, &energy));
+    DQ_TRY(dq_hessian_energy(w, s->plan->h, false, DQ_MATH_BF16, &energy));
     double loss = s->loss > added ? s->loss - added : 0;
     *out = energy > 0 ? loss / energy : 0;
     return DQ_OK;

@@ -42,7 +42,10 @@ dq_status dq_gptq_solve(const dq_weight_spec *spec, const dq_gptq_plan *plan, dq
                         double *error);
 
 /* ---- energy.c ---- */
-/* tr(D H D^T) from the lower triangle of h; d F32 [rows, n]; math: DQ_MATH_* of the products. */
-dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, double *out);
+/* The strict upper triangle becomes the mirror image of the lower one. */
+dq_status dq_hessian_mirror(dq_tensor *h);
+/* tr(D H D^T) from the lower triangle of h; d F32 [rows, n]; whole: h is mirrored, which spares copies; math: DQ_MATH_* of
+ * the products. */
+dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, bool whole, int math, double *out);
 
 #endif

@@ -16,6 +16,7 @@
 #include "io/json.h"
 #include "models.h"
 #include "quant/awq.h"
+#include "quant/parts.h"
 #include "rotation/rotation.h"
 #include "scratch.h"
 
@@ -56,6 +57,7 @@ static void open_problem(fixture *f, dq_source *s, problem *p)
     OK(dq_tensor_alloc(f->dev, DQ_F32, n, n, &p->gram));
     OK(dq_op_fill(0, &p->gram));
     OK(dq_op_syrk(1.0, &p->x, 1.0, &p->gram));
+    OK(dq_hessian_mirror(&p->gram));
     float *x = raw(s, "x");
     p->magnitude = calloc((size_t)n, sizeof(float));
     for (int64_t i = 0; i < tokens * n; i++) p->magnitude[i % n] += fabsf(x[i]) / (float)tokens;
@@ -152,6 +154,50 @@ static void search_and_rounding(void **state)
         dq_source_free(s);
         fixture_close(&f);
     }
+}
+
+/* Linears of `rows` rows each, of which l holds row l of w0 again and again. */
+static void errors_of_copies(fixture *f, const problem *p, int64_t rows, double errors[DQ_AWQ_CANDIDATES])
+{
+    dq_weight_spec spec = {.bits = 3, .group = 16, .awq = true};
+    int64_t n = p->x.view.cols;
+    dq_tensor copies[2], index;
+    const dq_tensor *linears[] = {&copies[0], &copies[1]};
+    dq_awq_input input = {linears, 2, &p->gram, p->magnitude, 1, HEAD_DIM};
+    int32_t *which = malloc((size_t)rows * sizeof *which);
+    float *scale = malloc((size_t)n * sizeof *scale);
+    for (int l = 0; l < 2; l++) {
+        for (int64_t r = 0; r < rows; r++) which[r] = l;
+        OK(dq_tensor_from_host(f->dev, DQ_I32, 1, rows, which, &index));
+        OK(dq_tensor_alloc(f->dev, DQ_F32, rows, n, &copies[l]));
+        OK(dq_op_gather_rows(&p->w[0], &index, &copies[l]));
+        dq_tensor_free(&index);
+    }
+    OK(dq_awq_search(&spec, &input, scale, errors));
+    for (int l = 0; l < 2; l++) dq_tensor_free(&copies[l]);
+    free(which);
+    free(scale);
+}
+
+/* Of wide linears a part of the rows is tried, as many of each as its share of all rows. */
+static void search_draws_rows(void **state)
+{
+    (void)state;
+    fixture f;
+    problem p;
+    dq_source *s;
+    double some[DQ_AWQ_CANDIDATES], drawn[DQ_AWQ_CANDIDATES];
+    fixture_open(&f, "cpu", 2);
+    OK(dq_source_open(&f.env, "tests/data/quant/awq.safetensors", &s));
+    open_problem(&f, s, &p);
+    errors_of_copies(&f, &p, DQ_AWQ_ROWS / 2, some); /* all rows */
+    errors_of_copies(&f, &p, 3 * DQ_AWQ_ROWS, drawn);
+    assert_memory_equal(some, drawn, sizeof some);
+    errors_of_copies(&f, &p, DQ_AWQ_ROWS / 2 - 1, some);
+    assert_true(some[0] < drawn[0]);
+    close_problem(&p);
+    dq_source_free(s);
+    fixture_close(&f);
 }
 
 /* ---- the scaled model ---- */
@@ -441,6 +487,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(search_and_rounding),
+        cmocka_unit_test(search_draws_rows),
         cmocka_unit_test(scaling_keeps_logits),
         cmocka_unit_test(refuses_bad_scales),
         cmocka_unit_test_teardown(same_bits_everywhere, no_leaks),
