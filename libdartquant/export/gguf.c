@@ -106,38 +106,63 @@ static int64_t source_row(const dq_arch *a, dq_role role, int64_t r)
     return r - i + i / 2 + i % 2 * (d / 2);
 }
 
+/* Rows of the file from codes or from floats; the search for the scales of some types is worth all threads. */
+typedef struct encoding {
+    const dq_arch *a;
+    dq_role role;
+    dq_gguf_block type;
+    const dq_host_codes *codes; /* or x */
+    const float *x;
+    int64_t cols, first; /* row of the piece */
+    uint64_t bytes;      /* of a row */
+    uint8_t *piece;
+} encoding;
+
+static void encode_row(void *arg, int64_t i, int thread)
+{
+    const encoding *e = arg;
+    int64_t row = source_row(e->a, e->role, e->first + i);
+    uint8_t *out = e->piece + (uint64_t)i * e->bytes;
+    (void)thread;
+    if (e->codes)
+        dq_gguf_encode_codes(e->type, e->codes, row, out);
+    else
+        dq_gguf_encode(e->type, e->x + row * e->cols, e->cols, out);
+}
+
+static dq_status put_rows(const dq_export_plan *p, dq_gguf_writer *w, encoding *e, int64_t rows)
+{
+    int64_t most = rows < PIECE_ROWS ? rows : PIECE_ROWS;
+    e->bytes = dq_gguf_block_bytes(e->type, e->cols);
+    e->piece = dq_alloc(p->env, (size_t)e->bytes * (size_t)most);
+    dq_status status = e->piece ? DQ_OK : DQ_E_NOMEM;
+    for (; status == DQ_OK && e->first < rows; e->first += most) {
+        int64_t n = rows - e->first < most ? rows - e->first : most;
+        dq_run(p->env, n, encode_row, e);
+        status = dq_gguf_writer_data(w, e->piece, e->bytes * (uint64_t)n);
+    }
+    dq_free(e->piece);
+    return status == DQ_OK ? dq_gguf_writer_end_tensor(w) : status;
+}
+
 static dq_status put_codes(const dq_export_plan *p, dq_gguf_writer *w, int64_t layer, dq_role role)
 {
-    const dq_arch *a = dq_model_arch(p->model);
     dq_host_codes c;
     DQ_TRY(dq_export_read_codes(p, layer, role, &c));
-    uint64_t bytes = dq_gguf_block_bytes(p->spec->block, c.in);
-    uint8_t *row = dq_alloc(p->env, (size_t)bytes);
-    dq_status status = row ? DQ_OK : DQ_E_NOMEM;
-    for (int64_t r = 0; status == DQ_OK && r < c.out; r++) {
-        dq_gguf_encode_codes(p->spec->block, &c, source_row(a, role, r), row);
-        status = dq_gguf_writer_data(w, row, bytes);
-    }
-    dq_free(row);
+    encoding e = {.a = dq_model_arch(p->model), .role = role, .type = p->spec->block, .codes = &c, .cols = c.in};
+    dq_status status = put_rows(p, w, &e, c.out);
     dq_host_codes_free(&c);
-    return status == DQ_OK ? dq_gguf_writer_end_tensor(w) : status;
+    return status;
 }
 
 static dq_status put_floats(const dq_export_plan *p, dq_gguf_writer *w, dq_role role, const float *x)
 {
-    const dq_arch *a = dq_model_arch(p->model);
     int64_t rows, cols;
-    dq_arch_shape(a, role, &rows, &cols);
-    dq_gguf_block type = type_for(p->spec->block, cols);
-    uint64_t bytes = dq_gguf_block_bytes(type, cols);
-    uint8_t *row = dq_alloc(p->env, (size_t)bytes);
-    dq_status status = row ? DQ_OK : DQ_E_NOMEM;
-    for (int64_t r = 0; status == DQ_OK && r < rows; r++) {
-        dq_gguf_encode(type, x + source_row(a, role, r) * cols, cols, row);
-        status = dq_gguf_writer_data(w, row, bytes);
-    }
-    dq_free(row);
-    return status == DQ_OK ? dq_gguf_writer_end_tensor(w) : status;
+    encoding e = {.a = dq_model_arch(p->model), .role = role, .x = x};
+    dq_arch_shape(e.a, role, &rows, &cols);
+    e.type = type_for(p->spec->block, cols);
+    e.cols = cols;
+    return put_rows(p, w, &e, rows);
 }
 
 static dq_status put_bias(const dq_export_plan *p, dq_gguf_writer *w, dq_role role, const float *bias)

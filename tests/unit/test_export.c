@@ -13,6 +13,7 @@
 #include "base/rotation_set.h"
 #include "base/status.h"
 #include "export/export.h"
+#include "io/file.h"
 #include "models.h"
 #include "rotation/rotation.h"
 
@@ -111,6 +112,52 @@ static void to_gguf(const char *name, const char *format, double most)
     dq_model_release(back);
     remove_folder(dir);
     fixture_close(&f);
+}
+
+static void *content(fixture *f, const char *path, size_t *size)
+{
+    dq_map map;
+    ok(dq_map_open(&f->env, path, &map));
+    void *copy = malloc(map.size);
+    memcpy(copy, map.data, map.size);
+    *size = map.size;
+    dq_map_close(&map);
+    return copy;
+}
+
+/* Rows are encoded on all threads; the file is the same for any number of them. */
+static void gguf_threads(void **state)
+{
+    (void)state;
+    static const char *const formats[] = {"gguf:q4_k", "gguf:q6_k", "gguf:q5_1"};
+    for (int i = 0; i < 3; i++) {
+        void *first = NULL;
+        size_t first_size = 0;
+        for (int threads = 1; threads <= 3; threads++) {
+            fixture f;
+            dq_model *m;
+            char dir[256], path[300];
+            size_t size;
+            fixture_open(&f, "cpu", threads);
+            ok(dq_model_open_path(f.dev, "tests/data/tiny", &m));
+            make_folder(dir, sizeof dir);
+            ok(export_to(m, formats[i], dir));
+            snprintf(path, sizeof path, "%s/model.gguf", dir);
+            void *data = content(&f, path, &size);
+            if (!first) {
+                first = data;
+                first_size = size;
+            } else {
+                assert_int_equal(size, first_size);
+                assert_memory_equal(data, first, size);
+                free(data);
+            }
+            dq_model_release(m);
+            remove_folder(dir);
+            fixture_close(&f);
+        }
+        free(first);
+    }
 }
 
 static void gguf(void **state)
@@ -291,8 +338,9 @@ static void diffulex(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(conversions),     cmocka_unit_test(gguf),
-                                       cmocka_unit_test(rotated),         cmocka_unit_test(refusals),
-                                       cmocka_unit_test(no_half_folders), cmocka_unit_test(diffulex)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(conversions),  cmocka_unit_test(gguf),
+                                       cmocka_unit_test(gguf_threads), cmocka_unit_test(rotated),
+                                       cmocka_unit_test(refusals),     cmocka_unit_test(no_half_folders),
+                                       cmocka_unit_test(diffulex)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
