@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from make_ops import normal, rng_of, save
+from make_ops import fake_quant_row, normal, rng_of, save
 
 
 def quantiles(kind, count):
@@ -42,6 +42,72 @@ def losses():
         out[name] = value.detach().reshape(1, 1)
         out[name + "_grad"] = o.grad
     save("calib_losses", **out)
+
+
+def centred_moment(o, k):
+    return (o - o.mean(-1, keepdim=True)).pow(k).sum(-1)
+
+
+def grid_of(o, bits, symmetric, clip):
+    """Step, top and bottom of the grid that a quantizer lays over each row."""
+    if symmetric:
+        levels = 2 ** (bits - 1) - 1
+        d = clip * o.abs().amax(-1, keepdim=True) / levels
+        return d, levels * d, -(levels + 1) * d
+    top, bottom = clip * o.amax(-1, keepdim=True), clip * o.amin(-1, keepdim=True)
+    return (top - bottom) / (2**bits - 1), top, bottom
+
+
+def expected_error(o, bits, symmetric, clip):
+    d, top, bottom = grid_of(o, bits, symmetric, clip)
+    return (o.shape[-1] * d.square() / 12).squeeze(-1) + ((o - top).clamp(min=0).square() + (o - bottom).clamp(max=0).square()).sum(-1)
+
+
+def rounding_error(o, bits, symmetric, clip, snap=False):
+    """Levels are held fixed; with `snap` the elements that give the range are left alone."""
+    q = torch.stack([torch.as_tensor(fake_quant_row(row, bits, symmetric, clip, False)) for row in o.detach().numpy()])
+    if snap:
+        ends = o == (torch.where(o.abs() == o.abs().amax(-1, keepdim=True), o, torch.inf) if symmetric else o.amax(-1, keepdim=True))
+        ends |= False if symmetric else o == o.amin(-1, keepdim=True)
+        q = torch.where(ends, o.detach(), q)
+    return (o - q).square().sum(-1)
+
+
+ROW_LOSSES = {
+    "whip": lambda o: torch.exp(-o.abs()).sum(-1),
+    "kurtosis": lambda o: o.shape[-1] * centred_moment(o, 4) / centred_moment(o, 2).square(),
+    "variance": lambda o: centred_moment(o, 2) / o.shape[-1],
+    "quant": lambda o: rounding_error(o, 4, False, 0.9),
+    "quant_sym": lambda o: rounding_error(o, 4, True, 0.9),
+    "range": lambda o: expected_error(o, 4, False, 0.9),
+    "range_sym": lambda o: expected_error(o, 4, True, 0.9),
+    "snap": lambda o: rounding_error(o, 4, False, 0.9, True),
+    "snap_sym": lambda o: rounding_error(o, 4, True, 0.9, True),
+}
+
+
+def gradients():
+    """Losses that one row decides alone, through the rotation of heads in groups, and the derivative of Q by the matrix it is of."""
+    rng = rng_of("calib_grads")
+    n, heads, groups, rows = 6, 4, 2, 31
+    x = torch.from_numpy(normal(rng, rows, heads * n) * (1 + 2 * (rng.random((rows, heads * n)) > 0.9).astype("float32")))
+    r = torch.from_numpy(normal(rng, groups * n, n) * 0.5)
+    out = {"x": x, "r": r}
+    for name, fn in ROW_LOSSES.items():
+        for relative in (False, True):
+            turn = r.double().requires_grad_()
+            each = turn.reshape(groups, n, n).repeat_interleave(heads // groups, dim=0)
+            o = torch.einsum("thi,hij->thj", x.double().reshape(rows, heads, n), each).reshape(rows, heads * n)
+            value = fn(o)
+            value = (value / x.double().square().sum(-1) if relative else value).mean()
+            value.backward()
+            key = name + ("_rel" if relative else "")
+            out[key], out[key + "_grad"] = value.detach().reshape(1, 1), turn.grad
+    save("calib_grads", **out)
+    z = torch.from_numpy(normal(rng, 2, 9, 9)).double().requires_grad_()
+    c = torch.from_numpy(normal(rng, 2, 9, 9)).double()
+    (torch.linalg.qr(z).Q * c).sum().backward()
+    save("calib_qr", z=z.reshape(18, 9), c=c.reshape(18, 9), grad=z.grad.reshape(18, 9))
 
 
 def heavy_rows(rng, rows, width):
@@ -99,4 +165,5 @@ def training():
 
 if __name__ == "__main__":
     losses()
+    gradients()
     training()

@@ -64,7 +64,102 @@ static void sliced_losses_match_pytorch(void **state)
     golden_free(&g);
 }
 
-/* ---- finite differences through the rotation ---- */
+/* d loss / d R of the losses that one row decides, on both devices, against autograd in fp64 (make_calib.py). */
+static void row_losses_match_pytorch(void **state)
+{
+    static const struct {
+        const char *name;
+        dq_fit_loss kind;
+        int symmetric;
+    } losses[] = {{"whip", DQ_FIT_WHIP, 0},       {"kurtosis", DQ_FIT_KURTOSIS, 0}, {"variance", DQ_FIT_VARIANCE, 0},
+                  {"quant", DQ_FIT_QUANT, 0},     {"quant_sym", DQ_FIT_QUANT, 1},   {"range", DQ_FIT_RANGE, 0},
+                  {"range_sym", DQ_FIT_RANGE, 1}, {"snap", DQ_FIT_SNAP, 0},         {"snap_sym", DQ_FIT_SNAP, 1}};
+    static const char *const backends[] = {"ref", "cpu"};
+    const dq_orbit orbit = {6, 4, 2};
+    (void)state;
+    golden g = golden_load("calib_grads");
+    const golden_array *x = golden_find(&g, "x"), *r = golden_find(&g, "r");
+    for (int d = 0; d < 2; d++) {
+        dq_device *on = NULL;
+        dq_tensor tx, tr, tg;
+        float got[12 * 6];
+        OK(dq_device_open(&env, backends[d], "", DQ_POLICY_FORBID, &on));
+        OK(dq_tensor_from_host(on, DQ_F32, x->rows, x->cols, x->data, &tx));
+        OK(dq_tensor_from_host(on, DQ_F32, 12, 6, r->data, &tr));
+        OK(dq_tensor_alloc(on, DQ_F32, 12, 6, &tg));
+        for (size_t k = 0; k < 2 * sizeof losses / sizeof *losses; k++) {
+            char name[32], slope[40];
+            double value = 0;
+            dq_loss loss = {.kind = losses[k / 2].kind,
+                            .relative = k % 2,
+                            .quant = {.bits = 4, .symmetric = losses[k / 2].symmetric, .clip = 0.9}};
+            snprintf(name, sizeof name, "%s%s", losses[k / 2].name, k % 2 ? "_rel" : "");
+            snprintf(slope, sizeof slope, "%s_grad", name);
+            OK(dq_loss_of_rotation(&loss, &orbit, &tx, &tr, 1, 0, 0, &tg, DQ_MATH_F32, &value));
+            OK(dq_tensor_download(&tg, got));
+            double want = *(const double *)golden_find(&g, name)->data, largest = 0;
+            const double *grad = golden_find(&g, slope)->data;
+            if (!(fabs(value - want) <= 1e-6 * want))
+                fail_msg("%s on %s: %.9g, PyTorch has %.9g", name, backends[d], value, want);
+            for (int i = 0; i < 72; i++) largest = fmax(largest, fabs(grad[i]));
+            for (int i = 0; i < 72; i++)
+                if (!(fabs(got[i] - grad[i]) <= 5e-6 * largest))
+                    fail_msg("%s on %s: slope %d is %.9g, PyTorch has %.9g", name, backends[d], i, (double)got[i],
+                             grad[i]);
+        }
+        dq_tensor_free(&tx);
+        dq_tensor_free(&tr);
+        dq_tensor_free(&tg);
+        dq_device_close(on);
+    }
+    golden_free(&g);
+}
+
+/* ---- finite differences ---- */
+
+/* Root mean square of the numbers of one channel, or of all (cols = 0). */
+static double rms_of(const float *o, int rows, int cols, int channel)
+{
+    double sum = 0;
+    for (int i = 0; i < rows * cols; i++)
+        if (channel < 0 || i % cols == channel) sum += (double)o[i] * o[i];
+    return sqrt(sum / (channel < 0 ? rows * cols : rows));
+}
+
+/* The sliced losses count the scale of their targets as a constant; moving one number moves it, so what that does is taken
+ * off the difference: targets are t = o - N grad / 2, d loss / d RMS = -2/N sum (o - t) t / RMS, d RMS / d o = o / (n RMS). */
+static void sliced_gradients_match_differences(void **state)
+{
+    enum { ROWS = 23, COLS = 5, COUNT = ROWS * COLS };
+    (void)state;
+    float o[COUNT], grad[COUNT];
+    dq_rng rng;
+    dq_rng_seed_torch(&rng, 21);
+    for (int i = 0; i < COUNT; i++) o[i] = (float)(dq_rng_normal(&rng) * (1 + i % COLS));
+    for (int k = 0; k < 3; k++) {
+        dq_loss loss = {.kind = batch_losses[k]};
+        double value;
+        OK(dq_loss_of_batch(&env, &loss, o, ROWS, COLS, grad, &value));
+        for (int i = 0; i < COUNT; i += 3) {
+            int channel = batch_losses[k] == DQ_FIT_SWD ? -1 : i % COLS, members = channel < 0 ? COUNT : ROWS;
+            double rms = rms_of(o, ROWS, COLS, channel), by_scale = 0, side[2];
+            for (int j = 0; j < COUNT; j++) {
+                double off = (double)COUNT * grad[j] / 2, target = o[j] - off;
+                if (channel < 0 || j % COLS == channel) by_scale -= 2.0 / COUNT * off * target / rms;
+            }
+            const float kept = o[i], step = 0x1p-13f;
+            for (int s = 0; s < 2; s++) {
+                o[i] = s ? kept - step : kept + step;
+                OK(dq_loss_of_batch(&env, &loss, o, ROWS, COLS, NULL, &side[s]));
+            }
+            double difference = (side[0] - side[1]) / ((double)(kept + step) - (double)(kept - step));
+            o[i] = kept;
+            double want = difference - by_scale * kept / (members * rms);
+            if (!(fabs(grad[i] - want) <= 1e-5 * (1 + fabs(want))))
+                fail_msg("%s: slope %d is %g, by differences %g", dq_loss_name(loss.kind), i, (double)grad[i], want);
+        }
+    }
+}
 
 typedef struct problem {
     dq_orbit orbit;
@@ -302,6 +397,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sliced_losses_match_pytorch),
+        cmocka_unit_test(row_losses_match_pytorch),
+        cmocka_unit_test(sliced_gradients_match_differences),
         cmocka_unit_test(gradients_match_differences),
         cmocka_unit_test(rotation_of_a_batch_loss),
         cmocka_unit_test(quantization_error_pulls_to_levels),

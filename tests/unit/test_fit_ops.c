@@ -12,6 +12,7 @@
 #include "base/rng.h"
 #include "base/status.h"
 #include "fake_backend.h"
+#include "golden.h"
 
 static dq_env env;
 static dq_device *devices[2]; /* ref, cpu */
@@ -277,6 +278,32 @@ static void qr_grad_is_the_derivative(void **state)
     }
 }
 
+/* A batch of two against autograd through torch.linalg.qr (make_calib.py). */
+static void qr_grad_matches_pytorch(void **state)
+{
+    (void)state;
+    enum { N = 9, COUNT = 2 * N * N };
+    golden g = golden_load("calib_qr");
+    const double *want = golden_find(&g, "grad")->data;
+    for (int t = 0; t < 2; t++) {
+        double got[COUNT];
+        dq_tensor tz, tc, tq, tr, td;
+        must(dq_tensor_from_host(devices[t], DQ_F64, 2 * N, N, golden_find(&g, "z")->data, &tz));
+        must(dq_tensor_from_host(devices[t], DQ_F64, 2 * N, N, golden_find(&g, "c")->data, &tc));
+        must(dq_tensor_alloc(devices[t], DQ_F64, 2 * N, N, &tq));
+        must(dq_tensor_alloc(devices[t], DQ_F64, 2 * N, N, &tr));
+        must(dq_tensor_alloc(devices[t], DQ_F64, 2 * N, N, &td));
+        must(dq_op_qr_batch(2, &tz, &tq, &tr));
+        must(dq_op_qr_grad(2, &tq, &tr, &tc, &td));
+        must(dq_tensor_download(&td, got));
+        for (int i = 0; i < COUNT; i++)
+            if (!(fabs(got[i] - want[i]) <= 1e-9 * (1 + fabs(want[i]))))
+                fail_msg("%d: %g, PyTorch has %g", i, got[i], want[i]);
+        dq_tensor_free(&tz), dq_tensor_free(&tc), dq_tensor_free(&tq), dq_tensor_free(&tr), dq_tensor_free(&td);
+    }
+    golden_free(&g);
+}
+
 /* u^T a is symmetric and positive on the diagonal, for a matrix with singular values from 1 down to 1/condition. */
 static void check_polar(int64_t n, double condition, int math, double near)
 {
@@ -400,6 +427,7 @@ int main(void)
         cmocka_unit_test(nan_is_passed_on),
         cmocka_unit_test(refusals),
         cmocka_unit_test(qr_grad_is_the_derivative),
+        cmocka_unit_test(qr_grad_matches_pytorch),
         cmocka_unit_test(polar_of_bad_condition),
         cmocka_unit_test(polar_of_large_singular),
         cmocka_unit_test(tables_of_1_0_fall_back),
