@@ -4,10 +4,11 @@
 Writes tests/data/ops/calib_*.bin in the format of make_ops.py. SPDX-License-Identifier: Apache-2.0
 """
 import math
+import random
 
 import torch
 
-from make_ops import fake_quant_row, normal, rng_of, save
+from make_ops import OUT, fake_quant_row, normal, rng_of, save
 
 
 def quantiles(kind, count):
@@ -163,7 +164,70 @@ def training():
     save("calib_train", **out)
 
 
+# ---- the tiny model ----
+
+SAMPLES, SEQLEN = 4, 32
+
+
+def windows():
+    """host_ids of tests/support/host_model.c, drawn as the calibration loaders draw."""
+    ids = [(i * i * 7 + i * 13 + 5) % 500 for i in range(400)]
+    random.seed(0)
+    starts = [random.randint(0, len(ids) - SEQLEN - 1) for _ in range(SAMPLES)]
+    return torch.tensor([ids[i : i + SEQLEN] for i in starts])
+
+
+def inputs_of_linears():
+    """Inputs of q_proj and up_proj of every layer without the norm's weight, and of o_proj, by transformers in fp32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(OUT.parent / "tiny", dtype=torch.float32, attn_implementation="eager")
+    r1, r2 = [], []
+    eps = model.config.rms_norm_eps
+
+    def normed(module, args):
+        x = args[0]
+        r1.append((x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)).reshape(-1, x.shape[-1]).detach())
+
+    for layer in model.model.layers:
+        layer.input_layernorm.register_forward_pre_hook(normed)
+        layer.post_attention_layernorm.register_forward_pre_hook(normed)
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda module, args: r2.append(args[0].reshape(-1, args[0].shape[-1]).detach()))
+    with torch.no_grad():
+        model(windows())
+    return torch.cat(r1), r2
+
+
+def random_hadamard(n, seed):
+    """diag(s) H^T / sqrt(n), signs from PyTorch's generator; n a power of two."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while h.shape[0] < n:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return signs[:, None] * h.T / math.sqrt(n)
+
+
+def tiny_model():
+    """Whip and QR-Orth on a real model's activations: R1 from all of them, R2 of each layer from rows scaled to RMS 1."""
+    torch.set_num_threads(1)
+    x1, x2 = inputs_of_linears()
+    out = {}
+    for optim, lr in [("sgd", 0.02), ("adam", 0.005)]:
+        history, _ = train(x1, random_hadamard(64, 0)[None], 1, 1, optim, lr, False, whip)
+        out[f"r1_{optim}"] = history
+        print("tiny r1", optim, history[0].item(), history[-1].item())
+        for layer, x in enumerate(x2):
+            unit = x / x.square().mean(-1, keepdim=True).sqrt()
+            start = random_hadamard(16, 1 + layer)
+            history, _ = train(unit, torch.stack([start] * 2), 4, 2, optim, lr, False, whip)
+            out[f"r2_{layer}_{optim}"] = history
+            print("tiny r2", layer, optim, history[0].item(), history[-1].item())
+    save("calib_tiny", **out)
+
+
 if __name__ == "__main__":
     losses()
     gradients()
     training()
+    tiny_model()
