@@ -37,6 +37,15 @@ static bool takes_area(const cli_command *command, const char *area)
     return false;
 }
 
+/* Both programs of the original name the calibration text in their own way; every subcommand knows both. */
+static const char *other_name(const char *name)
+{
+    static const char *const pair[] = {"cal_dataset", "calib_dataset"};
+    for (int i = 0; i < 2; i++)
+        if (strcmp(name, pair[i]) == 0) return pair[1 - i];
+    return NULL;
+}
+
 /* '_' and '-' are the same in a flag's name; its value after '=' stays. */
 static void use_dashes(char *word)
 {
@@ -64,7 +73,10 @@ static bool make_table(const cli_command *command, table *t)
     *t = (table){calloc(most, sizeof *t->rows), calloc(most + 1, sizeof *t->long_options), 0};
     if (!t->rows || !t->long_options) return false;
     for (const cli_flag *f = common_flags; f->name; f++) add_row(t, f->name, f, NULL);
-    for (const cli_flag *f = command->flags; f->name; f++) add_row(t, f->name, f, NULL);
+    for (const cli_flag *f = command->flags; f->name; f++) {
+        add_row(t, f->name, f, NULL);
+        if (other_name(f->name)) add_row(t, other_name(f->name), f, NULL);
+    }
     for (int32_t i = 0; i < dq_option_count(); i++) {
         dq_option_info info = {.struct_size = sizeof info};
         if (dq_option_get(i, &info) == DQ_OK && takes_area(command, info.area)) add_row(t, info.name, NULL, &info);

@@ -121,6 +121,14 @@ json from_rows 0 'r["rotations"][4]["loss_after"] == load("learnt")["rotations"]
 rm "$work"/cap/rows-*
 json from_upstream_files 0 'abs(r["rotations"][4]["loss_before"] / load("learnt")["rotations"][4]["loss_before"] - 1) < 0.05' calibrate $model $d --data "$work/cap" --out "$work/g.safetensors"
 
+# ---- text by the name of a dataset, with either of the original programs' flags ----
+mkdir "$work/data"
+cp "$work/cal.txt" "$work/data/wiki.train.raw"
+json by_name 0 'r["rotation"]["origin"].find("wikitext2") > 0' calibrate $model --calib_dataset wikitext2 --data-dir "$work/data" $d --out "$work/n.safetensors" --ep 1
+json by_other_name 0 'r["rotations"][4]["loss_after"] == load("by_name")["rotations"][4]["loss_after"]' calibrate $model --cal_dataset wikitext2 --data-dir "$work/data" $d --out "$work/n.safetensors" --ep 1
+json compared_by_name 0 'len(r["rows"]) == 2' compare $model --calib_dataset wikitext2 --data-dir "$work/data" --nsamples 8 $p --schemes hadamard:w4
+says by_name_without_files 1 'no train split of c4' calibrate $model --calib_dataset c4 --data-dir "$work/data" $d --out "$work/n.safetensors"
+
 # ---- killed and resumed ----
 for n in 1 2 3; do
     "$dq" calibrate $model $c --out "$work/k.safetensors" --checkpoint "$work/ck" --resume --quiet > /dev/null 2>> "$work/kill.err" &
@@ -191,11 +199,17 @@ spin = torch.load(f"{work}/R.bin", weights_only=True)
 assert sorted(spin) == sorted(d) and all(v.dtype == torch.float32 and v.ndim == 2 for v in spin.values())
 for v in spin.values():
     assert (v.double().mT @ v.double() - torch.eye(v.shape[-1])).abs().max() < 1e-5
+import glob, os
+for path in glob.glob(f"{work}/cap/r?_train/*.pt"):  # the same files as PyTorch writes them
+    theirs = path.replace("/cap/", "/theirs/")
+    os.makedirs(os.path.dirname(theirs), exist_ok=True)
+    torch.save(torch.load(path, weights_only=True), theirs)
 x = torch.load(f"{work}/cap/r1_train/sample_7_layer_3_mlp_up_proj.pt", weights_only=True)
 y = torch.load(f"{work}/cap/r2_train/layer_0_self_attn_o_proj.pt", weights_only=True)
 assert x.shape == (64, 64) and y.shape == (8, 64, 64) and x.isfinite().all()
 P
     ); then ok torch_reads_ours; else bad torch_reads_ours "$text"; fi
+    json from_torch_files 0 'r["rotations"] and [x["loss_after"] for x in r["rotations"]] == [x["loss_after"] for x in load("from_upstream_files")["rotations"]]' calibrate $model $d --data "$work/theirs" --out "$work/h.safetensors"
 else
     echo "note: no torch for $python (DQ_TORCH_PYTHON): reading by torch.load is not tested"
 fi
