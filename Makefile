@@ -36,7 +36,7 @@ CLI_SRC := $(wildcard examples/cli/*.c)
 CLI_OBJ := $(CLI_SRC:%.c=$(O)/obj/%.o)
 EXAMPLE_SRC := $(wildcard examples/*.c)
 EXAMPLES := $(EXAMPLE_SRC:examples/%.c=$(O)/bin/%)
-TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c tests/fakes/test_*.c)
+TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c tests/fakes/test_*.c tests/cuda/test_*.c)
 TESTS := $(TEST_SRC:tests/%.c=$(O)/tests/%)
 TEST_HELPER_OBJ := $(patsubst %.c,$(O)/obj/%.o,$(wildcard tests/support/*.c))
 TEST_HELPERS := $(O)/tests/libsupport.a
@@ -77,7 +77,7 @@ $(O)/obj/examples/%.o: examples/%.c
 
 $(O)/bin/dartquant: $(CLI_OBJ) $(SHARED)
 	@mkdir -p $(@D)
-	$(CC) $(SANFLAGS) $(LDFLAGS) -o $@ $(CLI_OBJ) -L$(O) -ldartquant -ljansson -lm -Wl,-rpath,'$$ORIGIN/..'
+	$(CC) $(SANFLAGS) $(LDFLAGS) -o $@ $(CLI_OBJ) -L$(O) -ldartquant -ljansson -lm -ldl -Wl,-rpath,'$$ORIGIN/..'
 
 $(O)/bin/%: $(O)/obj/examples/%.o $(SHARED)
 	@mkdir -p $(@D)
@@ -118,7 +118,7 @@ install: all install-headers
 	install -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)/
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@VERSION@|$(VERSION)|' libdartquant/dartquant.pc.in \
 	  > $(DESTDIR)$(LIBDIR)/pkgconfig/dartquant.pc
-	$(CC) $(SANFLAGS) $(LDFLAGS) -o $(DESTDIR)$(PREFIX)/bin/dartquant $(CLI_OBJ) -L$(O) -ldartquant -ljansson -lm \
+	$(CC) $(SANFLAGS) $(LDFLAGS) -o $(DESTDIR)$(PREFIX)/bin/dartquant $(CLI_OBJ) -L$(O) -ldartquant -ljansson -lm -ldl \
 	  -Wl,-rpath,'$$ORIGIN/../$(notdir $(LIBDIR))'
 
 uninstall:
@@ -144,7 +144,8 @@ help:
 	@echo 'make abi-check    symbols, headers and types against the committed interface; make abi-baseline writes that anew'
 	@echo 'make docs         reference pages of the public headers in build/docs (doxygen)'
 	@echo 'make cuda         the CUDA backend as a plug-in, where nvcc is installed (CUDA_ARCH=90 for one card alone)'
-	@echo 'make cuda-test    every op of that backend on the card'
+	@echo 'make cuda-test    all checks of that backend on a card; make cuda-bench its speed beside rooflines and PyTorch'
+	@echo 'make cuda-sanitize  compute-sanitizer over its ops; make cuda-kit  all of these for a machine without our libraries'
 	@echo 'make bench        measure against PyTorch, transformers, llama.cpp (sets up a virtual environment)'
 	@echo 'make fuzz         run the fuzz targets briefly (needs clang)'
 	@echo 'make install      PREFIX=/usr/local DESTDIR= ; make uninstall removes it again'

@@ -28,6 +28,12 @@ $(O)/tests/fakes/%: tests/fakes/%.c $(FARSIM) $(SHARED)
 	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) $< -o $@ \
 	  -L$(O) -ldartquant -lcmocka -lm -ldl -lpthread -Wl,-rpath,$(abspath $(O))
 
+# Whole jobs on a card, or on the simulated one.
+$(O)/tests/cuda/test_%: tests/cuda/test_%.c $(INSTALLED)/usr/include/dartquant.h $(SHARED)
+	@mkdir -p $(@D)
+	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) $< -o $@ \
+	  -L$(O) -ldartquant -lcmocka -lm -Wl,-rpath,$(abspath $(O))
+
 $(filter $(O)/tests/conformance/%,$(TESTS)): | $(FARSIM)
 
 # A backend of somebody else against the reference, op by op: make conformance BACKEND=/abs/libdartquant-x.so[:options]
@@ -36,10 +42,22 @@ conformance: $(filter $(O)/tests/conformance/%,$(TESTS))
 	@for t in $^; do echo "== $$t"; DQ_TEST_BACKEND='$(BACKEND)' $$t || exit 1; done
 .PHONY: conformance
 
-# The CUDA backend on a real card: every op against the reference.
-cuda-test: cuda all tests-bin
-	@bash tests/cuda/run_cuda.sh $(O)
-.PHONY: cuda-test
+# The CUDA backend on a real card: all checks, figures beside rooflines and peers, compute-sanitizer. Each takes less than nine
+# minutes and no network. KIT=FOLDER: with the programs that `make cuda-kit` put there, nothing is built.
+KIT ?=
+CUDA_AT := $(or $(KIT),$(O))
+CUDA_PROGRAMS := $(filter $(O)/tests/conformance/% $(O)/tests/cuda/%,$(TESTS)) $(O)/tests/cuda/bench_ops $(O)/tests/cuda/bench_jobs
+CUDA_NEEDS := $(if $(KIT),,cuda all $(CUDA_PROGRAMS))
+cuda-test: $(CUDA_NEEDS)
+	@bash tests/cuda/run_cuda.sh $(CUDA_AT) $(or $(JSON),$(CUDA_AT)/cuda-test.json)
+cuda-bench: $(CUDA_NEEDS)
+	@bash -c 'out=$(CUDA_AT); . tests/cuda/env.sh; exec python3 tests/cuda/bench.py --build $$out \
+	  --backend $(or $(BACKEND),cuda) --json $(or $(JSON),$(CUDA_AT)/cuda-bench.json) $(BENCH_FLAGS)'
+cuda-sanitize: $(CUDA_NEEDS)
+	@bash tests/cuda/sanitize.sh $(CUDA_AT)
+cuda-kit: cuda all $(CUDA_PROGRAMS)
+	@bash tests/cuda/kit.sh $(O) $(or $(KIT),$(O)/cuda-kit)
+.PHONY: cuda-test cuda-bench cuda-sanitize cuda-kit
 
 # The binary interface against the one of the first release (docs/abi.md); abi-baseline writes that file anew.
 abi-check: $(SHARED)

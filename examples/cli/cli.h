@@ -47,6 +47,10 @@ extern const cli_command command_info, command_tokenize, command_logits, command
     command_compare, command_capture, command_calibrate, command_export, command_quantize_model, command_generate,
     command_list_layers, command_test_forward;
 
+/* ---- backends.c ---- */
+/* What `info --backends` shows. */
+int cli_list_backends(cli *c);
+
 /* ---- cmd_export.c ---- */
 int cli_export(cli *c, dq_model *model, const char *format, const char *dir);
 

@@ -9,6 +9,9 @@
 static const char *const areas[] = {"general", NULL};
 static const cli_flag flags[] = {
     {"tensors", FLAG_SWITCH, "", "List every tensor: name, dtype, shape, bytes, file."},
+    {"backends", FLAG_SWITCH, "",
+     "Instead of a model: every backend and device that this machine has, or what keeps one "
+     "from working; with --backend that one alone."},
     {NULL, 0, NULL, NULL},
 };
 
@@ -107,6 +110,8 @@ static bool is_tensor_file(const char *path)
 
 static int run(cli *c)
 {
+    if (cli_switch(c, "backends")) return cli_list_backends(c);
+    if (!c->operand) return cli_usage(c, "info needs a MODEL, or --backends");
     int status = cli_open_context(c);
     if (status != EXIT_OK) return status;
     json_t *report = json_pack("{s:s, s:s}", "command", "info", "path", c->operand);
@@ -127,6 +132,6 @@ static int run(cli *c)
 
 const cli_command command_info = {
     "info", "MODEL", "Show a model's architecture, size and quantization, or the tensors of a .safetensors file.",
-    areas,  flags,   false,
+    areas,  flags,   true,
     run,
 };

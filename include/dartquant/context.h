@@ -41,8 +41,8 @@ typedef struct dq_services {
     void *log_user;
 } dq_services;
 
-/* Creates a context. `config` (NULL = defaults) supplies "threads", "backend", "policy", "simd", "memory_budget" and is
- * copied; `services` (NULL = defaults) is copied too, what it points to must outlive the context and its objects. One
+/* Creates a context. `config` (NULL = defaults) supplies "threads", "backend", "policy", "simd", "device_memory", "memory_budget"
+ * and is copied; `services` (NULL = defaults) is copied too, what it points to must outlive the context and its objects. One
  * thread at a time per context and its objects.
  * "backend" is NAME or NAME:OPTIONS, OPTIONS being handed to the backend. NAME is a backend of the library (auto, cpu, ref),
  * else a plug-in (dartquant/backend.h): either its absolute path, which must not contain ':', or the bare name of
@@ -70,7 +70,7 @@ DQ_API void dq_context_free(dq_context *ctx);
 /* Name of the device in use, e.g. "cpu:avx512"; owned by the context. */
 DQ_API const char *dq_context_device_name(const dq_context *ctx);
 /* JSON text describing device, backend, threads and memory: {"device","description","backend","threads","memory_total",
- * "memory_free"}; owned by the context. These getters give "" or 0 for NULL. */
+ * "memory_free","missing_ops"}, the last a list of names of operations that its backend does not have; owned by the context. These getters give "" or 0 for NULL. */
 DQ_API const char *dq_context_device_json(const dq_context *ctx);
 /* Bytes the context's objects hold now, and the most they ever held (through the allocator, so without mapped files
  * and without what OpenBLAS or the system libraries take themselves). */

@@ -30,19 +30,27 @@ typedef struct given_backend {
     const char *options;
 } given_backend;
 
-/* "backend" is NAME or NAME:OPTIONS; "simd" is an option of the library's own backends. */
+/* "backend" is NAME or NAME:OPTIONS; "simd" is an option of the library's own backends, "device_memory" of all others. */
 static dq_status open_named(dq_context *ctx, const dq_config *config, dq_policy policy)
 {
     dq_status status;
     const char *spec = dq_config_text(config, "backend"), *simd = dq_config_text(config, "simd");
     size_t length = strcspn(spec, ":");
     const char *given = spec[length] ? spec + length + 1 : "";
-    char *options = NULL, *name = dq_strndup(&ctx->env, spec, length);
+    int64_t memory = dq_config_int(config, "device_memory");
+    char added[48] = "", *options = NULL, *name = dq_strndup(&ctx->env, spec, length);
     if (!name) return DQ_E_NOMEM;
-    bool with_simd = strcmp(simd, "auto") != 0 && dq_builtin_backend(name);
-    options = dq_asprintf(&ctx->env, "%s%s%s%s", with_simd ? "simd=" : "", with_simd ? simd : "",
-                          with_simd && given[0] ? "," : "", given);
+    bool builtin = dq_builtin_backend(name) != NULL;
+    if (builtin && memory)
+        DQ_GO(dq_fail(DQ_E_INVALID, "device_memory: %s works in the memory of the host, which memory_budget is for",
+                      name));
+    if (builtin && strcmp(simd, "auto") != 0)
+        snprintf(added, sizeof added, "simd=%s", simd);
+    else if (memory)
+        snprintf(added, sizeof added, "memory=%lld", (long long)memory);
+    options = dq_asprintf(&ctx->env, "%s%s%s", given, given[0] && added[0] ? "," : "", added);
     status = options ? dq_device_open(&ctx->env, name, options, policy, &ctx->dev) : DQ_E_NOMEM;
+done:
     dq_free(options);
     dq_free(name);
     return status;
@@ -61,9 +69,13 @@ static dq_status describe_device(dq_context *ctx)
     DQ_TRY(dq_device_get_info(ctx->dev, &info));
     ctx->device_name = dq_strdup(&ctx->env, info.name);
     if (!ctx->device_name) return DQ_E_NOMEM;
-    json_t *facts = json_pack("{s:s, s:s, s:s, s:i, s:I, s:I}", "device", info.name, "description", info.description,
-                              "backend", dq_device_backend(ctx->dev), "threads", dq_threads(&ctx->env), "memory_total",
-                              (json_int_t)info.memory_total, "memory_free", (json_int_t)info.memory_free);
+    json_t *missing = json_array();
+    const char *op;
+    for (int i = 0; (op = dq_device_missing_op(ctx->dev, i)); i++) json_array_append_new(missing, json_string(op));
+    json_t *facts =
+        json_pack("{s:s, s:s, s:s, s:i, s:I, s:I, s:o}", "device", info.name, "description", info.description,
+                  "backend", dq_device_backend(ctx->dev), "threads", dq_threads(&ctx->env), "memory_total",
+                  (json_int_t)info.memory_total, "memory_free", (json_int_t)info.memory_free, "missing_ops", missing);
     dq_status status = dq_json_dump(&ctx->env, facts, false, &ctx->device_json);
     json_decref(facts);
     return status;

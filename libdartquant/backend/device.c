@@ -101,6 +101,53 @@ dq_status dq_backend_check(const dq_backend *table)
     return DQ_OK;
 }
 
+const char *dq_device_missing_op(const dq_device *dev, int i)
+{
+#define SLOT(op)                                                                                                       \
+    {                                                                                                                  \
+#op, dev->table.op != NULL                                                                                     \
+    }
+    const struct {
+        const char *name;
+        bool present;
+    } slots[] = {SLOT(fill),
+                 SLOT(convert),
+                 SLOT(axpy),
+                 SLOT(scale_cols),
+                 SLOT(gather_rows),
+                 SLOT(gather_cols),
+                 SLOT(find_nonfinite),
+                 SLOT(dot),
+                 SLOT(gemm),
+                 SLOT(rmsnorm),
+                 SLOT(rope),
+                 SLOT(activation),
+                 SLOT(attention),
+                 SLOT(head_nll),
+                 SLOT(fake_quant),
+                 SLOT(hadamard),
+                 SLOT(syrk),
+                 SLOT(diag),
+                 SLOT(gptq_factor),
+                 SLOT(qr),
+                 SLOT(weight_grid),
+                 SLOT(gptq_block),
+                 SLOT(quantize_weight),
+                 SLOT(dequantize_weight),
+                 SLOT(rotation_loss),
+                 SLOT(qr_batch),
+                 SLOT(qr_grad),
+                 SLOT(polar),
+                 SLOT(compare_logits),
+                 SLOT(packed_linear),
+                 SLOT(kv_store),
+                 SLOT(kv_attention)};
+#undef SLOT
+    for (size_t k = 0; k < sizeof slots / sizeof slots[0]; k++)
+        if (!slots[k].present && i-- == 0) return slots[k].name;
+    return NULL;
+}
+
 /* ---- life of a device ---- */
 
 static dq_status open_states(dq_device *dev, const char *options)

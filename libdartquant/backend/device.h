@@ -29,6 +29,8 @@ dq_status dq_device_get_info(dq_device *dev, dq_device_info *out);
 uint64_t dq_device_fallbacks(const dq_device *dev);
 const dq_device_counters *dq_device_get_counters(const dq_device *dev);
 const char *dq_device_backend(const dq_device *dev); /* name in its table */
+/* The i-th op whose slot is empty, NULL behind the last. */
+const char *dq_device_missing_op(const dq_device *dev, int i);
 
 /* Device memory with an owner: ops refuse tensors of another device. A tensor is a view; dq_tensor_alloc makes one
  * that owns its memory, slices borrow it. Plain struct so that slices need no allocation. */

@@ -25,7 +25,7 @@ def _to_logging(level: int, text: str) -> None:
 class Context(Handle):
     """Holds the device that all objects made with it use. Most programs need none: each thread has a default one.
 
-    Options: threads, backend, policy, simd, memory_budget. `log(level, text)` receives the library's messages (1 error,
+    Options: threads, backend, policy, simd, device_memory, memory_budget. `log(level, text)` receives the library's messages (1 error,
     2 warning, 3 information, 4 detail); without it they go to the logger "dartquant". One thread at a time may use a
     context and its objects; a second one gets StateError.
     """

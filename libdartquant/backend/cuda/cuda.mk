@@ -20,7 +20,7 @@ NVCCFLAGS_ALL = -std=c++17 -fmad=false -Iinclude -Ilibdartquant $(CUDA_GENCODE) 
 
 $(O)/obj/libdartquant/backend/cuda/%.o: libdartquant/backend/cuda/%.cu $(CUDA_HEADERS)
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS_ALL) -c $< -o $@
+	$(NVCC) $(NVCCFLAGS_ALL) -Xptxas -v -c $< -o $@ 2> $(@:.o=.usage) || { cat $(@:.o=.usage); rm -f $@; exit 1; }
 
 $(CUDA_PLUGIN): $(CUDA_OBJ)
 	@mkdir -p $(@D)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Everything the tests and benchmarks of a card need, in one folder for a machine that has a driver but neither our
+# libraries nor their headers: programs, plug-in, and the shared libraries they load (not the CUDA ones, which that machine
+# has). The folder stands in for BUILD there: make cuda-test KIT=FOLDER. Usage: kit.sh BUILD FOLDER.
+# SPDX-License-Identifier: Apache-2.0
+set -eu
+out=$1
+kit=$2
+rm -rf "$kit"
+mkdir -p "$kit/bin" "$kit/lib" "$kit/dartquant/backends-1" "$kit/tests/conformance" "$kit/tests/cuda"
+cp "$out/bin/dartquant" "$kit/bin/"
+cp "$out"/libdartquant.so.*.*.* "$kit/libdartquant.so.1"
+cp "$out/dartquant/backends-1/libdartquant-cuda.so" "$kit/dartquant/backends-1/"
+for program in "$out"/tests/conformance/test_* "$out"/tests/cuda/test_card "$out"/tests/cuda/bench_*; do
+    case $program in *.d) continue ;; esac
+    cp "$program" "$kit/${program#"$out"/}"
+done
+strip "$kit"/bin/* "$kit"/tests/*/* "$kit/libdartquant.so.1"
+# What they load, but the C library and what belongs to it.
+for program in "$kit"/bin/* "$kit"/tests/*/* "$kit/libdartquant.so.1"; do ldd "$program"; done |
+    awk '$3 ~ /^\// { print $3 }' | sort -u |
+    grep -vE '/(libdartquant|libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so' |
+    while read -r library; do cp -L "$library" "$kit/lib/"; done
+du -sh "$kit" | awk '{ print "written: " $2 ", " $1 }'
