@@ -234,10 +234,11 @@ static dq_status judge(dq_fit *f, dq_fit_point *point, bool *stop)
     }
     f->stale++;
     f->above = loss > DIVERGED_TWICE * f->start ? f->above + 1 : 0;
-    if (!(loss <= DIVERGED * f->start) || f->above == 2) {
+    bool worse = f->above == 2, patient = f->spec.patience == 0 || f->stale < f->spec.patience;
+    if (!(loss <= DIVERGED * f->start) || (worse && !f->finish)) {
         note_divergence(f, loss);
         *stop = true;
-    } else if (f->spec.patience > 0 && f->stale >= f->spec.patience) {
+    } else if (worse || !patient) { /* the finish has no rate that could be too high: it has nothing more to gain */
         f->report.stopped_early = *stop = true;
     }
     return DQ_OK;
