@@ -30,7 +30,7 @@ LDLIBS_ALL = $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread -ldl $
 # ---- what is built -----------------------------------------------------------------------------------------------
 LIB_SRC := $(wildcard libdartquant/base/*.c libdartquant/formats/*.c libdartquant/export/*.c libdartquant/backend/*.c libdartquant/backend/ref/*.c \
              libdartquant/backend/cpu/*.c libdartquant/graph/*.c libdartquant/model/*.c libdartquant/rotation/*.c \
-             libdartquant/quant/*.c libdartquant/calib/*.c libdartquant/eval/*.c libdartquant/generate/*.c libdartquant/io/*.c libdartquant/text/*.c libdartquant/api/*.c)
+             libdartquant/quant/*.c libdartquant/calib/*.c libdartquant/eval/*.c libdartquant/generate/*.c libdartquant/io/*.c libdartquant/text/*.c libdartquant/chat/*.c libdartquant/api/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(O)/obj/%.o)
 CLI_SRC := $(wildcard examples/cli/*.c)
 CLI_OBJ := $(CLI_SRC:%.c=$(O)/obj/%.o)

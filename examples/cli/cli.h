@@ -142,6 +142,13 @@ typedef struct cli_scheme {
 /* Sets the scheme's options in c->config. */
 int cli_parse_scheme(cli *c, const char *text, cli_scheme *out);
 
+/* ---- chat.c ---- */
+/* Fresh text, or NULL after having said why not. */
+char *cli_read_file(const cli *c, const char *path);
+/* Adds a prompt as it is, or as a message where --chat asks for it; a conversation from a file. */
+int cli_add_prompt(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *prompt);
+int cli_add_messages(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *path);
+
 /* ---- npy.c ---- */
 /* Writes a C-ordered fp32 matrix in NumPy's format; whole or not at all. */
 int cli_write_npy(const cli *c, const char *path, const float *data, int64_t rows, int64_t cols);

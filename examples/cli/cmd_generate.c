@@ -11,9 +11,12 @@ static const cli_flag flags[] = {
     {"prompt_file", FLAG_VALUE, "F", "The same from a file. May be repeated."},
     {"stop", FLAG_VALUE, "TEXT", "End before this text. May be repeated."},
     {"chat", FLAG_SWITCH, "",
-     "Put the prompt as a user's message in the chat format that the tokenizer's special tokens show (ChatML or LLaMA 3); not the template's own text. Default: the prompt as it is."},
+     "The prompt is a user's message, written as the tokenizer's chat template says. Default: the prompt as it is, as also without a template."},
     {"no_chat", FLAG_SWITCH, "", "The prompt as it is."},
     {"system", FLAG_VALUE, "TEXT", "With --chat: a system message before the prompt."},
+    {"messages", FLAG_VALUE, "F",
+     "A conversation to go on from by the chat template: a JSON array of {\"role\", \"content\"}, or an object with \"messages\" and more names for the template, such as \"tools\". May be repeated."},
+    {"chat_template", FLAG_VALUE, "F|NAME", "A file with another template, or the name of one of the tokenizer's."},
     {"strategies", FLAG_VALUE, "A,B",
      "Several runs in a row, each METHOD_wWaA_KV: gptq_w4a16_bf16kv takes the model in folder MODEL/gptq_w4a16 and keeps keys and values as KV (f32, bf16, f16, int8, int4, fp8)."},
     {"tokenizer", FLAG_VALUE, "PATH", "Where the tokenizer is, when not in MODEL."},
@@ -36,109 +39,22 @@ static int32_t show(void *user, const dq_token_event *event)
     return 0;
 }
 
-static char *read_file(const cli *c, const char *path)
-{
-    FILE *f = fopen(path, "rb");
-    char *text = NULL;
-    size_t n = 0, room = 0;
-    while (f && !feof(f) && !ferror(f)) {
-        if (room - n < 4096) {
-            char *more = realloc(text, room = room * 2 + 8192);
-            if (!more) break;
-            text = more;
-        }
-        n += fread(text + n, 1, room - n - 1, f);
-    }
-    bool whole = f && feof(f) && !ferror(f);
-    if (f) fclose(f);
-    if (!whole) {
-        cli_fail(c, "%s cannot be read", path);
-        free(text);
-        return NULL;
-    }
-    text[n] = '\0';
-    return text;
-}
-
-/* How a message is written, and with which mark it ends. */
-typedef struct chat_format {
-    const char *mark; /* a special token that only this format has */
-    const char *before, *between, *after;
-    bool bos;
-} chat_format;
-static const chat_format formats[] = {
-    {"<|im_start|>", "<|im_start|>", "\n", "<|im_end|>\n", false},
-    {"<|start_header_id|>", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", true},
-};
-
-/* The format whose mark is one token; NULL = none. */
-static const chat_format *find_format(const dq_tokenizer *tokenizer)
-{
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
-        size_t n = 0;
-        const char *mark = formats[i].mark;
-        if (dq_tokenizer_encode(tokenizer, mark, strlen(mark), DQ_ENCODE_PARSE_SPECIAL, NULL, 0, &n) == DQ_OK && n == 1)
-            return &formats[i];
-    }
-    return NULL;
-}
-
-/* Fresh text; NULL when memory is short. */
-static char *chat_text(const chat_format *f, const char *system, const char *prompt)
-{
-    size_t room = strlen(prompt) + (system ? strlen(system) : 0) + 300;
-    char *text = malloc(room);
-    int n = 0;
-    if (!text) return NULL;
-    if (system) n = snprintf(text, room, "%ssystem%s%s%s", f->before, f->between, system, f->after);
-    snprintf(text + n, room - (size_t)n, "%suser%s%s%s%sassistant%s", f->before, f->between, prompt, f->after,
-             f->before, f->between);
-    return text;
-}
-
-static int add_text(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *text, uint32_t encoding)
-{
-    size_t n = 0;
-    TRY(c, dq_tokenizer_encode(tokenizer, text, strlen(text), encoding, NULL, 0, &n));
-    if (n == 0) return cli_fail(c, "the prompt is empty");
-    int32_t *ids = malloc(n * sizeof *ids);
-    if (!ids) return cli_fail(c, "out of memory");
-    int status = EXIT_OK;
-    if (dq_tokenizer_encode(tokenizer, text, strlen(text), encoding, ids, n, &n) != DQ_OK ||
-        dq_generator_add(g, ids, n, NULL) != DQ_OK)
-        status = cli_failed(c);
-    free(ids);
-    return status;
-}
-
-static int add_prompt(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, const char *prompt)
-{
-    bool chat = cli_switch(c, "chat") && !cli_switch(c, "no_chat");
-    const chat_format *format = chat ? find_format(tokenizer) : NULL;
-    if (!format) {
-        if (chat) cli_note(c, "the tokenizer has no chat format that is known here: the prompt is taken as it is");
-        return add_text(c, g, tokenizer, prompt, DQ_ENCODE_ADD_SPECIAL);
-    }
-    char *text = chat_text(format, cli_value(c, "system"), prompt);
-    if (!text) return cli_fail(c, "out of memory");
-    int status = add_text(c, g, tokenizer, text, DQ_ENCODE_PARSE_SPECIAL | (format->bos ? DQ_ENCODE_ADD_SPECIAL : 0));
-    free(text);
-    return status;
-}
-
 static int add_prompts(cli *c, dq_generator *g, const dq_tokenizer *tokenizer, int *count)
 {
     const char *text;
     int status = EXIT_OK;
     *count = 0;
     for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "prompt", i)); i++, ++*count)
-        status = add_prompt(c, g, tokenizer, text);
+        status = cli_add_prompt(c, g, tokenizer, text);
     for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "prompt_file", i)); i++, ++*count) {
-        char *content = read_file(c, text);
-        status = content ? add_prompt(c, g, tokenizer, content) : EXIT_FAILED;
+        char *content = cli_read_file(c, text);
+        status = content ? cli_add_prompt(c, g, tokenizer, content) : EXIT_FAILED;
         free(content);
     }
-    if (status == EXIT_OK && *count == 0) return cli_usage(c, "nothing to go on from: give --prompt or --prompt_file");
+    for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "messages", i)); i++, ++*count)
+        status = cli_add_messages(c, g, tokenizer, text);
+    if (status == EXIT_OK && *count == 0)
+        return cli_usage(c, "nothing to go on from: give --prompt, --prompt_file or --messages");
     for (int i = 0; status == EXIT_OK && (text = cli_value_at(c, "stop", i)); i++)
         if (dq_generator_add_stop(g, text) != DQ_OK) status = cli_failed(c);
     return status;

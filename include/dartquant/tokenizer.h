@@ -43,6 +43,24 @@ DQ_API dq_status dq_tokenizer_encode(const dq_tokenizer *tokenizer, const char *
 DQ_API dq_status dq_tokenizer_decode(const dq_tokenizer *tokenizer, const int32_t *ids, size_t count, uint32_t flags,
                                      char *text, size_t capacity, size_t *needed);
 
+/* Switches of dq_tokenizer_render_chat. */
+enum { DQ_CHAT_GENERATION_PROMPT = 1 /* the text ends where the model's answer begins */ };
+
+/* The text of the tokenizer's chat template `name`, NULL = "default"; it lives as long as the tokenizer.
+ * Errors: DQ_E_NOTFOUND, DQ_E_INVALID. */
+DQ_API dq_status dq_tokenizer_get_chat_template(const dq_tokenizer *tokenizer, const char *name, const char **out);
+/* A conversation as the text that the model was trained on. `messages`: a JSON array of objects with "role" and "content".
+ * `chat_template`: NULL = the tokenizer's own ("tool_use" when there are tools and it has one, else "default"), one of its
+ * templates by name, or the text of another: a subset of Jinja (docs/formats.md). `variables` (may be NULL): a JSON object
+ * with more names for the template, such as "tools" or "date_string". `flags`: DQ_CHAT_*. *needed = bytes of the text
+ * without the closing NUL; it is written when capacity > *needed, as by dq_tokenizer_decode. Encode it with
+ * DQ_ENCODE_PARSE_SPECIAL alone: the template has written BOS itself.
+ * Errors: DQ_E_NOTFOUND (no template), DQ_E_INVALID (not such messages; the template refuses them, or takes too much time or
+ * memory), DQ_E_FORMAT (the template is not Jinja), DQ_E_UNSUPPORTED (beyond the subset), each with the line; DQ_E_NOMEM. */
+DQ_API dq_status dq_tokenizer_render_chat(const dq_tokenizer *tokenizer, const char *chat_template,
+                                          const char *messages, const char *variables, uint32_t flags, char *text,
+                                          size_t capacity, size_t *needed);
+
 #ifdef __cplusplus
 }
 #endif

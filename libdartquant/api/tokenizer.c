@@ -3,6 +3,8 @@
 
 #include "api/check.h"
 #include "api/handles.h"
+#include "base/status.h"
+#include "chat/chat.h"
 #include "dartquant/tokenizer.h"
 
 dq_status dq_tokenizer_open(dq_context *ctx, const char *path, dq_tokenizer **out)
@@ -55,6 +57,17 @@ dq_status dq_tokenizer_encode(const dq_tokenizer *tokenizer, const char *text, s
     return DQ_OK;
 }
 
+/* Fresh text into the host's buffer, where it fits. */
+static void hand_over(char *result, size_t bytes, char *text, size_t capacity, size_t *needed)
+{
+    if (bytes < capacity) {
+        memcpy(text, result, bytes);
+        text[bytes] = '\0';
+    }
+    *needed = bytes;
+    dq_free(result);
+}
+
 dq_status dq_tokenizer_decode(const dq_tokenizer *tokenizer, const int32_t *ids, size_t count, uint32_t flags,
                               char *text, size_t capacity, size_t *needed)
 {
@@ -68,11 +81,28 @@ dq_status dq_tokenizer_decode(const dq_tokenizer *tokenizer, const int32_t *ids,
     char *result = NULL;
     size_t bytes = 0;
     DQ_TRY(dq_tokenizer_decode_ids(tokenizer, ids, count, flags & DQ_DECODE_SKIP_SPECIAL, &result, &bytes));
-    if (bytes < capacity) {
-        memcpy(text, result, bytes);
-        text[bytes] = '\0';
-    }
-    *needed = bytes;
-    dq_free(result);
+    hand_over(result, bytes, text, capacity, needed);
+    return DQ_OK;
+}
+
+dq_status dq_tokenizer_get_chat_template(const dq_tokenizer *tokenizer, const char *name, const char **out)
+{
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)), tokenizer && out);
+    const char *text = dq_tokenizer_chat_template(tokenizer, name ? name : "default");
+    if (!text) return dq_fail(DQ_E_NOTFOUND, "the tokenizer has no chat template '%s'", name ? name : "default");
+    *out = text;
+    return DQ_OK;
+}
+
+dq_status dq_tokenizer_render_chat(const dq_tokenizer *tokenizer, const char *chat_template, const char *messages,
+                                   const char *variables, uint32_t flags, char *text, size_t capacity, size_t *needed)
+{
+    DQ_ENTER_CONTEXT(dq_context_of(dq_env_of(tokenizer)), tokenizer && messages && (text || capacity == 0) && needed);
+    DQ_TRY(check_flags(flags, DQ_CHAT_GENERATION_PROMPT));
+    char *result = NULL;
+    size_t bytes = 0;
+    DQ_TRY(dq_chat_apply(tokenizer, chat_template, messages, variables, flags & DQ_CHAT_GENERATION_PROMPT, &result,
+                         &bytes));
+    hand_over(result, bytes, text, capacity, needed);
     return DQ_OK;
 }

@@ -131,6 +131,20 @@ static dq_status put_spm(dq_gguf_writer *w, const vocabulary *v)
     return DQ_OK;
 }
 
+/* chat_template.jinja, else the text in tokenizer_config.json. */
+static void put_chat_template(const dq_export_plan *p, dq_gguf_writer *w, const char *dir, const json_t *config)
+{
+    const json_t *chat = json_object_get(config, "chat_template");
+    char *path = dq_path_join(p->env, dir, "chat_template.jinja"), *text = NULL;
+    size_t bytes = 0;
+    if (path && dq_path_exists(path) && dq_file_read(p->env, path, FILE_LIMIT, &text, &bytes) == DQ_OK)
+        dq_gguf_writer_string(w, "tokenizer.chat_template", text);
+    else if (json_is_string(chat))
+        dq_gguf_writer_string(w, "tokenizer.chat_template", json_string_value(chat));
+    dq_free(text);
+    dq_free(path);
+}
+
 static void put_flags(const dq_export_plan *p, dq_gguf_writer *w, const char *dir)
 {
     json_t *config = NULL;
@@ -139,10 +153,10 @@ static void put_flags(const dq_export_plan *p, dq_gguf_writer *w, const char *di
     if (a->bos_id >= 0) dq_gguf_writer_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)a->bos_id);
     if (a->eos_id >= 0) dq_gguf_writer_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)a->eos_id);
     if (path && dq_path_exists(path) && dq_json_load(p->env, path, FILE_LIMIT, &config) == DQ_OK) {
-        const json_t *bos = json_object_get(config, "add_bos_token"), *chat = json_object_get(config, "chat_template");
+        const json_t *bos = json_object_get(config, "add_bos_token");
         if (json_is_boolean(bos)) dq_gguf_writer_bool(w, "tokenizer.ggml.add_bos_token", json_is_true(bos));
-        if (json_is_string(chat)) dq_gguf_writer_string(w, "tokenizer.chat_template", json_string_value(chat));
     }
+    put_chat_template(p, w, dir, config);
     json_decref(config);
     dq_free(path);
 }

@@ -7,6 +7,7 @@
 #include "text/added.h"
 #include "text/bpe.h"
 #include "text/parts.h"
+#include "text/named.h"
 #include "text/tokenizer.h"
 
 struct dq_tokenizer {
@@ -18,7 +19,8 @@ struct dq_tokenizer {
     dq_bpe bpe;
     dq_post post;
     int32_t bos, eos;
-    atomic_int shared; /* holders beyond the first */
+    dq_named templates, specials; /* chat templates by name, texts of special tokens by key */
+    atomic_int shared;            /* holders beyond the first */
 };
 
 /* An empty tokenizer; its maker fills the parts. */
@@ -37,9 +39,12 @@ typedef struct dq_tokenizer_config {
     int64_t bos_id, eos_id; /* from config.json, -1 = unknown */
     int add_bos, add_eos;   /* -1 = not said */
     bool opt;               /* config.json: model_type "opt" */
+    dq_named templates, specials;
 } dq_tokenizer_config;
 dq_status dq_tokenizer_config_read(dq_env *env, const char *dir, dq_tokenizer_config *out);
 void dq_tokenizer_config_clear(dq_tokenizer_config *config);
+/* Its templates and texts go over to the tokenizer. */
+void dq_tokenizer_take_chat(dq_tokenizer *t, dq_tokenizer_config *config);
 /* Sets bos, eos and, where the flags are given, the ids around a text. */
 dq_status dq_tokenizer_apply_config(dq_tokenizer *t, const dq_tokenizer_config *config, const char *file);
 

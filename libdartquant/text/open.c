@@ -41,6 +41,7 @@ static dq_status open_gpt2(dq_env *env, const char *dir, const char *vocab, cons
     else if (config.bos)
         t->bos = dq_vocab_id(&t->vocab, config.bos, strlen(config.bos));
     if (config.eos) t->eos = dq_vocab_id(&t->vocab, config.eos, strlen(config.eos));
+    dq_tokenizer_take_chat(t, &config);
     *out = t;
     t = NULL;
 done:

@@ -52,6 +52,8 @@ void dq_tokenizer_destroy(dq_tokenizer *t)
     dq_bpe_clear(&t->bpe);
     dq_added_clear(&t->added);
     dq_vocab_clear(&t->vocab);
+    dq_named_clear(&t->templates);
+    dq_named_clear(&t->specials);
     dq_free(t);
 }
 
@@ -59,3 +61,15 @@ int64_t dq_tokenizer_size(const dq_tokenizer *t) { return t->vocab.size; }
 int32_t dq_tokenizer_bos_id(const dq_tokenizer *t) { return t->bos; }
 int32_t dq_tokenizer_eos_id(const dq_tokenizer *t) { return t->eos; }
 const char *dq_tokenizer_kind(const dq_tokenizer *t) { return t->kind; }
+
+const char *dq_tokenizer_chat_template(const dq_tokenizer *t, const char *name)
+{
+    return dq_named_get(&t->templates, name);
+}
+
+const char *dq_tokenizer_special_text(const dq_tokenizer *t, size_t index, const char **key)
+{
+    if (index >= t->specials.count) return NULL;
+    *key = t->specials.items[index].name;
+    return t->specials.items[index].text;
+}

@@ -31,6 +31,12 @@ int32_t dq_tokenizer_eos_id(const dq_tokenizer *tokenizer);
 /* Short text for protocols: "byte-level BPE" or "sentencepiece BPE". */
 const char *dq_tokenizer_kind(const dq_tokenizer *tokenizer);
 
+/* Chat templates that came with the vocabulary: "default", perhaps "tool_use" and others. NULL = none of that name. */
+const char *dq_tokenizer_chat_template(const dq_tokenizer *tokenizer, const char *name);
+/* Texts of special tokens as its configuration names them, for chat templates: "bos_token" and the like, in *key; NULL =
+ * fewer than that. */
+const char *dq_tokenizer_special_text(const dq_tokenizer *tokenizer, size_t index, const char **key);
+
 /* Encodes UTF-8 text (invalid bytes are treated as the reference tokenizers do after replacement). add_special puts BOS
  * (and EOS where the template says so) around; parse_special recognises special tokens inside the text. */
 dq_status dq_tokenizer_encode_text(const dq_tokenizer *tokenizer, const char *text, size_t bytes, bool add_special,

@@ -5,7 +5,7 @@
 #include "io/json.h"
 #include "text/internal.h"
 
-enum { MAX_CONFIG = 64 << 20 };
+enum { MAX_CONFIG = 64 << 20, MAX_TEMPLATE = 1 << 20 };
 
 /* *out = NULL when the file is not there. */
 static dq_status load_optional(dq_env *env, const char *dir, const char *name, json_t **out, char **path)
@@ -27,6 +27,53 @@ static dq_status token_text(dq_env *env, const json_t *root, const char *key, co
     if (!json_is_string(value)) return dq_error_in_file(dq_fail(DQ_E_FORMAT, "'%s' is not a token text", key), path);
     *out = dq_strdup(env, json_string_value(value));
     return *out ? DQ_OK : DQ_E_NOMEM;
+}
+
+/* Texts of special tokens, and where the tokenizer has chat templates: one text, or a list of {"name", "template"}. */
+static dq_status chat_facts(dq_env *env, const json_t *root, const char *path, dq_tokenizer_config *c)
+{
+    static const char *const keys[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                       "pad_token", "cls_token", "mask_token"};
+    const json_t *chat = json_object_get(root, "chat_template");
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const json_t *value = json_object_get(root, keys[i]);
+        if (json_is_object(value)) value = json_object_get(value, "content");
+        if (!json_is_string(value)) continue;
+        DQ_TRY(dq_named_set(env, &c->specials, keys[i], json_string_value(value), json_string_length(value), false));
+    }
+    if (json_is_string(chat))
+        return dq_named_set(env, &c->templates, "default", json_string_value(chat), json_string_length(chat), false);
+    for (size_t i = 0; i < json_array_size(chat); i++) {
+        const json_t *name = json_object_get(json_array_get(chat, i), "name"),
+                     *text = json_object_get(json_array_get(chat, i), "template");
+        if (!json_is_string(name) || !json_is_string(text))
+            return dq_error_in_file(dq_fail(DQ_E_FORMAT, "chat_template %zu is not {\"name\", \"template\"}", i), path);
+        DQ_TRY(dq_named_set(env, &c->templates, json_string_value(name), json_string_value(text),
+                            json_string_length(text), false));
+    }
+    if (!chat || json_is_null(chat) || json_is_array(chat)) return DQ_OK;
+    return dq_error_in_file(dq_fail(DQ_E_FORMAT, "'chat_template' is neither a text nor a list"), path);
+}
+
+/* Templates in files of their own come before those in tokenizer_config.json. */
+static dq_status chat_files(dq_env *env, const char *dir, dq_tokenizer_config *c)
+{
+    static const struct {
+        const char *file, *name;
+    } files[] = {{"chat_template.jinja", "default"}, {"additional_chat_templates/tool_use.jinja", "tool_use"}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = dq_path_join(env, dir, files[i].file), *text = NULL;
+        size_t bytes = 0;
+        dq_status status = path ? DQ_OK : DQ_E_NOMEM;
+        if (path && dq_path_exists(path)) {
+            status = dq_file_read(env, path, MAX_TEMPLATE, &text, &bytes);
+            if (status == DQ_OK) status = dq_named_set(env, &c->templates, files[i].name, text, bytes, true);
+        }
+        dq_free(text);
+        dq_free(path);
+        DQ_TRY(status);
+    }
+    return DQ_OK;
 }
 
 static dq_status flag(const json_t *root, const char *key, const char *path, int *out)
@@ -59,6 +106,7 @@ dq_status dq_tokenizer_config_read(dq_env *env, const char *dir, dq_tokenizer_co
         if (status == DQ_OK && root && i < 2) {
             status = token_text(env, root, "bos_token", path, &c.bos);
             if (status == DQ_OK) status = token_text(env, root, "eos_token", path, &c.eos);
+            if (status == DQ_OK) status = chat_facts(env, root, path, &c);
             if (status == DQ_OK && i == 0) status = flag(root, "add_bos_token", path, &c.add_bos);
             if (status == DQ_OK && i == 0) status = flag(root, "add_eos_token", path, &c.add_eos);
         } else if (status == DQ_OK && root) {
@@ -70,6 +118,7 @@ dq_status dq_tokenizer_config_read(dq_env *env, const char *dir, dq_tokenizer_co
         json_decref(root);
         dq_free(path);
     }
+    if (status == DQ_OK) status = chat_files(env, dir, &c);
     if (status != DQ_OK) {
         dq_tokenizer_config_clear(&c);
         return status;
@@ -83,6 +132,15 @@ void dq_tokenizer_config_clear(dq_tokenizer_config *c)
     dq_free(c->bos);
     dq_free(c->eos);
     c->bos = c->eos = NULL;
+    dq_named_clear(&c->templates);
+    dq_named_clear(&c->specials);
+}
+
+void dq_tokenizer_take_chat(dq_tokenizer *t, dq_tokenizer_config *c)
+{
+    t->templates = c->templates;
+    t->specials = c->specials;
+    c->templates = c->specials = (dq_named){0};
 }
 
 static int32_t resolve(const dq_tokenizer *t, const char *text, int64_t id)

@@ -211,6 +211,7 @@ dq_status dq_tokenizer_from_json(dq_env *env, const char *path, dq_tokenizer **o
     if (!dir) DQ_GO(DQ_E_NOMEM);
     DQ_GO(dq_tokenizer_config_read(env, dir, &config));
     DQ_GO(dq_tokenizer_apply_config(t, &config, path));
+    dq_tokenizer_take_chat(t, &config);
     DQ_GO(dq_error_in_file(dq_tokenizer_finish(t), path));
     *out = t;
     t = NULL;

@@ -1,5 +1,7 @@
 /* Vocabularies inside GGUF files: models "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE by score).
  * The splits are those that llama.cpp's names stand for (tokenizer.ggml.pre). SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+
 #include "base/status.h"
 #include "io/formats.h"
 #include "text/internal.h"
@@ -181,6 +183,43 @@ static dq_status open_llama(const dq_source *gguf, dq_tokenizer *t, bool *add_bo
     return read_scores(gguf, t);
 }
 
+/* Texts of special tokens as transformers names them, and the chat templates: tokenizer.chat_template, and one more for
+ * each name that tokenizer.chat_templates lists. */
+static dq_status read_chat(const dq_source *gguf, dq_tokenizer *t)
+{
+    struct {
+        const char *name;
+        int32_t id;
+    } specials[] = {{"bos_token", t->bos}, {"eos_token", t->eos}, {"unk_token", -1}, {"pad_token", -1}};
+    const char *text = NULL, *name = NULL;
+    size_t n = 0, bytes = 0;
+    int64_t count = 0;
+    DQ_TRY(read_id(gguf, t, "tokenizer.ggml.unknown_token_id", &specials[2].id));
+    DQ_TRY(read_id(gguf, t, "tokenizer.ggml.padding_token_id", &specials[3].id));
+    for (size_t i = 0; i < 4; i++) {
+        const dq_token *token =
+            specials[i].id >= 0 && specials[i].id < t->vocab.size ? &t->vocab.tokens[specials[i].id] : NULL;
+        if (token && token->text)
+            DQ_TRY(dq_named_set(t->env, &t->specials, specials[i].name, token->text, token->bytes, true));
+    }
+    if (dq_gguf_has(gguf, "tokenizer.chat_template")) {
+        DQ_TRY(dq_gguf_string(gguf, "tokenizer.chat_template", &text, &bytes));
+        DQ_TRY(dq_named_set(t->env, &t->templates, "default", text, bytes, true));
+    }
+    if (dq_gguf_has(gguf, "tokenizer.chat_templates"))
+        DQ_TRY(dq_gguf_array_length(gguf, "tokenizer.chat_templates", &count));
+    for (int64_t i = 0; i < count && i < 16; i++) {
+        char key[100], word[60];
+        DQ_TRY(dq_gguf_array_string(gguf, "tokenizer.chat_templates", i, &name, &n));
+        snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word - 1), name);
+        snprintf(key, sizeof key, "tokenizer.chat_template.%s", word);
+        if (!dq_gguf_has(gguf, key)) continue;
+        DQ_TRY(dq_gguf_string(gguf, key, &text, &bytes));
+        DQ_TRY(dq_named_set(t->env, &t->templates, word, text, bytes, true));
+    }
+    return DQ_OK;
+}
+
 static dq_status fill(const dq_source *gguf, dq_tokenizer *t)
 {
     const char *model = NULL;
@@ -202,6 +241,7 @@ static dq_status fill(const dq_source *gguf, dq_tokenizer *t)
     if (t->eos >= t->vocab.size) t->eos = -1;
     if (add_bos && t->bos >= 0) DQ_TRY(dq_id_list_add(&t->post.before, t->bos));
     if (add_eos && t->eos >= 0) DQ_TRY(dq_id_list_add(&t->post.after, t->eos));
+    DQ_TRY(read_chat(gguf, t));
     return dq_tokenizer_finish(t);
 }
 

@@ -14,6 +14,7 @@ declare -A may=(
     [graph]="$public base/ backend/device.h"
     [io]="$public base/"
     [text]="$public base/ io/"
+    [chat]="$public base/ io/json.h text/"
     [formats]="$public base/ io/json.h"
     [model]="$public base/ backend/device.h graph/ io/ formats/"
     [rotation]="$public base/ backend/device.h io/ model/arch.h"
@@ -22,7 +23,7 @@ declare -A may=(
     [export]="$public base/ backend/device.h graph/ io/ formats/ model/"
     [generate]="$public dartquant/generator.h base/ backend/device.h graph/ model/ text/tokenizer.h"
     [eval]="$public base/ backend/device.h graph/ model/"
-    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/ export/ generate/"
+    [api]="dartquant base/ backend/device.h graph/ io/ text/ model/ rotation/ quant/ calib/ eval/ export/ generate/ chat/"
 )
 
 room_of() {

@@ -264,7 +264,22 @@ json generate_sampled_again 0 'r["results"] == load("generate_sampled")["results
 json generate_stop 0 'r["results"][0]["finish"] == "stop" and load("generate")["results"][0]["text"].startswith(r["results"][0]["text"])' generate $model --prompt "Ada found" --max-tokens 12 --ignore-eos --stop "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["results"][0]["text"][6:10], end="")' "$work/generate.out")"
 says generate_no_prompt 2 'give --prompt' generate $model
 says generate_bad_kv 2 'kv' generate $model --prompt a --kv f64
-says generate_chat_unknown 0 'no chat format' generate $model --prompt Ada --chat --max-tokens 2
+says generate_chat_unknown 0 'no chat template' generate $model --prompt Ada --chat --max-tokens 2
+mkdir -p "$work/chat" && cp $model/* "$work/chat"
+printf '%s' "{% for m in messages %}{{ m.content }}{% endfor %}{{ more }}" > "$work/chat/chat_template.jinja"
+printf '%s' '[{"role": "user", "content": "Ada"}, {"role": "assistant", "content": " found"}]' > "$work/messages.json"
+printf '%s' '{"messages": [{"role": "user", "content": "Ada"}], "more": " found"}' > "$work/variables.json"
+printf '%s' '{{ messages[0].content }} found' > "$work/other.jinja"
+printf '%s' '{{ messages[0].content | shout }}' > "$work/bad.jinja"
+same='r["results"][0]["ids"] == load("generate")["results"][0]["ids"]'
+rest="--max-tokens 12 --ignore-eos"
+json generate_messages 0 "$same" generate "$work/chat" --messages "$work/messages.json" $rest
+json generate_variables 0 "$same" generate "$work/chat" --messages "$work/variables.json" $rest
+json generate_chat 0 "$same" generate "$work/chat" --chat --prompt " found" --system "Ada" $rest
+json generate_template 0 "$same" generate "$work/chat" --chat-template "$work/other.jinja" --prompt "Ada" $rest
+says generate_bad_template 1 "line 1: the filter 'shout' is not supported" generate "$work/chat" --chat-template "$work/bad.jinja" --prompt "Ada"
+says generate_bad_messages 1 'neither a JSON array' generate "$work/chat" --messages $model/config.json
+says generate_broken_messages 1 'bad.jinja, line 1' generate "$work/chat" --messages "$work/bad.jinja"
 says generate_bad_strategy 2 'not of the form' generate $model --prompt a --strategies gptq
 says generate_missing_strategy 1 'no weights .*awq_w4a16' generate $model --prompt a --strategies awq_w4a16_fp8kv
 mkdir -p "$work/strategies" && cp $model/tokenizer.json $model/tokenizer_config.json $model/config.json $model/model.safetensors "$work/strategies"

@@ -207,6 +207,8 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_tokenizer_algorithm": (STR, [HANDLE]),
     "dq_tokenizer_encode": (I32, [HANDLE, STR, SIZE, U32, PTR(I32), SIZE, PTR(SIZE)]),
     "dq_tokenizer_decode": (I32, [HANDLE, PTR(I32), SIZE, U32, STR, SIZE, PTR(SIZE)]),
+    "dq_tokenizer_get_chat_template": (I32, [HANDLE, STR, PTR(STR)]),
+    "dq_tokenizer_render_chat": (I32, [HANDLE, STR, STR, STR, U32, STR, SIZE, PTR(SIZE)]),
     # version.h
     "dq_version_string": (STR, []),
     "dq_version_number": (I32, []),

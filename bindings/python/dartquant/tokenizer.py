@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from typing import Any, Optional
 
@@ -10,7 +11,7 @@ import numpy as np
 from . import errors
 from ._arrays import pointer, token_ids
 from ._core import Handle, Path, expect
-from ._ctypes import SIZE
+from ._ctypes import SIZE, STR
 from ._ffi import lib
 from .context import Context, context_or_default
 
@@ -77,6 +78,39 @@ class Tokenizer(Handle):
             if size > needed.value:
                 return text.raw[:needed.value].decode("utf-8", "replace")
             size = needed.value + 1
+
+    def chat_template(self, name: Optional[str] = None) -> Optional[str]:
+        """The text of the chat template of that name ("default"), or None."""
+        found = STR()
+        try:
+            self._core.call("dq_tokenizer_get_chat_template", self.handle, name.encode() if name else None,
+                            ctypes.byref(found))
+        except errors.NotFoundError:
+            return None
+        return (found.value or b"").decode()
+
+    def render_chat(self, messages: Any, *, add_generation_prompt: bool = True, chat_template: Optional[str] = None,
+                    **variables: Any) -> str:
+        """A conversation, a list of {"role", "content"}, as text by the tokenizer's chat template, one of its templates by
+        name, or the text of another. Other keywords (tools=, date_string=, ...) are variables of the template."""
+        data, needed = json.dumps(messages, ensure_ascii=False).encode(), SIZE()
+        more = json.dumps(variables, ensure_ascii=False).encode() if variables else None
+        template = chat_template.encode() if chat_template is not None else None
+        size = 4 * len(data) + 1000
+        while True:
+            text = ctypes.create_string_buffer(size)
+            self._core.call("dq_tokenizer_render_chat", self.handle, template, data, more, int(add_generation_prompt), text,
+                            size, ctypes.byref(needed))
+            if size > needed.value:
+                return text.raw[:needed.value].decode()
+            size = needed.value + 1
+
+    def encode_chat(self, messages: Any, *, add_generation_prompt: bool = True, chat_template: Optional[str] = None,
+                    **variables: Any) -> np.ndarray:
+        """Ids of `render_chat`, as a prompt for `model.generate`."""
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, chat_template=chat_template,
+                                **variables)
+        return self.encode(text, add_special=False, parse_special=True)
 
     def __len__(self) -> int:
         return self.vocab_size

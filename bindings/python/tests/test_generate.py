@@ -53,3 +53,29 @@ def test_errors():
     with model.generator() as g, pytest.raises(dartquant.DartQuantError):
         g.result(3)
     assert isinstance(model.generate(np.array([5, 6], np.int32), max_tokens=1).text, str)
+
+
+def test_chat(tmp_path):
+    """A chat template of the folder, its variables, and what is refused."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(DATA / "tiny" / name)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content | trim }};{% endfor %}{{ date }}" \
+               "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}go{% endif %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "chat_template": template}))
+    model = dartquant.Model.open(tmp_path)
+    messages = [{"role": "user", "content": " h\u00e9 \U0001f642 "}, {"role": "assistant", "content": "x" * 5000}]
+    text = "<s>user:h\u00e9 \U0001f642;assistant:" + "x" * 5000 + ";"
+    assert model.tokenizer.render_chat(messages) == text + "go"
+    assert model.tokenizer.render_chat(messages, add_generation_prompt=False, date="1 May", tools=[{"a": 1.5}]) \
+        == text + '1 May[{"a": 1.5}]'
+    assert model.tokenizer.render_chat(messages, chat_template="{{ messages | length }}") == "2"
+    ids = model.tokenizer.encode_chat(messages[:1])
+    assert model.tokenizer.decode(ids, skip_special=True).endswith("go")
+    assert len(model.generate(ids, max_tokens=2, ignore_eos=True).ids) == 2
+    assert model.tokenizer.chat_template() == template and model.tokenizer.chat_template("tool_use") is None
+    with pytest.raises(dartquant.UnsupportedError, match="line 1: the filter 'nope'"):
+        model.tokenizer.render_chat(messages, chat_template="{{ 1 | nope }}")
+    with pytest.raises(dartquant.InvalidError, match="has no \"role\""):
+        model.tokenizer.render_chat([{}])
+    with pytest.raises(dartquant.NotFoundError):
+        dartquant.Model.open(DATA / "tiny").tokenizer.render_chat(messages)
