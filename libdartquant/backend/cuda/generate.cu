@@ -54,8 +54,7 @@ __device__ static float weight_at(const packed_args &a, int64_t o, int64_t j)
     int code = a.d.bits == 8 ? codes[j] : j & 1 ? codes[j / 2] >> 4 : codes[j / 2] & 15;
     int64_t g = j / a.d.group;
     float scale = grid_at(a.scale, o, g), zero = a.zero.p ? grid_at(a.zero, o, g) : (float)(1 << (a.d.bits - 1));
-    float w = a.zero.p && a.zero.dtype != DQ_U8 ? __fadd_rn(__fmul_rn(scale, (float)code), zero)
-                                                : __fmul_rn(scale, (float)code - zero);
+    float w = a.zero.p && a.zero.dtype != DQ_U8 ? scale * (float)code + zero : scale * ((float)code - zero);
     return rounded(w, a.d.math == DQ_MATH_BF16);
 }
 
