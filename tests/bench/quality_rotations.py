@@ -9,12 +9,11 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 
-A = ["--a_asym", "--a_clip_ratio", "0.9"]
-KV = ["--k_asym", "--k_clip_ratio", "0.95", "--k_groupsize", "0", "--v_asym", "--v_clip_ratio", "0.95", "--v_groupsize", "0"]
 BITS = {"W16A4": (16, 4, 16), "W4A4KV4": (4, 4, 4), "W4A4KV16": (4, 4, 16), "W4A8KV8": (4, 8, 8), "W4A16": (4, 16, 16)}
 KINDS = ["random", "published", "default", "R1 alone", "R2 alone"]
 METHODS = ["gptq", "rtn"]
@@ -32,9 +31,12 @@ p.add_argument("--nsamples", type=int, default=16, help="calibration windows, fo
 p.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
 p.add_argument("--schemes", nargs="+", choices=list(BITS), default=list(BITS))
 p.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+p.add_argument("--clip", choices=["fixed", "auto"], default="fixed",
+               help="clip ratios: 0.9 of activations and 0.95 of keys and values, or searched on 4 calibration windows")
 p.add_argument("--math", choices=["f32", "bf16"], default="bf16")
 p.add_argument("--published", default="--compat upstream", help="flags of `calibrate` for the published recipe")
 p.add_argument("--default", default="", help="flags of `calibrate` for the default and its halves, to try others")
+p.add_argument("--keep", action="store_true", help="keep the quantized models, some 200 MB each")
 p.add_argument("--table", action="store_true", help="only print the table of --log")
 a = p.parse_args()
 work = a.work or os.path.splitext(a.log)[0] + ".rotations"
@@ -69,25 +71,45 @@ def rotation_flags(kind, seed):
     return (["--r1_path", path] if kind != "R2 alone" else []) + (["--r2_path", path] if kind != "R1 alone" else [])
 
 
-def scheme_flags(scheme, method):
-    w, act, kv = BITS[scheme]
+def weights(method, kind, seed):
+    """The model with 4-bit weights, saved: activations, keys and values do not change its codes."""
+    path = os.path.join(work, f"{method}-{kind.replace(' ', '-')}-{seed}")
+    if not os.path.exists(path):
+        flags = ["--w_rtn"] if method == "rtn" else ["--cal_file", a.cal_file, "--nsamples", str(a.nsamples)]
+        program("quantize", a.model, "--w_bits", "4", "--w_clip", "--seed", str(seed), *rotation_flags(kind, seed), *flags,
+                "--save_qmodel_path", path)
+    return path
+
+
+def run_time_flags(scheme):
+    """Of activations, keys and values."""
+    _, act, kv = BITS[scheme]
+    ratio = {"a": "0.9", "k": "0.95", "v": "0.95"} if a.clip == "fixed" else dict.fromkeys("akv", "auto")
     flags = []
-    if w < 16:
-        flags += ["--w_bits", str(w), "--w_clip"]
-        flags += ["--w_rtn"] if method == "rtn" else ["--cal_file", a.cal_file, "--nsamples", str(a.nsamples)]
     if act < 16:
-        flags += ["--a_bits", str(act), *A]
+        flags += ["--a_bits", str(act), "--a_asym", "--a_clip_ratio", ratio["a"]]
     if kv < 16:
-        flags += ["--k_bits", str(kv), "--v_bits", str(kv), *KV]
+        for x in "kv":
+            flags += [f"--{x}_bits", str(kv), f"--{x}_asym", f"--{x}_clip_ratio", ratio[x], f"--{x}_groupsize", "0"]
+    if flags and a.clip == "auto":
+        flags += ["--cal_file", a.cal_file, "--nsamples", "4"]
     return flags
 
 
-def cells():
+def cells(kind, seed, method):
+    """What is measured on one set of weights."""
     for scheme in a.schemes:
-        for method in a.methods if BITS[scheme][0] < 16 else ["none"]:
-            for seed in a.seeds:
-                for kind in a.kinds:
-                    yield {"scheme": scheme, "method": method, "kind": kind, "seed": seed, "windows": a.limit}
+        if (BITS[scheme][0] == 16) == (method == "none"):
+            yield {"scheme": scheme, "method": method, "kind": kind, "seed": seed, "windows": a.limit, "clip": a.clip}
+
+
+def perplexity(c):
+    if c["method"] == "none":
+        source = [a.model, "--seed", str(c["seed"]), *rotation_flags(c["kind"], c["seed"])]
+    else:
+        source = [weights(c["method"], c["kind"], c["seed"])]
+    report = program("quantize", *source, "--ids", a.ids, "--ppl_eval", "--limit", str(a.limit), *run_time_flags(c["scheme"]))
+    return report["results"][0]["ppl"]
 
 
 def read():
@@ -96,22 +118,29 @@ def read():
         with open(a.log) as f:
             for line in f:
                 r = json.loads(line)
-                found[r["scheme"], r["method"], r["kind"], r["seed"], r["windows"]] = r["ppl"]
+                found[r["scheme"], r["method"], r["kind"], r["seed"], r["windows"], r["clip"]] = r["ppl"]
     return found
 
 
-if not a.table:
+def measure():
     found = read()
-    for c in cells():
-        if tuple(c.values()) in found:
-            continue
-        report = program("quantize", a.model, "--ids", a.ids, "--ppl_eval", "--limit", str(a.limit), "--seed", str(c["seed"]),
-                         *rotation_flags(c["kind"], c["seed"]), *scheme_flags(c["scheme"], c["method"]))
-        c["ppl"] = report["results"][0]["ppl"]
-        with open(a.log, "a") as f:
-            f.write(json.dumps(c) + "\n")
-        print(c, file=sys.stderr)
+    os.makedirs(work, exist_ok=True)
+    for seed in a.seeds:
+        for kind in a.kinds:
+            for method in [*a.methods, "none"]:
+                for c in cells(kind, seed, method):
+                    if tuple(c.values()) in found:
+                        continue
+                    c["ppl"] = perplexity(c)
+                    with open(a.log, "a") as f:
+                        f.write(json.dumps(c) + "\n")
+                    print(c, file=sys.stderr)
+                if method != "none" and not a.keep:
+                    shutil.rmtree(os.path.join(work, f"{method}-{kind.replace(' ', '-')}-{seed}"), ignore_errors=True)
 
+
+if not a.table:
+    measure()
 found = read()
 print("| weights, scheme | " + " | ".join(a.kinds) + " |")
 print("|---|" + "---|" * len(a.kinds))
@@ -119,8 +148,8 @@ for scheme in a.schemes:
     for method in a.methods if BITS[scheme][0] < 16 else ["none"]:
         row = []
         for kind in a.kinds:
-            v = [found[k] for k in ((scheme, method, kind, s, a.limit) for s in a.seeds) if k in found]
+            v = [found[k] for k in ((scheme, method, kind, s, a.limit, a.clip) for s in a.seeds) if k in found]
             row.append(f"{sum(v) / len(v):.2f} ({min(v):.2f}-{max(v):.2f}, {len(v)})" if v else "")
         if any(row):
             print(f"| {method.upper() if method != 'none' else '-'} {scheme} | " + " | ".join(row) + " |")
-print(f"mean (smallest-largest, seeds), {a.limit} windows")
+print(f"mean (smallest-largest, seeds), {a.limit} windows, clip ratios: {a.clip}")
