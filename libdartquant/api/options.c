@@ -71,7 +71,7 @@ const dq_option dq_options[] = {
     FLOAT("sink_ratio", "rotation fitting", "20", 0, ANY, "A row counts as massive activation (attention sink) when its residual is so many times the layer's median norm; 0 = none do."),
     FLOAT("sink_weight", "rotation fitting", "0.05", 0, 1, "Share of massive activations in the loss."),
     FLOAT("weight_weight", "rotation fitting", "0.25", 0, 1, "Share of the rows of the weights that the rotation turns, scaled to RMS 1, in the loss."),
-    INT("quant_steps", "rotation fitting", "32", 0, 1000000, "", "Steps on the quantization error itself at the end (the finish)."),
+    INT("quant_steps", "rotation fitting", "64", 0, 1000000, "", "Steps on the quantization error itself at the end (the finish)."),
     CHOICE("quant_loss", "rotation fitting", "range", "range|quant-mse", "What these steps minimise: range, the error to be expected from a row's range, and the rounding error of massive activations with their range left alone; quant-mse, the error itself with its levels held fixed (alternating Procrustes)."),
     FLOAT("holdout", "rotation fitting", "0.1", 0, 0.5, "Share of the rows that is not trained on; the best rotation is chosen and losses are reported on it."),
     INT("patience", "rotation fitting", "0", 0, 1000000, "epochs", "Stop after so many epochs without gain on held-out rows; 0 = never."),
