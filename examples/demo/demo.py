@@ -115,7 +115,7 @@ def main():
     seqlen = args.seqlen or (256 if args.tiny else 2048)
     os.makedirs(args.out, exist_ok=True)
     cal, test, origin = find_text(args, args.out)
-    print(f"text: {origin}; {args.windows} windows of {seqlen} tokens scored")
+    print(f"text: {origin}; {args.windows} windows of {seqlen} tokens scored", flush=True)
     start = time.time()
     measure = ["--text-file", test, "--seqlen", str(seqlen), "--limit", str(args.windows), "--json"]
     quantize = [args.program, "quantize", args.model, "--ppl_eval", "--w_bits", "4", "--w_clip", "--cal-file", cal,
@@ -137,7 +137,7 @@ def main():
     fit = run([args.program, "calibrate", args.model, "--cal-file", cal, "--nsamples", str(args.nsamples), "--seqlen",
                str(seqlen), "--out", learnt, "--json"])
     print(f"  learnt in {fit['total_seconds']:.0f} s: quantization error of activations "
-          f"{fit['error_before']:.4f} -> {fit['error_after']:.4f}")
+          f"{fit['error_before']:.4f} -> {fit['error_after']:.4f}", flush=True)
     # The integer weights do not depend on how activations are quantized later: calibrate once, then measure the saved
     # model three times.
     for kind, rotation in (("rotated", []), ("learnt rotation", ["--r1_path", learnt, "--r2_path", learnt])):

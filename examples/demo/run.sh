@@ -14,6 +14,7 @@ fi
 # The plot needs matplotlib; a private environment keeps the system clean. Without it the table is still printed.
 python="$out/venv/bin/python"
 if ! "$python" -c 'import matplotlib' 2>/dev/null; then
+    echo "installing matplotlib into $out/venv for the plot"
     python3 -m venv "$out/venv" 2>/dev/null &&
         "$out/venv/bin/pip" install --quiet --disable-pip-version-check matplotlib 2>>"$out/fetch.log" || true
 fi
