@@ -46,7 +46,27 @@ static void plain_shape(dq_model *model, int linear, int64_t *rows, int64_t *col
     *cols = in[linear];
 }
 
-static json_t *linear_json(dq_model *model, const json_t *facts, int64_t layer, int linear)
+/* What the job that made a saved model measured: the manifest's list of {layer, name, error}; NULL = not known. */
+static json_t *read_manifest(const char *folder)
+{
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/dartquant.json", folder) >= (int)sizeof path) return NULL;
+    return json_load_file(path, 0, NULL);
+}
+
+static json_t *measured_error(const json_t *measured, int64_t layer, const char *name)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach((json_t *)(uintptr_t)measured, i, one) /* which only reads */
+    {
+        const char *other = json_string_value(json_object_get(one, "name"));
+        if (other && strcmp(other, name) == 0 && whole(one, "layer") == layer) return json_object_get(one, "error");
+    }
+    return NULL;
+}
+
+static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *measured, int64_t layer, int linear)
 {
     int64_t rows = 0, cols = 0, groups = 0;
     int32_t bits = 0;
@@ -58,6 +78,8 @@ static json_t *linear_json(dq_model *model, const json_t *facts, int64_t layer, 
         json_object_set_new(row, "bits", json_integer(bits));
         json_object_set_new(row, "group", json_integer((json_int_t)((cols + groups - 1) / groups)));
     }
+    json_t *error = codes ? measured_error(measured, layer, linears[linear]) : NULL;
+    if (error) json_object_set(row, "error", error);
     json_object_set(row, "dtype", json_object_get(facts, "dtype"));
     json_object_set(row, "format", json_object_get(facts, "format"));
     return row;
@@ -67,18 +89,21 @@ static void print_layers(const json_t *report)
 {
     size_t i;
     json_t *r;
-    printf("%5s  %-10s %14s  %-9s %6s  %s\n", "layer", "linear", "out x in", "bits", "group", "format");
+    printf("%5s  %-10s %14s  %-9s %6s  %-9s  %s\n", "layer", "linear", "out x in", "bits", "group", "error", "format");
     json_array_foreach(json_object_get(report, "layers"), i, r)
     {
-        char shape[48], bits[24], group[24] = "-";
+        char shape[48], bits[24], group[24] = "-", error[24] = "-";
         snprintf(shape, sizeof shape, "%lld x %lld", whole(r, "rows"), whole(r, "cols"));
         snprintf(bits, sizeof bits, "%.20s", json_string_value(json_object_get(r, "dtype")));
         if (json_is_true(json_object_get(r, "quantized"))) {
             snprintf(bits, sizeof bits, "%lld", whole(r, "bits"));
             snprintf(group, sizeof group, "%lld", whole(r, "group"));
         }
-        printf("%5lld  %-10s %14s  %-9s %6s  %s\n", whole(r, "layer"), json_string_value(json_object_get(r, "name")),
-               shape, bits, group, json_string_value(json_object_get(r, "format")));
+        if (json_object_get(r, "error"))
+            snprintf(error, sizeof error, "%.3g", json_number_value(json_object_get(r, "error")));
+        printf("%5lld  %-10s %14s  %-9s %6s  %-9s  %s\n", whole(r, "layer"),
+               json_string_value(json_object_get(r, "name")), shape, bits, group, error,
+               json_string_value(json_object_get(r, "format")));
     }
     printf("%lld quantized linears of %lld\n", whole(report, "quantized"), whole(report, "linears"));
 }
@@ -90,11 +115,12 @@ static int list_layers(cli *c)
     int status = open_model(c, &model);
     if (status == EXIT_OK && dq_model_describe(model, &text) != DQ_OK) status = cli_failed(c);
     if (status == EXIT_OK) {
-        json_t *facts = cli_parse_json(text), *rows = json_array();
+        json_t *facts = cli_parse_json(text), *rows = json_array(), *manifest = read_manifest(c->operand);
+        const json_t *measured = json_object_get(json_object_get(manifest, "provenance"), "layers");
         int64_t quantized = 0;
         for (int64_t layer = 0; layer < cli_model_int(model, "num_hidden_layers"); layer++)
             for (int i = 0; i < 7; i++) {
-                json_t *row = linear_json(model, facts, layer, i);
+                json_t *row = linear_json(model, facts, measured, layer, i);
                 quantized += json_is_true(json_object_get(row, "quantized"));
                 json_array_append_new(rows, row);
             }
@@ -102,6 +128,7 @@ static int list_layers(cli *c)
                                    (json_int_t)json_array_size(rows), "quantized", (json_int_t)quantized);
         json_object_set_new(report, "layers", rows);
         json_decref(facts);
+        json_decref(manifest);
         status = finish(c, report, print_layers);
     }
     dq_model_free(model);
@@ -109,7 +136,9 @@ static int list_layers(cli *c)
 }
 
 const cli_command command_list_layers = {
-    "list-layers", "MODEL", "Show each linear: shape, bits, group, format.", general, no_flags, false, list_layers,
+    "list-layers", "MODEL",  "Show each linear: shape, bits, group, format, and the error that quantizing measured.",
+    general,       no_flags, false,
+    list_layers,
 };
 
 /* ---- test-forward ---- */

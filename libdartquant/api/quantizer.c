@@ -254,6 +254,24 @@ static json_t *set_options(const dq_config *config)
     return object;
 }
 
+static json_t *layers_json(const dq_quantize_report *r)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; i < r->count; i++) {
+        const dq_linear_report *l = &r->linears[i];
+        json_array_append_new(list, json_pack("{s:I, s:s, s:i, s:f, s:f}", "layer", (json_int_t)l->layer, "name",
+                                              dq_role_name(l->role), "bits", l->bits, "error", l->error, "damping",
+                                              l->damping));
+    }
+    return list;
+}
+
+static const dq_quantize_report *job_report(const dq_quantizer *q)
+{
+    static const dq_quantize_report empty;
+    return q->job ? dq_quantize_job_report(q->job) : &empty;
+}
+
 static json_t *calibration_json(const dq_quantizer *q)
 {
     if (!q->windows.data) return json_null();
@@ -264,8 +282,9 @@ static json_t *calibration_json(const dq_quantizer *q)
 
 static dq_status provenance_text(const dq_quantizer *q, char **out)
 {
-    json_t *object = json_pack("{s:s, s:I, s:o, s:o}", "library", dq_version_string(), "seed", (json_int_t)q->seed,
-                               "calibration", calibration_json(q), "options", set_options(q->config));
+    json_t *object = json_pack("{s:s, s:I, s:o, s:o, s:o}", "library", dq_version_string(), "seed", (json_int_t)q->seed,
+                               "calibration", calibration_json(q), "options", set_options(q->config), "layers",
+                               layers_json(job_report(q)));
     dq_status status = dq_json_dump(&q->ctx->env, object, false, out);
     json_decref(object);
     return status;
@@ -447,24 +466,6 @@ done:
 }
 
 /* ---- reports ---- */
-
-static const dq_quantize_report *job_report(const dq_quantizer *q)
-{
-    static const dq_quantize_report empty;
-    return q->job ? dq_quantize_job_report(q->job) : &empty;
-}
-
-static json_t *layers_json(const dq_quantize_report *r)
-{
-    json_t *list = json_array();
-    for (int64_t i = 0; i < r->count; i++) {
-        const dq_linear_report *l = &r->linears[i];
-        json_array_append_new(list, json_pack("{s:I, s:s, s:i, s:f, s:f}", "layer", (json_int_t)l->layer, "name",
-                                              dq_role_name(l->role), "bits", l->bits, "error", l->error, "damping",
-                                              l->damping));
-    }
-    return list;
-}
 
 static json_t *bits_json(const dq_quantizer *q)
 {

@@ -285,7 +285,7 @@ dq_status dq_generate_step(dq_generate_job *j, dq_progress *progress, dq_token_f
     if (j->count == 0) return dq_fail(DQ_E_STATE, "nothing to generate from: add a prompt first");
     DQ_TRY(dq_progress_check(progress));
     *done = false;
-    if (j->resident->head_loaded < j->resident->tiles || j->resident->loaded < j->resident->layers) {
+    if (!j->resident->ready) {
         double start = dq_now();
         DQ_TRY(dq_resident_load(j->resident, &loaded));
         j->stats.load_seconds += dq_now() - start;

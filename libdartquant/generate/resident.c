@@ -192,9 +192,11 @@ dq_status dq_resident_load(dq_resident *r, bool *done)
         DQ_TRY(load_layer(r, r->loaded));
     else if (r->head_loaded < r->tiles)
         DQ_TRY(load_tile(r, r->head_loaded));
-    if (r->loaded == r->layers && r->head_loaded == r->tiles && dq_tensor_is_empty(&r->norm))
-        DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &r->norm));
-    *done = r->loaded == r->layers && r->head_loaded == r->tiles;
+    if (r->loaded == r->layers && r->head_loaded == r->tiles && !r->ready) {
+        DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &r->norm)); /* stays empty where it is fused */
+        r->ready = true;
+    }
+    *done = r->ready;
     return DQ_OK;
 }
 

@@ -17,6 +17,7 @@ typedef struct dq_resident {
     dq_linear *head;  /* tiles of the vocabulary */
     dq_tensor *embed; /* the same tiles; NULL = rows are read from the model, or are the head's */
     int64_t tiles, head_loaded;
+    bool ready; /* everything is loaded */
     uint64_t bytes;
 } dq_resident;
 
