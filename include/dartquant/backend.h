@@ -375,6 +375,13 @@ typedef struct dq_backend {
     dq_status (*kv_attention)(void *dev, const dq_kv_attention_desc *d, const dq_view *q, const dq_view *k,
                               const dq_view *k_grid, const dq_view *v, const dq_view *v_grid, const dq_view *span,
                               const dq_view *o);
+
+    /* ---- optimisers ---- */
+    /* Adam's moments and direction (Kingma and Ba, arXiv 1412.6980), all F32 of one shape:
+     * mean += (1 - beta1) (g - mean), square = beta2 square + (1 - beta2) g^2, then g = mean / (sqrt(square) / root +
+     * epsilon). The caller keeps the powers of the betas: root is sqrt(1 - beta2^t). */
+    dq_status (*adam)(void *dev, double beta1, double beta2, double root, double epsilon, const dq_view *g,
+                      const dq_view *mean, const dq_view *square);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

@@ -13,7 +13,7 @@
 #include "io/json.h"
 
 /* Residual stream that stays resident unless memory_budget says otherwise. */
-#define STREAM_MOST ((uint64_t)1 << 30)
+#define STREAM_MOST ((uint64_t)1 << 29)
 
 /* What a job for a model works on. */
 struct dq_calibration_data {

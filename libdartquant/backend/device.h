@@ -97,6 +97,10 @@ dq_status dq_op_qr_batch(int64_t groups, const dq_tensor *a, dq_tensor *q, dq_te
 dq_status dq_op_qr_grad(int64_t groups, const dq_tensor *q, const dq_tensor *r, const dq_tensor *dq, dq_tensor *da);
 dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u, double *error);
 
+/* g, mean and square are read and written. */
+dq_status dq_op_adam(double beta1, double beta2, double root, double epsilon, dq_tensor *g, dq_tensor *mean,
+                     dq_tensor *square);
+
 /* Generation. */
 dq_status dq_op_packed_linear(const dq_packed_desc *d, const dq_tensor *x, const dq_tensor *codes,
                               const dq_tensor *scale, const dq_tensor *zero, const dq_tensor *order, dq_tensor *y);

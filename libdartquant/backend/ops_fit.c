@@ -144,3 +144,38 @@ dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u
     *error = deviation;
     return DQ_OK;
 }
+
+/* ---- optimisers ---- */
+
+typedef struct adam_args {
+    double beta1, beta2, root, epsilon;
+} adam_args;
+
+DQ_OP_CALLER(adam)
+{
+    const adam_args *a = args;
+    return DQ_SLOT(adam, a->beta1, a->beta2, a->root, a->epsilon, v[0], v[1], v[2]);
+}
+
+dq_status dq_op_adam(double beta1, double beta2, double root, double epsilon, dq_tensor *g, dq_tensor *mean,
+                     dq_tensor *square)
+{
+    adam_args args = {beta1, beta2, root, epsilon};
+    dq_op_call call = {
+        DQ_OP_ADAM, "adam",
+        call_adam,  &args,
+        3,          {{"g", g, DQ_READ_WRITE}, {"mean", mean, DQ_READ_WRITE}, {"square", square, DQ_READ_WRITE}}};
+    DQ_TRY(dq_check_operands(&call, 0));
+    if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1 && root > 0 && epsilon >= 0))
+        return dq_fail(DQ_E_INVALID, "adam: betas %g and %g must be in [0, 1), root %g above 0, epsilon %g not below",
+                       beta1, beta2, root, epsilon);
+    for (int i = 0; i < 3; i++) {
+        DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+        DQ_TRY(dq_check_shape(&call, i, g->view.rows, g->view.cols));
+        for (int j = 0; j < i; j++)
+            if (dq_view_same(dq_operand_view(&call, i), dq_operand_view(&call, j)))
+                return dq_fail(DQ_E_INVALID, "adam: %s and %s must be different", call.operands[j].role,
+                               call.operands[i].role);
+    }
+    return dq_view_is_empty(&g->view) ? DQ_OK : dq_op_dispatch(&call);
+}

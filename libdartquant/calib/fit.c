@@ -178,14 +178,21 @@ dq_status dq_fit_new(dq_device *dev, const dq_fit_spec *spec, dq_rows *rows, con
     return DQ_OK;
 }
 
-void dq_fit_free(dq_fit *f)
+void dq_fit_let_go(dq_fit *f)
 {
-    if (!f) return;
     dq_optim_clear(&f->optim);
     dq_tensor_free(&f->grad);
     dq_tensor_free(&f->buffer);
     dq_tensor_free(&f->unit);
     dq_free(f->initial);
+    f->initial = NULL;
+    f->rows = NULL;
+}
+
+void dq_fit_free(dq_fit *f)
+{
+    if (!f) return;
+    dq_fit_let_go(f);
     dq_free(f->best);
     dq_free(f->history);
     dq_free(f);

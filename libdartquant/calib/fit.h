@@ -90,6 +90,8 @@ bool dq_fit_done(const dq_fit *fit);
 /* R F64 [groups * n, n], orthogonal to 1e-12; what is best so far when asked before the end. */
 dq_status dq_fit_result(dq_fit *fit, double *out);
 dq_status dq_fit_get_report(dq_fit *fit, dq_fit_report *out);
+/* A fit that is done keeps only what result and report need, and nothing else may be asked; its rows may go. */
+void dq_fit_let_go(dq_fit *fit);
 /* Loss of the last step and the steps so far: for progress. */
 double dq_fit_last_loss(const dq_fit *fit);
 int64_t dq_fit_steps_done(const dq_fit *fit);

@@ -1,54 +1,38 @@
 /* Results, reports and the complete state of a fit. SPDX-License-Identifier: Apache-2.0 */
-#include <math.h>
 #include <string.h>
 
 #include "base/status.h"
 #include "calib/fit_job.h"
+#include "calib/polish.h"
 
 /* ---- results ---- */
 
-/* The matrix is orthogonal to fp32; the polar factor in double precision is the nearest one that is so to the end. */
-static dq_status polish(dq_fit *f, double *r, double *error)
+/* The polished rotation as a tensor of the device, and its error into the report. */
+static dq_status polish(dq_fit *f, dq_tensor *out)
 {
-    int64_t n = f->spec.orbit.n, rows = n * f->spec.orbit.groups;
-    dq_tensor a = {0}, u = {0};
-    dq_status status = DQ_OK;
-    for (int64_t i = 0; i < rows * n; i++) r[i] = f->best[i];
-    DQ_GO(dq_tensor_from_host(f->dev, DQ_F64, rows, n, r, &a));
-    DQ_GO(dq_tensor_alloc(f->dev, DQ_F64, rows, n, &u));
-    DQ_GO(dq_op_polar(f->spec.orbit.groups, DQ_MATH_F32, &a, &u, error));
-    if (!(*error <= 1e-12)) {
-        status = dq_fail(DQ_E_NUMERIC, "the fitted rotation stays %g away from orthogonal", *error);
-        goto done;
-    }
-    DQ_GO(dq_tensor_download(&u, r));
-done:
-    dq_tensor_free(&a);
-    dq_tensor_free(&u);
-    return status;
+    double error = 0;
+    DQ_TRY(dq_polish(f->dev, f->spec.orbit.groups, f->spec.orbit.n, f->best, out, &error));
+    f->report.orthogonality = error;
+    if (error <= 1e-12) return DQ_OK;
+    dq_tensor_free(out);
+    return dq_fail(DQ_E_NUMERIC, "the fitted rotation stays %g away from orthogonal", error);
 }
 
 dq_status dq_fit_result(dq_fit *f, double *out)
 {
-    double error = 0;
-    double *r = dq_alloc(f->env, (size_t)f->optim.count * sizeof *r);
-    if (!r) return DQ_E_NOMEM;
-    dq_status status = polish(f, r, &error);
-    if (status == DQ_OK) {
-        memcpy(out, r, (size_t)f->optim.count * sizeof *r);
-        f->report.orthogonality = error;
-    }
-    dq_free(r);
+    dq_tensor r = {0};
+    dq_status status = polish(f, &r);
+    if (status == DQ_OK) status = dq_tensor_download(&r, out);
+    dq_tensor_free(&r);
     return status;
 }
 
 dq_status dq_fit_get_report(dq_fit *f, dq_fit_report *out)
 {
-    double *r = NULL;
     if (f->done && f->report.orthogonality == 0) {
-        if (!(r = dq_alloc(f->env, (size_t)f->optim.count * sizeof *r))) return DQ_E_NOMEM;
-        dq_status status = polish(f, r, &f->report.orthogonality);
-        dq_free(r);
+        dq_tensor r = {0};
+        dq_status status = polish(f, &r);
+        dq_tensor_free(&r);
         DQ_TRY(status);
     }
     f->report.steps = f->steps;
@@ -59,9 +43,9 @@ dq_status dq_fit_get_report(dq_fit *f, dq_fit_report *out)
 
 /* ---- complete state ---- */
 
-#define STATE_MAGIC "dqfit\2\0\0"
+#define STATE_MAGIC "dqfit\3\0\0"
 
-/* Followed by z, first, second, best (F32 [count] each) and the points of the steps done. */
+/* Followed by the optimiser's state and the best rotation (F32 [count] each) and the points of the steps done. */
 typedef struct state_header {
     char magic[8];
     int64_t count, steps, total, optim_steps, stale, above;
@@ -71,27 +55,26 @@ typedef struct state_header {
     dq_fit_kind_report kinds[DQ_ROW_KINDS];
 } state_header;
 
-static size_t state_size(const dq_fit *f, int64_t steps)
+static size_t matrix_size(const dq_fit *f) { return (size_t)f->optim.count * sizeof(float); }
+
+static size_t state_size(dq_fit *f, int64_t steps)
 {
-    return sizeof(state_header) + 4 * (size_t)f->optim.count * sizeof(float) + (size_t)steps * sizeof(dq_fit_point);
+    dq_tensor *state[DQ_OPTIM_STATE];
+    size_t matrices = 1 + (size_t)dq_optim_state(&f->optim, state);
+    return sizeof(state_header) + matrices * matrix_size(f) + (size_t)steps * sizeof(dq_fit_point);
 }
 
-/* The arrays one after the other, out of or into the fit. */
-static void move_arrays(dq_fit *f, unsigned char *bytes, int64_t steps, bool out)
+/* One after the other, out of the fit or into it. */
+static dq_status move_arrays(dq_fit *f, unsigned char *bytes, int64_t steps, bool out)
 {
-    size_t matrices = (size_t)f->optim.count * sizeof(float);
-    struct {
-        void *data;
-        size_t size;
-    } const parts[] = {{f->optim.z, matrices},
-                       {f->optim.first, matrices},
-                       {f->optim.second, matrices},
-                       {f->best, matrices},
-                       {f->history, (size_t)steps * sizeof(dq_fit_point)}};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        memcpy(out ? (void *)bytes : parts[i].data, out ? parts[i].data : (void *)bytes, parts[i].size);
-        bytes += parts[i].size;
-    }
+    dq_tensor *state[DQ_OPTIM_STATE];
+    int count = dq_optim_state(&f->optim, state);
+    for (int i = 0; i < count; i++, bytes += matrix_size(f))
+        DQ_TRY(out ? dq_tensor_download(state[i], bytes) : dq_tensor_upload(state[i], bytes));
+    memcpy(out ? (void *)bytes : f->best, out ? f->best : (void *)bytes, matrix_size(f));
+    bytes += matrix_size(f);
+    memcpy(out ? (void *)bytes : f->history, out ? f->history : (void *)bytes, (size_t)steps * sizeof(dq_fit_point));
+    return DQ_OK;
 }
 
 dq_status dq_fit_export(dq_fit *f, void **bytes, size_t *size)
@@ -125,19 +108,34 @@ dq_status dq_fit_export(dq_fit *f, void **bytes, size_t *size)
     h.loss_after = r->loss_after;
     memcpy(h.kinds, r->kinds, sizeof h.kinds);
     memcpy(state, &h, sizeof h);
-    move_arrays(f, state + sizeof h, f->steps, true);
+    dq_status status = move_arrays(f, state + sizeof h, f->steps, true);
+    if (status != DQ_OK) {
+        dq_free(state);
+        return status;
+    }
     *bytes = state;
     *size = total;
     return DQ_OK;
 }
 
-static dq_status check_state(const dq_fit *f, const state_header *h, size_t size)
+/* The optimiser is that of the state's phase when this succeeds. */
+static dq_status take_phase(dq_fit *f, const state_header *h)
+{
+    if ((bool)h->finish == f->finish) return DQ_OK;
+    dq_optim_clear(&f->optim);
+    DQ_TRY(dq_optim_init(&f->optim, f->dev, &f->spec, h->finish ? DQ_FIT_POLAR_MM : f->spec.method, f->best));
+    f->finish = h->finish;
+    return DQ_OK;
+}
+
+static dq_status check_state(dq_fit *f, const state_header *h, size_t size)
 {
     if (memcmp(h->magic, STATE_MAGIC, sizeof h->magic) != 0)
         return dq_fail(DQ_E_FORMAT, "this is no state of a fitted rotation");
     if (h->count != f->optim.count)
         return dq_fail(DQ_E_MISMATCH, "the state has %lld numbers in its matrices, the fit has %lld",
                        (long long)h->count, (long long)f->optim.count);
+    if (h->steps >= 0 && h->steps <= h->total && h->total <= f->total) DQ_TRY(take_phase(f, h));
     if (h->steps < 0 || h->steps > h->total || h->total > f->total || size != state_size(f, h->steps))
         return dq_fail(DQ_E_FORMAT, "%zu bytes of state after %lld of %lld steps; the fit has %lld", size,
                        (long long)h->steps, (long long)h->total, (long long)f->total);
@@ -150,9 +148,7 @@ dq_status dq_fit_import(dq_fit *f, const void *bytes, size_t size)
     if (size < sizeof h) return dq_fail(DQ_E_FORMAT, "%zu bytes are no state of a fitted rotation", size);
     memcpy(&h, bytes, sizeof h);
     DQ_TRY(check_state(f, &h, size));
-    if ((bool)h.finish != f->finish) f->optim.method = h.finish ? DQ_FIT_POLAR_MM : f->spec.method;
-    move_arrays(f, (unsigned char *)(uintptr_t)bytes + sizeof h, h.steps, false);
-    f->finish = h.finish;
+    DQ_TRY(move_arrays(f, (unsigned char *)(uintptr_t)bytes + sizeof h, h.steps, false));
     f->done = h.done;
     f->steps = h.steps;
     f->total = h.total;

@@ -99,9 +99,21 @@ static dq_status draw_site(dq_gather *g, int64_t layer, dq_site site, int64_t wa
     return DQ_OK;
 }
 
+/* Everything that will come to a set is known before. */
+static dq_status expect_rows(dq_gather *g)
+{
+    const dq_arch *a = g->arch;
+    int64_t turned = (a->heads + 2 * a->kv_heads) * a->head_dim + 2 * a->intermediate;
+    if (g->r1) DQ_TRY(dq_rows_expect(g->r1, DQ_ROWS_ACTIVATION, 2 * a->layers * g->tokens));
+    if (g->r1) DQ_TRY(dq_rows_expect(g->r1, DQ_ROWS_WEIGHT, a->layers * turned));
+    if (g->r2) DQ_TRY(dq_rows_expect(g->r2, DQ_ROWS_ACTIVATION, g->o_tokens ? g->o_tokens : g->tokens));
+    return g->r2 ? dq_rows_expect(g->r2, DQ_ROWS_WEIGHT, a->hidden) : DQ_OK;
+}
+
 dq_status dq_gather_begin(dq_gather *g, int64_t layer, const double *norms)
 {
     dq_gather_clear(g);
+    DQ_TRY(expect_rows(g));
     DQ_TRY(find_sinks(g, norms));
     if (g->r1) {
         int64_t most = dq_rows_capacity(g->r1, DQ_ROWS_ACTIVATION), strata = 2 * g->arch->layers;

@@ -123,6 +123,11 @@ static dq_status keep_result(dq_calibrate_job *job)
 {
     dq_target target = target_of(job);
     int64_t size = dq_job_matrices(job, target);
+    dq_fit_let_go(job->fit); /* the result takes room of its own */
+    dq_rows_free(job->rows[target]);
+    job->rows[target] = NULL;
+    if (target == DQ_TARGET_R1 && !job->r1) job->r1 = dq_alloc(job->env, (size_t)size * sizeof *job->r1);
+    if (target == DQ_TARGET_R1 && !job->r1) return DQ_E_NOMEM;
     double *out = target == DQ_TARGET_R1 ? job->r1 : job->r2 + job->layer * size;
     dq_learnt l;
     fill_learnt(job, &l);
@@ -138,8 +143,6 @@ static dq_status keep_result(dq_calibrate_job *job)
     job->learnt[job->count++] = l;
     dq_fit_free(job->fit);
     job->fit = NULL;
-    dq_rows_free(job->rows[target]);
-    job->rows[target] = NULL;
     return DQ_OK;
 }
 
@@ -266,9 +269,7 @@ dq_status dq_calibrate_job_result(const dq_calibrate_job *job, dq_rotation_set *
 
 static dq_status alloc_results(dq_calibrate_job *job)
 {
-    size_t r1 = (size_t)dq_job_matrices(job, DQ_TARGET_R1), r2 = (size_t)dq_job_matrices(job, DQ_TARGET_R2);
-    if (job->spec.wanted[DQ_TARGET_R1]) job->r1 = dq_calloc(job->env, r1, sizeof *job->r1);
-    if (job->spec.wanted[DQ_TARGET_R1] && !job->r1) return DQ_E_NOMEM;
+    size_t r2 = (size_t)dq_job_matrices(job, DQ_TARGET_R2);
     if (job->spec.wanted[DQ_TARGET_R2]) job->r2 = dq_calloc(job->env, r2 * (size_t)job->arch->layers, sizeof *job->r2);
     if (job->spec.wanted[DQ_TARGET_R2] && !job->r2) return DQ_E_NOMEM;
     job->learnt = dq_calloc(job->env, (size_t)job->arch->layers + 1, sizeof *job->learnt);

@@ -9,7 +9,9 @@
 
 static const char *const kind_names[DQ_ROW_KINDS] = {"activation", "sink", "weight"};
 
-enum { FIRST_ROWS = 1024 }; /* room a kind begins with */
+/* Room a kind begins with; it doubles up to this part of the capacity and then goes there at once, because while rows move
+ * both rooms exist. (Memory that was never written is not resident where the device is the CPU.) */
+enum { FIRST_ROWS = 1024, DOUBLED_PART = 8 };
 
 /* The rows of one kind. */
 typedef struct row_store {
@@ -111,13 +113,9 @@ void dq_rows_free(dq_rows *rows)
 /* ---- adding ---- */
 
 /* Room for `wanted` rows, at most the capacity. */
-static dq_status make_room(dq_rows *rows, row_store *s, int64_t wanted)
+/* Moves the rows of a kind to memory for `room` of them. */
+static dq_status move_rows(dq_rows *rows, row_store *s, int64_t room)
 {
-    if (wanted > s->capacity) wanted = s->capacity;
-    if (wanted <= s->room) return DQ_OK;
-    int64_t room = s->room * 2 < FIRST_ROWS ? FIRST_ROWS : s->room * 2;
-    if (room < wanted) room = wanted;
-    if (room > s->capacity) room = s->capacity;
     dq_tensor larger = {0};
     dq_status status = dq_tensor_alloc(rows->dev, rows->spec.dtype, room, rows->spec.width, &larger);
     if (status == DQ_OK && s->kept > 0) {
@@ -132,6 +130,23 @@ static dq_status make_room(dq_rows *rows, row_store *s, int64_t wanted)
     s->data = larger;
     s->room = room;
     return DQ_OK;
+}
+
+static dq_status make_room(dq_rows *rows, row_store *s, int64_t wanted)
+{
+    if (wanted > s->capacity) wanted = s->capacity;
+    if (wanted <= s->room) return DQ_OK;
+    int64_t room = s->room * 2 < FIRST_ROWS ? FIRST_ROWS : s->room * 2;
+    if (room < wanted) room = wanted;
+    if (room > s->capacity / DOUBLED_PART) room = s->capacity;
+    return move_rows(rows, s, room);
+}
+
+dq_status dq_rows_expect(dq_rows *rows, dq_row_kind kind, int64_t count)
+{
+    row_store *s = &rows->kinds[kind];
+    if (count > s->capacity) count = s->capacity;
+    return count > s->room ? move_rows(rows, s, count) : DQ_OK;
 }
 
 static dq_status copy_rows(row_store *s, int64_t to, const dq_tensor *x, int64_t from, int64_t count)

@@ -62,7 +62,9 @@ static const band bands[] = {
     {"rotation_loss", "bf16 math", 2.5e-3, 0}, /* both factors of a term may round to bf16 either way: 2^-9 each */
     {"qr_grad", "f32", 3e-5, 1e-4},            /* sqrt(order); condition number below 10 */
     {"qr_grad", "f64", 1e-13, 1e-12},
-    {"polar", "f32", 3e-6, 0}, /* 1; condition number below 10 */
+    {"adam", "moments", 3e-7, 0},      /* 1 */
+    {"adam", "direction", 1e-6, 2e-6}, /* 1 */
+    {"polar", "f32", 3e-6, 0},         /* 1; condition number below 10 */
     {"polar", "f64", 3e-14, 0},
     {"polar", "bf16 math", 3e-2, 0},
     {"polar", "error", 4e-6, 0}, /* 1; of a factor stored in fp32 */

@@ -213,13 +213,64 @@ static void polar_of_singular(void **state)
         }
 }
 
+/* ---- optimisers ---- */
+
+/* Three steps from moments of zero, and one of a gradient that vanishes. */
+static void adam_run(run_ctx *c, const void *params)
+{
+    const int64_t *shape = params;
+    made *mean = make_constant(c, DQ_F32, shape[0], shape[1], 0);
+    made *square = make_constant(c, DQ_F32, shape[0], shape[1], 0), *g = NULL;
+    for (int t = 1; t <= 3; t++) {
+        g = make_random(c, DQ_F32, shape[0], shape[1]);
+        must(dq_op_adam(0.9, 0.999, sqrt(1 - pow(0.999, t)), 1e-8, &g->view, &mean->view, &square->view));
+    }
+    made *zero = make_constant(c, DQ_F32, shape[0], shape[1], 0),
+         *still = make_constant(c, DQ_F32, shape[0], shape[1], 0);
+    made *none = make_constant(c, DQ_F32, shape[0], shape[1], 0);
+    must(dq_op_adam(0.9, 0.999, 1, 1e-8, &zero->view, &still->view, &none->view));
+    keep(c, "direction", g, band_of("adam", "direction"), 1);
+    keep(c, "mean", mean, band_of("adam", "moments"), 1);
+    keep(c, "square", square, band_of("adam", "moments"), 1);
+    keep(c, "no gradient", zero, band_of("fill", "any"), 1);
+}
+
+static void adam(void **state)
+{
+    (void)state;
+    static const int64_t shapes[][2] = {{1, 1}, {3, 7}, {40, 40}, {2, 40000}, {257, 256}};
+    for (int i = 0; i < 5; i++) {
+        char label[40];
+        snprintf(label, sizeof label, "adam [%d, %d]", (int)shapes[i][0], (int)shapes[i][1]);
+        for (int layout = 0; layout < LAYOUTS; layout++) run_case(label, adam_run, shapes[i], layout);
+    }
+    finish_cases();
+}
+
+static void adam_refuses_nonsense(void **state)
+{
+    (void)state;
+    dq_tensor a, b, wide;
+    must(dq_tensor_alloc(reference, DQ_F32, 3, 4, &a));
+    must(dq_tensor_alloc(reference, DQ_F32, 3, 4, &b));
+    must(dq_tensor_alloc(reference, DQ_F64, 3, 4, &wide));
+    assert_int_equal(dq_op_adam(0.9, 0.999, 1, 1e-8, &a, &b, &b), DQ_E_INVALID);
+    assert_int_equal(dq_op_adam(0.9, 0.999, 1, 1e-8, &a, &b, &wide), DQ_E_INVALID);
+    dq_tensor part = dq_tensor_rows(&wide, 0, 2);
+    assert_int_equal(dq_op_adam(0.9, 0.999, 1, 1e-8, &a, &b, &part), DQ_E_INVALID);
+    assert_int_equal(dq_op_adam(0.9, 1, 1, 1e-8, &a, &b, &wide), DQ_E_INVALID);
+    assert_int_equal(dq_op_adam(0.9, 0.999, 0, 1e-8, &a, &b, &wide), DQ_E_INVALID);
+    dq_tensor_free(&a);
+    dq_tensor_free(&b);
+    dq_tensor_free(&wide);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rotation_loss),
-        cmocka_unit_test(rotation_loss_larger),
-        cmocka_unit_test(stacks),
-        cmocka_unit_test(polar_of_singular),
+        cmocka_unit_test(adam),          cmocka_unit_test(adam_refuses_nonsense),
+        cmocka_unit_test(rotation_loss), cmocka_unit_test(rotation_loss_larger),
+        cmocka_unit_test(stacks),        cmocka_unit_test(polar_of_singular),
     };
     return cmocka_run_group_tests_name("conformance: fitting rotations", tests, open_all, close_all);
 }

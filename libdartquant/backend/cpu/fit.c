@@ -7,4 +7,5 @@ void dq_cpu_fill_fit(dq_backend *table)
     table->qr_batch = dq_cpu_qr_batch;
     table->qr_grad = dq_cpu_qr_grad;
     table->polar = dq_cpu_polar;
+    table->adam = dq_cpu_adam;
 }

@@ -54,7 +54,7 @@ extern const dq_fit_tiles dq_fit_tiles_amx;
 #define DQ_HALLEY_NEAR 0.05
 dq_status dq_cpu_halley(dq_cpu_dev *dev, int64_t n, float *x, void *work, bool *good);
 
-/* fit.c, rotation_loss.c, orthogonal.c, polar.c */
+/* fit.c, rotation_loss.c, orthogonal.c, polar.c, adam.c */
 void dq_cpu_fill_fit(dq_backend *table);
 dq_status dq_cpu_qr_batch(void *device, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r);
 dq_status dq_cpu_qr_grad(void *device, int64_t groups, const dq_view *q, const dq_view *r, const dq_view *dq,
@@ -62,5 +62,7 @@ dq_status dq_cpu_qr_grad(void *device, int64_t groups, const dq_view *q, const d
 dq_status dq_cpu_polar(void *device, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
 dq_status dq_cpu_rotation_loss(void *device, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
                                const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss);
+dq_status dq_cpu_adam(void *device, double beta1, double beta2, double root, double epsilon, const dq_view *g,
+                      const dq_view *mean, const dq_view *square);
 
 #endif

@@ -139,6 +139,35 @@ DQ_CUDA_SLOT dq_cuda_scale_cols(void *device, const dq_view *x, const dq_view *v
     return dq_cuda_launched(dev, "scale_cols");
 }
 
+/* ---- Adam ---- */
+
+typedef struct adam_rates {
+    float gain, beta2, rest, root, epsilon; /* 1 - beta1, beta2, 1 - beta2 */
+} adam_rates;
+
+__global__ void adam_kernel(adam_rates a, cu_mat<float> g, cu_mat<float> mean, cu_mat<float> square)
+{
+    CU_STRIDE_LOOP(i, g.rows * g.cols)
+    {
+        int64_t r = i / g.cols, c = i % g.cols;
+        float x = g.row(r)[c], m = mean.row(r)[c], v = a.beta2 * square.row(r)[c] + a.rest * x * x;
+        m += a.gain * (x - m);
+        mean.row(r)[c] = m;
+        square.row(r)[c] = v;
+        g.row(r)[c] = m / (sqrtf(v) / a.root + a.epsilon);
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_adam(void *device, double beta1, double beta2, double root, double epsilon, const dq_view *g,
+                          const dq_view *mean, const dq_view *square)
+{
+    CU_ENTER(device);
+    adam_rates a = {(float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)root, (float)epsilon};
+    CU_LAUNCH(dev, adam_kernel, elements_grid(g), CU_THREADS, 0, a, cu_view<float>(g), cu_view<float>(mean),
+              cu_view<float>(square));
+    return dq_cuda_launched(dev, "adam");
+}
+
 /* ---- gathers: elements are moved by size ---- */
 
 template <class T>

@@ -346,6 +346,7 @@ static dq_backend make_table(void)
     t.packed_linear = dq_cuda_packed_linear;
     t.kv_store = dq_cuda_kv_store;
     t.kv_attention = dq_cuda_kv_attention;
+    t.adam = dq_cuda_adam;
     return t;
 }
 

@@ -96,6 +96,8 @@ DQ_CUDA_SLOT dq_cuda_scale_cols(void *dev, const dq_view *x, const dq_view *v, c
 DQ_CUDA_SLOT dq_cuda_gather_rows(void *dev, const dq_view *x, const dq_view *index, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_gather_cols(void *dev, const dq_view *x, const dq_view *index, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_find_nonfinite(void *dev, const dq_view *x, int64_t *index);
+DQ_CUDA_SLOT dq_cuda_adam(void *dev, double beta1, double beta2, double root, double epsilon, const dq_view *g,
+                          const dq_view *mean, const dq_view *square);
 DQ_CUDA_SLOT dq_cuda_dot(void *dev, const dq_view *x, const dq_view *y, double *out);
 DQ_CUDA_SLOT dq_cuda_diag(void *dev, const dq_view *h, const dq_view *v);
 /* gemm.cu */

@@ -98,6 +98,10 @@ dq_status dq_ref_dequantize_weight(void *dev, const dq_grid_desc *d, const dq_vi
 dq_status dq_ref_gptq_block(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *u, const dq_view *scale,
                             const dq_view *zero, const dq_view *group_index, const dq_view *codes, const dq_view *err);
 
+/* optimiser.c */
+dq_status dq_ref_adam(void *dev, double beta1, double beta2, double root, double epsilon, const dq_view *g,
+                      const dq_view *mean, const dq_view *square);
+
 /* generate.c */
 dq_status dq_ref_packed_linear(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
                                const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);

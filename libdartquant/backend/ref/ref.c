@@ -152,6 +152,7 @@ static const dq_backend table = {
     .packed_linear = dq_ref_packed_linear,
     .kv_store = dq_ref_kv_store,
     .kv_attention = dq_ref_kv_attention,
+    .adam = dq_ref_adam,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }
