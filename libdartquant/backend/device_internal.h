@@ -111,6 +111,12 @@ typedef struct dq_op_call {
 
 /* Runs the op on its device, or on the host when the device does not support it and the policy allows. */
 dq_status dq_op_dispatch(const dq_op_call *call);
+/* The same, but on a device that has gemm `compose` makes the op out of others instead; counted, too. */
+dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const dq_op_call *call));
+
+/* compose_loss.c: rotation_loss of at least one row, its operands checked. */
+dq_status dq_compose_rotation_loss(const dq_rotation_loss_desc *d, const dq_tensor *x, const dq_tensor *weight,
+                                   const dq_tensor *r, const dq_tensor *grad, const dq_tensor *row_loss, double *loss);
 
 /* ---- checks; every message starts with the op ---- */
 /* No operand is missing (unless optional), all are on one device, no output overlaps another operand partly. */

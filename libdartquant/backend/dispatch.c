@@ -77,7 +77,7 @@ done:
 }
 
 /* The device said no: the policy decides. */
-static dq_status fall_back(dq_device *dev, const dq_op_call *call)
+static dq_status fall_back(dq_device *dev, const dq_op_call *call, dq_status (*compose)(const dq_op_call *call))
 {
     pthread_mutex_lock(&dev->failure_lock);
     dq_failure failure = dev->failure;
@@ -95,10 +95,12 @@ static dq_status fall_back(dq_device *dev, const dq_op_call *call)
         dev->warned |= bit;
     }
     dev->counters.fallbacks++;
-    return run_on_host(dev, call);
+    return compose && dev->table.gemm ? compose(call) : run_on_host(dev, call);
 }
 
-dq_status dq_op_dispatch(const dq_op_call *call)
+dq_status dq_op_dispatch(const dq_op_call *call) { return dq_op_dispatch_or(call, NULL); }
+
+dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const dq_op_call *call))
 {
     dq_device *dev = device_of(call);
     const dq_view *views[DQ_OP_MAX_OPERANDS];
@@ -109,6 +111,6 @@ dq_status dq_op_dispatch(const dq_op_call *call)
     dev->counters.ops++;
     /* What ref itself does not serve has nowhere to fall. */
     if (status == DQ_E_UNSUPPORTED && memcmp(&dev->table, dev->ref, sizeof dev->table) != 0)
-        return fall_back(dev, call);
+        return fall_back(dev, call, compose);
     return dq_device_finish(dev, status, call->name, "");
 }

@@ -17,6 +17,13 @@ DQ_OP_CALLER(rotation_loss)
     return DQ_SLOT(rotation_loss, a->d, v[0], v[1], v[2], v[3], v[4], a->loss);
 }
 
+static dq_status compose_loss(const dq_op_call *call)
+{
+    const loss_args *a = call->args;
+    const dq_operand *v = call->operands;
+    return dq_compose_rotation_loss(a->d, v[0].tensor, v[1].tensor, v[2].tensor, v[3].tensor, v[4].tensor, a->loss);
+}
+
 static dq_status check_loss_desc(const dq_rotation_loss_desc *d, int64_t cols)
 {
     int64_t width;
@@ -68,7 +75,7 @@ dq_status dq_op_rotation_loss(const dq_rotation_loss_desc *d, const dq_tensor *x
                 return dq_fail(DQ_E_INVALID, "rotation_loss: %s cannot replace %s", call.operands[i].role,
                                call.operands[j].role);
     if (x->view.rows == 0) call.operands[4].tensor = NULL;
-    DQ_TRY(dq_op_dispatch(&call));
+    DQ_TRY(dq_op_dispatch_or(&call, x->view.rows > 0 ? compose_loss : NULL));
     *loss = value;
     return DQ_OK;
 }

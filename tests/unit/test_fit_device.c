@@ -274,9 +274,104 @@ static void matrices_stay_on_the_device(void **state)
         }
 }
 
+/* ---- a device that multiplies but knows no loss ---- */
+
+static int products;
+
+static dq_status counted_gemm(void *dev, int32_t ta, int32_t tb, double alpha, const dq_view *a, const dq_view *b,
+                              double beta, const dq_view *c, int32_t math)
+{
+    products++;
+    return far_gemm(dev, ta, tb, alpha, a, b, beta, c, math);
+}
+
+typedef struct answer {
+    float grad[GROUPS * N * N], rows[ROWS];
+    double loss;
+} answer;
+
+static void ask(dq_device *dev, const dq_rotation_loss_desc *d, dq_dtype dtype, bool weighted, answer *out)
+{
+    enum { WIDTH = N * HEADS };
+    static float x[ROWS * WIDTH], r[GROUPS * N * N], w[ROWS];
+    dq_tensor wide, tx, tr, tw, tg, tl;
+    dq_rng rng;
+    dq_rng_seed_torch(&rng, 8);
+    for (int i = 0; i < ROWS * WIDTH; i++) x[i] = i / WIDTH == 3 ? 0 : (float)dq_rng_normal(&rng);
+    for (int i = 0; i < GROUPS * N * N; i++) out->grad[i] = r[i] = (float)dq_rng_normal(&rng) / 5;
+    for (int i = 0; i < ROWS; i++) w[i] = (float)(i % 4) / 2;
+    OK(dq_tensor_from_host(dev, DQ_F32, ROWS, WIDTH, x, &wide));
+    OK(dq_tensor_alloc(dev, dtype, ROWS, WIDTH, &tx));
+    OK(dq_op_convert(&wide, &tx));
+    OK(dq_tensor_from_host(dev, DQ_F32, GROUPS * N, N, r, &tr));
+    OK(dq_tensor_from_host(dev, DQ_F32, 1, ROWS, w, &tw));
+    OK(dq_tensor_from_host(dev, DQ_F32, GROUPS * N, N, out->grad, &tg));
+    OK(dq_tensor_alloc(dev, DQ_F32, 1, ROWS, &tl));
+    OK(dq_op_rotation_loss(d, &tx, weighted ? &tw : NULL, &tr, &tg, &tl, &out->loss));
+    OK(dq_tensor_download(&tg, out->grad));
+    OK(dq_tensor_download(&tl, out->rows));
+    dq_tensor *const all[] = {&wide, &tx, &tr, &tw, &tg, &tl};
+    for (int i = 0; i < 6; i++) dq_tensor_free(all[i]);
+}
+
+static double difference(const float *a, const float *b, int n)
+{
+    double most = 0, size = 0;
+    for (int i = 0; i < n; i++) {
+        most = fmax(most, fabs((double)a[i] - b[i]));
+        size = fmax(size, fabs((double)b[i]));
+    }
+    return most / size;
+}
+
+static void losses_without_an_op_multiply_there(void **state)
+{
+    (void)state;
+    static answer far, again, want;
+    dq_backend table = far_table();
+    table.rotation_loss = NULL;
+    table.gemm = counted_gemm;
+    for (int kind = DQ_LOSS_WHIP; kind <= DQ_LOSS_SNAP; kind++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            dq_env env;
+            dq_device *dev, *ref;
+            dq_rotation_loss_desc d = {.kind = kind,
+                                       .n = N,
+                                       .heads = HEADS,
+                                       .groups = GROUPS,
+                                       .group = kind % 2 ? N : N * HEADS,
+                                       .bits = 4,
+                                       .clip = 0.9f,
+                                       .symmetric = kind % 2,
+                                       .relative = kind % 3 == 0,
+                                       .scale = 0.3,
+                                       .beta = -0.5,
+                                       .shift = 0.25};
+            OK(dq_env_init(&env, NULL, threads));
+            OK(dq_device_open_table(&env, &table, "", DQ_POLICY_ALLOW, &dev));
+            OK(dq_device_open(&env, "ref", "", DQ_POLICY_FORBID, &ref));
+            /* rounding moves codes of QUANT and SNAP: their gradients jump, in few places */
+            double band = kind == DQ_LOSS_QUANT || kind == DQ_LOSS_SNAP ? 2e-2 : 1e-5;
+            products = 0;
+            ask(dev, &d, kind % 2 ? DQ_BF16 : DQ_F32, kind > 1, &far);
+            assert_int_equal(products, 2 * HEADS);
+            assert_int_equal(dq_device_fallbacks(dev), 1);
+            ask(ref, &d, kind % 2 ? DQ_BF16 : DQ_F32, kind > 1, &want);
+            assert_true(fabs(far.loss - want.loss) < 1e-5 * fabs(want.loss));
+            assert_true(difference(far.grad, want.grad, GROUPS * N * N) < band);
+            assert_true(difference(far.rows, want.rows, ROWS) < band);
+            if (threads > 1) assert_memory_equal(&far, &again, sizeof far);
+            memcpy(&again, &far, sizeof far);
+            dq_device_close(dev);
+            dq_device_close(ref);
+            dq_env_clear(&env);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(losses_without_an_op_multiply_there),
         cmocka_unit_test(matrices_stay_on_the_device),
     };
     return cmocka_run_group_tests_name("calib: fits on a far device", tests, NULL, NULL);

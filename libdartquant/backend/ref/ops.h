@@ -82,6 +82,8 @@ dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, d
                              int64_t *info);
 dq_status dq_ref_qr(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
 /* rotation_loss.c, orthogonal.c */
+/* Of one rotated row o [width], neither divided nor scaled; slope [width] = dL/do; scratch: 2 width floats. */
+double dq_ref_loss_of_row(const dq_rotation_loss_desc *d, int64_t width, double *o, double *slope, float *scratch);
 dq_status dq_ref_rotation_loss(void *dev, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,
                                const dq_view *r, const dq_view *grad, const dq_view *row_loss, double *loss);
 dq_status dq_ref_qr_batch(void *dev, int64_t groups, const dq_view *a, const dq_view *q, const dq_view *r);

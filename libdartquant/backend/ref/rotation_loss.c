@@ -146,6 +146,12 @@ static double loss_of_row(const pass *p)
     return sum;
 }
 
+double dq_ref_loss_of_row(const dq_rotation_loss_desc *d, int64_t width, double *o, double *slope, float *scratch)
+{
+    pass p = {.d = d, .width = width, .o = o, .slope = slope, .single = scratch, .grid = scratch + width};
+    return loss_of_row(&p);
+}
+
 static void add_gradient(const pass *p, double weight)
 {
     int64_t n = p->d->n, share = p->d->heads / p->d->groups;
