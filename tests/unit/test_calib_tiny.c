@@ -26,8 +26,29 @@ typedef struct learnt {
     json_t *report;
 } learnt;
 
-static learnt learn(const char *optim, int threads)
+/* Whip as a host would bring it. */
+static dq_status host_whip(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss)
 {
+    double sum = 0;
+    ++*(int *)user;
+    for (int64_t i = 0; i < rows * cols; i++) {
+        double e = exp(-fabs((double)o[i]));
+        sum += e;
+        if (grad) grad[i] = (float)((o[i] > 0 ? -e : o[i] < 0 ? e : 0) / (double)rows);
+    }
+    *loss = sum / (double)rows;
+    return DQ_OK;
+}
+
+/* calls: not NULL = with the host's loss, which counts there how often it was asked. */
+static learnt learn(const char *optim, int threads, int *calls)
+{
+    const dq_rotation_loss own = {.struct_size = sizeof own,
+                                  .abi = DQ_ROTATION_LOSS_ABI,
+                                  .user = calls,
+                                  .name = "whip of the host",
+                                  .evaluate = host_whip,
+                                  .curvature = 1};
     char settings[400];
     const char *text = NULL;
     dq_calibrator *job = NULL;
@@ -37,6 +58,7 @@ static learnt learn(const char *optim, int threads)
     OK(dq_model_fuse_norms(l.b.model, l.b.config, &l.fused));
     OK(dq_calibrator_new(l.fused, l.b.config, &job));
     OK(dq_calibrator_bind(job, l.b.set));
+    if (calls) OK(dq_calibrator_set_loss(job, &own));
     OK(dq_calibrator_run(job, NULL, NULL, NULL));
     OK(dq_calibrator_report(job, &text));
     l.report = json_loads(text, 0, NULL);
@@ -73,22 +95,27 @@ static void follow(const golden *g, const json_t *rotation, const char *name)
     assert_true(want[STEPS - 1] < 0.995 * want[0]); /* it is a way down */
 }
 
+/* With our Whip, then with the host's. */
 static void training_follows_pytorch(void **state)
 {
     static const char *const optims[] = {"sgd", "adam"}, *const settings[] = {"optim=sgd lr=0.02",
                                                                               "optim=adam lr=0.005"};
     (void)state;
     golden g = golden_load("calib_tiny");
-    for (int o = 0; o < 2; o++) {
-        learnt t = learn(settings[o], 2);
+    for (int k = 0; k < 4; k++) {
+        int calls = 0;
         char name[32];
+        learnt t = learn(settings[k % 2], 2, k < 2 ? NULL : &calls);
+        const char *loss = json_string_value(json_object_get(t.report, "loss"));
+        assert_string_equal(loss, k < 2 ? "whip" : "whip of the host");
+        assert_true(k < 2 ? calls == 0 : calls > (LAYERS + 1) * STEPS);
         assert_non_null(rotation_of(&t, LAYERS));
         assert_null(rotation_of(&t, LAYERS + 1));
         for (int l = 0; l < LAYERS; l++) {
-            snprintf(name, sizeof name, "r2_%d_%s", l, optims[o]);
+            snprintf(name, sizeof name, "r2_%d_%s", l, optims[k % 2]);
             follow(&g, rotation_of(&t, l), name);
         }
-        snprintf(name, sizeof name, "r1_%s", optims[o]);
+        snprintf(name, sizeof name, "r1_%s", optims[k % 2]);
         follow(&g, rotation_of(&t, LAYERS), name);
         forget(&t);
     }
@@ -115,7 +142,7 @@ static void logits_stay_and_threads_do_not_count(void **state)
     learnt l[2];
     for (int i = 0; i < 2; i++) {
         dq_model *rotated = NULL;
-        l[i] = learn("optim=adam lr=0.005", i ? 3 : 1);
+        l[i] = learn("optim=adam lr=0.005", i ? 3 : 1, NULL);
         OK(dq_model_rotate(l[i].fused, l[i].rotation, &rotated));
         logits_of(rotated, turned[i]);
         dq_model_free(rotated);

@@ -327,6 +327,61 @@ static void rate_that_diverges(void **state)
     dq_context_free(ctx);
 }
 
+/* A loss of the host's that breaks at its fifth gradient: the value, or the gradient alone. */
+typedef struct breaking {
+    int gradients;
+    bool value;
+} breaking;
+
+static dq_status break_late(void *user, const float *o, int64_t rows, int64_t cols, float *grad, double *loss)
+{
+    breaking *b = user;
+    bool now = grad && ++b->gradients >= 5;
+    double sum = 0;
+    for (int64_t i = 0; i < rows * cols; i++) {
+        double x = o[i];
+        sum += x * x * x * x;
+        if (grad) grad[i] = now && !b->value ? NAN : (float)(4 * x * x * x / (double)rows);
+    }
+    *loss = now && b->value ? NAN : sum / (double)rows;
+    return DQ_OK;
+}
+
+static void host_loss_that_breaks(void **state)
+{
+    static const char *const methods[] = {"qr", "qr-retraction", "cayley", "newton-schulz", "polar-mm"};
+    (void)state;
+    static float x[2000 * N];
+    make_rows(x, 2000, N);
+    for (int k = 0; k < 10; k++) {
+        char settings[160];
+        const char *report = NULL;
+        breaking b = {.value = k % 2};
+        dq_rotation_loss loss = {.struct_size = sizeof loss,
+                                 .abi = DQ_ROTATION_LOSS_ABI,
+                                 .user = &b,
+                                 .name = "breaks",
+                                 .evaluate = break_late,
+                                 .curvature = 600};
+        dq_context *ctx = logging_context();
+        snprintf(settings, sizeof settings, "method=%s lr=0.001 ep=9 bsz=1 seqlen=900 quant_steps=0", methods[k / 2]);
+        dq_calibrator *job = rows_job(ctx, settings, 1, x, 2000);
+        OK(dq_calibrator_set_loss(job, &loss));
+        OK(dq_calibrator_run(job, NULL, NULL, NULL));
+        OK(dq_calibrator_report(job, &report));
+        int step = 0; /* a slope that is none may show only in the loss after it */
+        const char *diverged = strstr(report, "\"diverged\":{\"step\":");
+        if (!diverged || sscanf(diverged + 19, "%d", &step) != 1) fail_msg("%s: %s", methods[k / 2], report);
+        if (step < 5 || step > 6) fail_msg("%s, value %d: %s", methods[k / 2], b.value, report);
+        assert_in_range(b.gradients, 5, 6);
+        assert_non_null(strstr(report, "\"best_step\":4"));
+        check_orthogonal(job, N, 1);
+        assert_non_null(strstr(warnings, "R1: the loss diverged at step"));
+        dq_calibrator_free(job);
+        dq_context_free(ctx);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -335,6 +390,7 @@ int main(void)
         cmocka_unit_test(no_tokens),
         cmocka_unit_test(rows_of_low_rank),
         cmocka_unit_test(rate_that_diverges),
+        cmocka_unit_test(host_loss_that_breaks),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
