@@ -18,7 +18,14 @@ typedef struct linear {
     char *name, *weight_name;
     int source;
     dq_packed packed;
+    dq_host_codes codes; /* of the head: it is read by rows, so it is unpacked once */
 } linear;
+
+/* FP8 and Diffulex hold no codes of our kind; the head's are not kept as codes by models. */
+static bool reads_as_weight(const linear *l)
+{
+    return !dq_layout_gives_codes(l->packed.layout.kind) || strcmp(l->name, "lm_head") == 0;
+}
 
 typedef struct view {
     dq_source base;
@@ -29,12 +36,24 @@ typedef struct view {
     dq_name_map *by_name; /* of linears */
 } view;
 
+static void dequantize_rows(const dq_host_codes *c, int64_t row, int64_t count, float *out)
+{
+    for (int64_t n = row; n < row + count; n++)
+        for (int64_t k = 0; k < c->in; k++) {
+            int64_t g = n * c->groups + dq_host_codes_group_of(c, k);
+            *out++ = c->scale[g] * (float)((int)c->codes[n * c->in + k] - (int)c->zero[g]);
+        }
+}
+
 static dq_status read_rows(dq_source *source, int64_t tensor, int64_t row, int64_t count, float *out)
 {
     view *v = (view *)source;
     const entry *e = &v->entries[tensor];
     if (e->packed < 0) return dq_source_read_rows(v->sources[e->source], e->tensor, row, count, out);
-    return dq_packed_rows(v->sources[e->source], &v->linears[e->packed].packed, row, count, out);
+    const linear *l = &v->linears[e->packed];
+    if (!l->codes.codes) return dq_packed_rows(v->sources[e->source], &l->packed, row, count, out);
+    dequantize_rows(&l->codes, row, count, out);
+    return DQ_OK;
 }
 
 /* The bytes of a linear that reads like a weight are those of its parts, one after the other. */
@@ -81,6 +100,7 @@ static void view_free(dq_source *source)
     for (int64_t i = 0; i < v->linear_count; i++) {
         dq_free(v->linears[i].name);
         dq_free(v->linears[i].weight_name);
+        dq_host_codes_free(&v->linears[i].codes);
     }
     dq_free(v->linears);
     dq_free(v->entries);
@@ -153,8 +173,10 @@ static dq_status add_linear(view *v, int source, const char *name, const dq_pack
         v->linear_capacity = bigger;
     }
     linear *l = &v->linears[v->linear_count++];
-    *l = (linear){dq_strdup(v->base.env, name), dq_asprintf(v->base.env, "%s.weight", name), source, *p};
+    *l = (linear){dq_strdup(v->base.env, name), dq_asprintf(v->base.env, "%s.weight", name), source, *p, {0}};
     if (!l->name || !l->weight_name) return DQ_E_NOMEM;
+    if (reads_as_weight(l) && dq_layout_gives_codes(p->layout.kind))
+        DQ_TRY(dq_packed_read(v->sources[source], name, p, &l->codes));
     return dq_name_map_add(v->by_name, l->name, strlen(l->name), v->linear_count - 1);
 }
 
@@ -180,8 +202,8 @@ static dq_status find_linears(view *v, int source, const dq_quant_config *config
             return refuse(&s->tensors[t], DQ_E_MISMATCH,
                           config->method == DQ_METHOD_DIFFULEX ? "the metadata lists no quantized module of that name"
                                                                : "the configuration leaves this linear unquantized");
-        if (strcmp(name, "lm_head") == 0 || strstr(name, "embed_tokens"))
-            return refuse(&s->tensors[t], DQ_E_UNSUPPORTED, "a quantized embedding or head is not supported");
+        if (strstr(name, "embed_tokens"))
+            return refuse(&s->tensors[t], DQ_E_UNSUPPORTED, "a quantized embedding is not supported");
         DQ_TRY(check_beside(v, source, name, &layout));
         DQ_TRY(dq_packed_bind(s, name, &layout, 0, &packed));
         DQ_TRY(add_linear(v, source, name, &packed));
@@ -236,7 +258,9 @@ static dq_status add_entry(view *v, int source, int64_t tensor, int64_t packed)
                                  .shape = {l->packed.out, l->packed.in},
                                  .file = info->file,
                                  .offset = info->offset,
-                                 .type_name = float8 ? "F8_E4M3 scaled" : "I8 packed"};
+                                 .type_name = float8           ? "F8_E4M3 scaled"
+                                              : l->codes.codes ? "packed codes"
+                                                               : "I8 packed"};
     }
     v->entries[v->base.count] = (entry){source, tensor, packed};
     dq_status status = dq_name_map_add(v->base.names, info->name, strlen(info->name), v->base.count);
@@ -248,14 +272,15 @@ static dq_status add_entry(view *v, int source, int64_t tensor, int64_t packed)
 /* The linear a tensor of the file is a part of, when that linear reads like a weight. */
 static int64_t hidden_by(const view *v, int source, int64_t tensor)
 {
-    static const char *const parts[] = {".qweight",      ".qzeros", ".scales",     ".g_idx",
-                                        ".weight_scale", ".weight", ".group_size", ".bits"};
+    static const char *const parts[] = {
+        ".qweight",    ".qzeros", ".scales",        ".g_idx",        ".weight_scale",      ".weight",
+        ".group_size", ".bits",   ".weight_packed", ".weight_shape", ".weight_zero_point", ".weight_g_idx"};
     const char *name = v->sources[source]->tensors[tensor].name;
     size_t stem;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (!ends_with(name, parts[i], &stem)) continue;
         int64_t at = dq_name_map_get(v->by_name, name, stem);
-        if (at >= 0 && !dq_layout_gives_codes(v->linears[at].packed.layout.kind)) return at;
+        if (at >= 0 && reads_as_weight(&v->linears[at])) return at;
     }
     return -1;
 }
@@ -272,7 +297,7 @@ static dq_status list_tensors(view *v)
         for (int64_t t = 0; v->sources[i] && t < v->sources[i]->count; t++)
             if (hidden_by(v, i, t) < 0) DQ_TRY(add_entry(v, i, t, -1));
     for (int64_t l = 0; l < v->linear_count; l++)
-        if (!dq_layout_gives_codes(v->linears[l].packed.layout.kind))
+        if (reads_as_weight(&v->linears[l]))
             DQ_TRY(add_entry(v, v->linears[l].source, v->linears[l].packed.part[DQ_PART_WEIGHT], l));
     return DQ_OK;
 }
@@ -314,7 +339,7 @@ static const linear *find(const dq_source *source, const char *name)
 const dq_packed *dq_packed_source_find(const dq_source *source, const char *name)
 {
     const linear *l = find(source, name);
-    return l && dq_layout_gives_codes(l->packed.layout.kind) ? &l->packed : NULL;
+    return l && !reads_as_weight(l) ? &l->packed : NULL;
 }
 
 dq_status dq_packed_source_read(dq_source *source, const char *name, dq_host_codes *out)
@@ -331,7 +356,7 @@ bool dq_packed_source_summary(const dq_source *source, dq_layout *out)
     bool found = false;
     for (int64_t i = 0; i < v->linear_count; i++) {
         const dq_packed *p = &v->linears[i].packed;
-        if (!dq_layout_gives_codes(p->layout.kind)) continue;
+        if (reads_as_weight(&v->linears[i])) continue;
         if (!found) *out = p->layout;
         if (p->layout.bits > out->bits) out->bits = p->layout.bits;
         found = true;

@@ -70,9 +70,12 @@ static dq_status find_config(dq_env *env, const json_t *config, const char *dir,
 
 /* ---- what follows from it ---- */
 
+/* A head that was codes has products of codes and scales: no 16-bit type holds them. */
 static dq_dtype table_dtype(const dq_source *source)
 {
-    int64_t t = dq_source_find(source, "model.embed_tokens.weight");
+    int64_t t = dq_source_find(source, "lm_head.weight");
+    if (t >= 0 && source->tensors[t].dtype == DQ_BLOCK) return DQ_F32;
+    t = dq_source_find(source, "model.embed_tokens.weight");
     dq_dtype dtype = t >= 0 ? source->tensors[t].dtype : DQ_F32;
     return dtype == DQ_F16 || dtype == DQ_BF16 ? dtype : DQ_F32;
 }

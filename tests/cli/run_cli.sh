@@ -284,7 +284,8 @@ says generate_bad_strategy 2 'not of the form' generate $model --prompt a --stra
 says generate_missing_strategy 1 'no weights .*awq_w4a16' generate $model --prompt a --strategies awq_w4a16_fp8kv
 mkdir -p "$work/strategies" && cp $model/tokenizer.json $model/tokenizer_config.json $model/config.json $model/model.safetensors "$work/strategies"
 run strategy_weights 0 quantize $model --w_bits 4 --w_groupsize 32 --w_rtn --no_rotation --save_qmodel_path "$work/strategies/gptq_w4a16"
-run strategies 0 generate "$work/strategies" --prompt "Ada found" --max-tokens 5 --ignore-eos --strategies gptq_w4a16_bf16kv,gptq_w4a16_fp8kv && [ "$(grep -c '^== gptq_w4a16' "$work/strategies.out")" -eq 2 ] && ok strategies || bad strategies "$(cat "$work/strategies.out")"
+run strategy_awq 0 quantize-model --model-path $model --output-path "$work/strategies/awq_w4a16" --quant-format awq --group-size 32 --bits 4
+run strategies 0 generate "$work/strategies" --prompt "Ada found" --max-tokens 5 --ignore-eos --strategies gptq_w4a16_bf16kv,awq_w4a16_fp8kv && [ "$(grep -c '^== \(gptq\|awq\)_w4a16' "$work/strategies.out")" -eq 2 ] && ok strategies || bad strategies "$(cat "$work/strategies.out")"
 json list_layers 0 'r["linears"] == 28 and r["quantized"] == 0 and r["layers"][5]["name"] == "up_proj" and r["layers"][5]["rows"] == 192 and "error" not in r["layers"][0]' list-layers $model
 json list_layers_quantized 0 'r["quantized"] == 28 and all(x["bits"] == 4 and x["group"] == 32 and 0 < x["error"] < 0.05 for x in r["layers"])' list-layers "$work/strategies/gptq_w4a16"
 json test_forward 0 'len(r["parts"]) >= 5 and r["nll"] > 0 and all(x["milliseconds"] >= 0 for x in r["parts"])' test-forward "$work/strategies/gptq_w4a16"

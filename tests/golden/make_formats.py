@@ -113,7 +113,8 @@ R4 = {"config_groups": {"R4": {
               {"targets": ["re:.*down_proj$"], "location": "weight_input", "inverse": True, "ignore": []}]}}}
 
 
-def case(name, index, pack, quantization, bits, group, sym=True, act_order=False, rotate=0, beside=None, weigh=None):
+def case(name, index, pack, quantization, bits, group, sym=True, act_order=False, rotate=0, beside=None, weigh=None,
+         head=False):
     g = torch.Generator().manual_seed(index)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).half()
     tensors = {}
@@ -122,7 +123,7 @@ def case(name, index, pack, quantization, bits, group, sym=True, act_order=False
                   1 + 0.3 * torch.randn(p.shape, generator=g)).half()
         tensors[key] = p.data
     exact = {k: v.double() for k, v in tensors.items()}
-    for key in [k for k in tensors if "_proj.weight" in k]:
+    for key in [k for k in tensors if "_proj.weight" in k or (head and k == "lm_head.weight")]:
         module = key[: -len(".weight")]
         n, k = tensors.pop(key).shape
         b, gs = bits(module) if callable(bits) else (bits, group)
@@ -216,6 +217,11 @@ def main():
                        "d": (64, 96)}[m.split(".")[-1][0]]
     modules = [{"name": m, "out_features": sizes(m)[0], "in_features": sizes(m)[1], "group_size": 20, "bits": 4}
                for m in names]
+    case("gptq_head", 8, gq("gptq_v2"), {**conf("gptq_v2", 4, 16, False, True), "lm_head": True}, 4, 16, False, True,
+         head=True)
+    whole = ct_config(8, -1, True, "pack-quantized")
+    whole["ignore"] = []
+    case("ct_head", 25, ct(True, "new"), whole, 8, -1, head=True)
     case("diffulex", 30, None, {"quant_format": "gptq", "group_size": 20, "bits": 4, "quantized_modules": modules}, 4,
          20, weigh=diffulex(20), beside="quantization_metadata_gptq.json")
 

@@ -215,14 +215,16 @@ static void foreign_checkpoints(void **state)
     foreign("ct_int8", 8, "compressed-tensors", 8.3, true);
     foreign("ct_fp8", 0, "compressed-tensors", 8.3, false);
     foreign("diffulex", 0, "diffulex", 7, false);
+    foreign("gptq_head", 4, "gptq", 7, true);
+    foreign("ct_head", 8, "compressed-tensors", 8.6, true);
 }
 
 /* A foreign checkpoint saved by us and opened again gives the same numbers. */
 static void saved_again(void **state)
 {
     (void)state;
-    static const char *const names[] = {"gptq_dynamic", "ct_w4_r4", "diffulex"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const names[] = {"gptq_dynamic", "ct_w4_r4", "diffulex", "gptq_head", "ct_head"};
+    for (int i = 0; i < 5; i++) {
         fixture f;
         dq_model *m, *back;
         expected e;

@@ -263,9 +263,14 @@ class Model(Handle):
 
     def generator(self, *, tokenizer: bool = True, config: Optional[Config] = None, **options: Any) -> Generator:
         """A generator to step through. Options: max_tokens, temperature, top_k, top_p, seed, kv, head, ignore_eos, prefill,
-        math. `tokenizer=False`: ids only."""
-        has = tokenizer and (self._tokenizer is not None or self.path is not None)
-        return Generator(self, merged(config, None, options), self.tokenizer if has else None)
+        math. `tokenizer=False`: ids only, as for a model whose folder has none."""
+        found = None
+        if tokenizer and (self._tokenizer is not None or self.path is not None):
+            try:
+                found = self.tokenizer
+            except errors.NotFoundError:
+                pass
+        return Generator(self, merged(config, None, options), found)
 
     def generate(self, prompt: Any, *, stop: Union[None, str, int, Sequence[Union[str, int]]] = None,
                  token: Optional[Callable[[Token], Any]] = None, cancel: Optional[Cancel] = None,

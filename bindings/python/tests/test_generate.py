@@ -79,3 +79,13 @@ def test_chat(tmp_path):
         model.tokenizer.render_chat([{}])
     with pytest.raises(dartquant.NotFoundError):
         dartquant.Model.open(DATA / "tiny").tokenizer.render_chat(messages)
+
+
+@pytest.mark.parametrize("name", ["gptq_head", "ct_head"])
+def test_quantized_head(name):
+    """A checkpoint whose head is codes, without a tokenizer: ids as one whole pass after the other gives them."""
+    model = dartquant.Model.open(DATA / "formats" / name)
+    ids = [1, 2, 3]
+    for _ in range(5):
+        ids.append(int(model.logits(ids)[-1].argmax()))
+    assert model.generate([1, 2, 3], max_tokens=5, ignore_eos=True).ids.tolist() == ids[3:]
