@@ -52,6 +52,7 @@ all: $(STATIC) $(SHARED) $(CLI) $(EXAMPLES)
 ifeq ($(shell uname -m),x86_64)
 $(O)/obj/libdartquant/backend/cpu/%_avx2.o: ISA := -mavx2 -mfma -mf16c
 $(O)/obj/libdartquant/backend/cpu/%_avx512.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512
+$(O)/obj/libdartquant/backend/cpu/%_vnni.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c -mprefer-vector-width=512
 $(O)/obj/libdartquant/backend/cpu/%_bf16.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma
 $(O)/obj/libdartquant/backend/cpu/%_amx.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mamx-tile -mamx-bf16 -mfma
 endif

@@ -74,7 +74,8 @@ typedef struct dq_host {
  * views; accumulation is fp32 or better (fp64 when the operands are fp64). */
 enum {
     DQ_MATH_F32 = 0, /* products in fp32 or better */
-    DQ_MATH_BF16 = 1 /* operands may be rounded to bf16 (half to even), accumulation stays fp32 */
+    DQ_MATH_BF16 = 1, /* operands may be rounded to bf16 (half to even), accumulation stays fp32 */
+    DQ_MATH_INT8 = 2  /* for packed_linear alone, added to one of the others: see dq_packed_desc */
 };
 
 /* Gated or plain activation. */
@@ -181,7 +182,8 @@ typedef struct dq_rotation_loss_desc {
  * upper half of byte j / 2 (bits 4). With g = j / group the weight is, rounded to fp32,
  *   zero U8 or none:          w[o][j] = scale[o][g] * (code - zero[o][g])
  *   zero of the scale's type: w[o][j] = scale[o][g] * code, rounded, + zero[o][g]     (blocks with a minimum: GGUF's Q4_1)
- * Narrower codes are stored in 4 or 8 bits. */
+ * Narrower codes are stored in 4 or 8 bits. With DQ_MATH_INT8, and groups of a multiple of 32 columns or one group, x may be
+ * rounded first, each run of 32 stored columns by itself: s = max |x| / 127, x = s * rint(x / s), half to even. */
 typedef struct dq_packed_desc {
     int32_t bits;  /* 4 or 8 */
     int32_t math;  /* DQ_MATH_* */

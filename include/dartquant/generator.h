@@ -41,14 +41,14 @@ typedef int32_t (*dq_token_fn)(void *user, const dq_token_event *event);
 /* Order of calls: new, add (once per prompt), run or step until done, then the results; reset for the next batch, which keeps
  * the weights. */
 
-/* Prepares a generator. `tokenizer` NULL: ids only; the generator keeps it, it may be freed. `config` (NULL = defaults): max_tokens, temperature, top_k, top_p, seed, kv, head, ignore_eos,
- * prefill, math. Nothing is loaded yet. Errors: DQ_E_INVALID, DQ_E_NOMEM. */
+/* Prepares a generator. `tokenizer` NULL: ids only; the generator keeps it, it may be freed. `config` (NULL = defaults): max_tokens, temperature, top_k, top_p, seed, kv, head, int8_products,
+ * ignore_eos, prefill, math. Nothing is loaded yet. Errors: DQ_E_INVALID, DQ_E_NOMEM. */
 DQ_API dq_status dq_generator_new(dq_model *model, const dq_tokenizer *tokenizer, const dq_config *config,
                                   dq_generator **out);
 /* NULL is accepted. */
 DQ_API void dq_generator_free(dq_generator *generator);
-/* Takes other sampling options (max_tokens, temperature, top_k, top_p, seed, ignore_eos) for the sequences to come; kv, head, math and
- * prefill stay. Errors: DQ_E_STATE (generation has begun: reset first), DQ_E_INVALID. */
+/* Takes other sampling options (max_tokens, temperature, top_k, top_p, seed, ignore_eos) for the sequences to come; kv, head, int8_products, math
+ * and prefill stay. Errors: DQ_E_STATE (generation has begun: reset first), DQ_E_INVALID. */
 DQ_API dq_status dq_generator_configure(dq_generator *generator, const dq_config *config);
 /* Adds a prompt of `count` >= 1 ids; *sequence (may be NULL) counts from 0. Errors: DQ_E_STATE (generation has begun),
  * DQ_E_MISMATCH (id outside the vocabulary), DQ_E_INVALID (longer than the model's positions), DQ_E_NOMEM. */

@@ -22,7 +22,7 @@ static dq_generate_spec spec_of(const dq_config *config)
                      .seed = (uint64_t)dq_config_int(config, "seed")},
         .kv = (dq_kv_format)dq_config_int(config, "kv"), /* choices in the order of the type */
         .head_bits = dq_config_int(config, "head") == 0 ? 16 : 8,
-        .math = dq_config_math(config),
+        .math = dq_config_math(config) | (dq_config_int(config, "int8_products") ? DQ_MATH_INT8 : 0),
         .ignore_eos = dq_config_int(config, "ignore_eos") != 0,
     };
 }

@@ -116,6 +116,7 @@ const dq_option dq_options[] = {
     FLOAT("top_p", "generation", "1", 1e-9, 1, "Draw among the fewest most likely tokens whose probabilities reach this sum."),
     CHOICE("kv", "generation", "f32", "f32|f16|bf16|int8|int4|fp8", "How keys and values of past tokens are kept; int8, int4: codes with scale and zero point per token and head, fp8: E4M3."),
     CHOICE("head", "generation", "exact", "exact|int8", "The vocabulary's head in memory: as it is, or rounded to 8-bit codes in groups of 32."),
+    BOOL("int8_products", "generation", "false", "Inputs of packed linears are rounded to 8 bits in runs of 32 and multiplied as integers while tokens come one by one: faster, not exact."),
     BOOL("ignore_eos", "generation", "false", "Go on after an end token."),
     INT("prefill", "generation", "512", 1, 1048576, "tokens", "Prompt tokens that go through the model together."),
 

@@ -10,7 +10,7 @@ DQ_OP_CALLER(packed_linear) { return DQ_SLOT(packed_linear, args, v[0], v[1], v[
 
 static dq_status check_packed(const dq_packed_desc *d)
 {
-    DQ_TRY(dq_check_math("packed_linear", d->math));
+    DQ_TRY(dq_check_math("packed_linear", d->math & ~DQ_MATH_INT8));
     if (d->bits != 4 && d->bits != 8)
         return dq_fail(DQ_E_INVALID, "packed_linear: codes of %d bits, 4 or 8 are possible", d->bits);
     if (d->group < 8 || d->group % 8 != 0)

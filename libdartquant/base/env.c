@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/open_struct.h"
@@ -23,9 +24,21 @@ typedef struct block_header {
 
 _Static_assert(sizeof(block_header) <= ALIGNMENT, "a header fits in one alignment unit");
 
+/* Weights and activations are read from end to end: on large pages, where the system gives them when asked, that is up to a
+ * half faster than on small ones. */
+enum { LARGE_PAGE = 2 << 20, LARGE = 2 * LARGE_PAGE };
+
 static void *default_alloc(void *user, size_t bytes)
 {
     (void)user;
+#if defined(MADV_HUGEPAGE)
+    if (bytes >= LARGE && bytes <= SIZE_MAX - LARGE_PAGE) {
+        void *ptr = NULL;
+        if (posix_memalign(&ptr, LARGE_PAGE, bytes) != 0) return NULL;
+        madvise(ptr, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE); /* a wish: without it all works as well */
+        return ptr;
+    }
+#endif
     return malloc(bytes);
 }
 

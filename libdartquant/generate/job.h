@@ -13,7 +13,8 @@ typedef struct dq_generate_spec {
     int64_t prefill;    /* prompt tokens in a step */
     dq_sampling sampling;
     dq_kv_format kv;
-    int head_bits, math;
+    int head_bits;
+    int math; /* DQ_MATH_*, DQ_MATH_INT8 may be added */
     bool ignore_eos;
 } dq_generate_spec;
 

@@ -60,7 +60,7 @@ typedef struct dq_block_spec {
     const dq_hadamard *r3, *r4;  /* NULL = off */
     const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */
     dq_tensor cos, sin;          /* F32 [seqlen, head_dim/2]; owned by the spec's owner */
-    int math;                    /* DQ_MATH_* */
+    int math;                    /* DQ_MATH_*; with a cache, DQ_MATH_INT8 may be added */
     dq_tensor slot, span; /* with a cache: where each row's key goes and what it sees; cos and sin then have its row */
 } dq_block_spec;
 
@@ -101,7 +101,7 @@ dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspa
 /* All six in a row. */
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
 
-/* y (+)= x w^T + bias */
+/* y (+)= x w^T + bias; DQ_MATH_INT8 is for packed weights */
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
 /* y = fake_quant(x) as the spec says (y may be x); bits 16 copies nothing and returns x through *out, else y. Group -1 =
  * one range per row, extended to contain zero; a positive group is a contiguous run of columns, its range as it is.

@@ -8,7 +8,7 @@ dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumul
 {
     double beta = accumulate ? 1.0 : 0.0;
     if (dq_tensor_is_empty(&l->packed.codes)) {
-        DQ_TRY(dq_op_gemm(false, true, 1.0, x, &l->weight, beta, y, math));
+        DQ_TRY(dq_op_gemm(false, true, 1.0, x, &l->weight, beta, y, math & ~DQ_MATH_INT8));
     } else {
         const dq_packed_weight *w = &l->packed;
         dq_packed_desc d = {.bits = w->bits, .math = math, .group = w->group, .beta = beta};

@@ -55,10 +55,12 @@ static void packed_run(run_ctx *c, const void *params)
     if (p->zeros == MINIMUM) zero = make_random(c, type, p->out, groups);
     made *order = p->order ? make_order(c, p->in, n) : NULL;
     made *y = p->beta != 0 ? make_random(c, DQ_F32, p->rows, p->out) : make_constant(c, DQ_F32, p->rows, p->out, NAN);
-    dq_packed_desc d = {p->bits, c->alternate ? DQ_MATH_F32 : p->math, p->group, p->beta};
+    int math = p->math; /* rounded to bf16 or not; to 8 bits or not */
+    if (c->alternate) math = p->math & DQ_MATH_INT8 ? p->math & ~DQ_MATH_INT8 : DQ_MATH_F32;
+    dq_packed_desc d = {p->bits, math, p->group, p->beta};
     must(dq_op_packed_linear(&d, &x->view, &codes->view, &scale->view, zero ? &zero->view : NULL,
                              order ? &order->view : NULL, &y->view));
-    keep(c, "y", y, band_of("packed_linear", p->math == DQ_MATH_BF16 ? "bf16 math" : "f32"),
+    keep(c, "y", y, band_of("packed_linear", p->math & DQ_MATH_BF16 ? "bf16 math" : "f32"),
          sqrt((double)p->in) + fabs(p->beta));
 }
 
@@ -92,6 +94,19 @@ static void packed_linear(void **state)
         {25, 131, 50, 16, 8, MINIMUM, true, 1, 0, false},
         {1, 131, 50, 24, 8, BYTES, true, 1, 0, true},
         {40, 320, 90, 32, 4, MINIMUM, false, 1, DQ_MATH_BF16, true},
+        /* x rounded to 8 bits */
+        {1, 576, 37, 64, 4, MIDDLE, false, 0, DQ_MATH_INT8, false},
+        {1, 32, 1, 32, 4, MIDDLE, false, 0, DQ_MATH_INT8, false},
+        {2, 1536, 18, 32, 4, MINIMUM, false, 1, DQ_MATH_INT8, true},
+        {3, 131, 9, 136, 4, BYTES, false, 0, DQ_MATH_INT8, false},
+        {5, 260, 21, 64, 8, BYTES, false, -0.5, DQ_MATH_INT8, true},
+        {8, 99, 20, 104, 8, MIDDLE, false, 0, DQ_MATH_INT8, false},
+        {9, 224, 33, 32, 8, MINIMUM, false, 1, DQ_MATH_INT8, false},
+        {23, 300, 19, 96, 4, BYTES, true, 0, DQ_MATH_INT8, false},
+        {2, 200, 17, 40, 4, BYTES, false, 0, DQ_MATH_INT8, false}, /* groups across runs: not rounded */
+        {30, 160, 50, 32, 4, MIDDLE, false, 0, DQ_MATH_INT8, true},
+        {4, 160, 50, 32, 4, MIDDLE, false, 0, DQ_MATH_INT8 | DQ_MATH_BF16, true},
+        {30, 160, 50, 32, 4, MIDDLE, false, 0, DQ_MATH_INT8 | DQ_MATH_BF16, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (int layout = 0; layout < LAYOUTS; layout++) {
@@ -103,7 +118,7 @@ static void packed_linear(void **state)
                      : p->zeros          ? ", zeros"
                                          : "",
                      p->order ? ", order" : "");
-            run_case_with(label, packed_run, p, layout, p->math == DQ_MATH_BF16, NULL);
+            run_case_with(label, packed_run, p, layout, p->math != DQ_MATH_F32, NULL);
         }
     finish_cases();
 }

@@ -45,8 +45,8 @@ static void close_bench(bench *b)
 
 static int usable_levels(void)
 {
-    bool bf16, amx;
-    return (int)dq_cpu_detect(&bf16, &amx) + 1;
+    bool vnni, bf16, amx;
+    return (int)dq_cpu_detect(&vnni, &bf16, &amx) + 1;
 }
 
 static float uniform(bench *b) { return (float)((double)dq_rng_u32(&b->rng) / 4294967296.0 * 2 - 1); }

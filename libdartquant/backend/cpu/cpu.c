@@ -55,7 +55,7 @@ static dq_status parse_options(const dq_host *host, const char *options, level *
 /* Takes from what the machine has only what the level allows. */
 static dq_status choose_level(const dq_host *host, level want, dq_cpu_dev *dev)
 {
-    dev->simd = dq_cpu_detect(&dev->bf16, &dev->amx);
+    dev->simd = dq_cpu_detect(&dev->vnni, &dev->bf16, &dev->amx);
     bool lacking = (want == LEVEL_AVX2 && dev->simd < DQ_SIMD_AVX2) ||
                    (want == LEVEL_AVX512 && dev->simd < DQ_SIMD_AVX512) || (want == LEVEL_AMX && !dev->amx);
     if (lacking) {
@@ -67,7 +67,7 @@ static dq_status choose_level(const dq_host *host, level want, dq_cpu_dev *dev)
     if (want == LEVEL_PLAIN) dev->simd = DQ_SIMD_PLAIN;
     if (want == LEVEL_AVX2) dev->simd = DQ_SIMD_AVX2;
     if (want != LEVEL_AUTO && want != LEVEL_AMX) dev->amx = false;
-    if (dev->simd < DQ_SIMD_AVX512) dev->bf16 = false;
+    if (dev->simd < DQ_SIMD_AVX512) dev->vnni = dev->bf16 = false;
     return DQ_OK;
 }
 

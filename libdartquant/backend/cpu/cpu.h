@@ -22,6 +22,7 @@ enum { DQ_CPU_SCRATCH = 4, DQ_CPU_SCRATCH_KEEP = 32 << 20 };
 typedef struct dq_cpu_dev {
     dq_ref_dev ref; /* must be first */
     dq_simd simd;   /* best level allowed by cpuid, OS state and the "simd=" option */
+    bool vnni;      /* AVX512_VNNI */
     bool bf16;      /* AVX512_BF16 */
     bool amx;       /* AMX tile + bf16, with the OS's permission */
     int threads;
@@ -30,8 +31,8 @@ typedef struct dq_cpu_dev {
 } dq_cpu_dev;
 
 const dq_backend *dq_cpu_backend(void);
-/* Highest level usable here; fills bf16 and amx. */
-dq_simd dq_cpu_detect(bool *bf16, bool *amx);
+/* Highest level usable here; fills vnni, bf16 and amx. */
+dq_simd dq_cpu_detect(bool *vnni, bool *bf16, bool *amx);
 
 /* Working memory for one op, 64-byte aligned, contents undefined; NULL (failure recorded) when out of memory. Any
  * thread may take; every take is given back before the op returns. */

@@ -37,10 +37,10 @@ static bool request_tile_data(void)
 
 static bool has(uint32_t word, int bit) { return (word >> bit & 1u) != 0; }
 
-dq_simd dq_cpu_detect(bool *bf16, bool *amx)
+dq_simd dq_cpu_detect(bool *vnni, bool *bf16, bool *amx)
 {
     uint32_t a, b, c, d;
-    *bf16 = *amx = false;
+    *vnni = *bf16 = *amx = false;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return DQ_SIMD_PLAIN;
     bool fma = has(c, 12), osxsave = has(c, 27), avx = has(c, 28), f16c = has(c, 29);
     if (!osxsave || !avx || !fma || !f16c) return DQ_SIMD_PLAIN;
@@ -50,6 +50,7 @@ dq_simd dq_cpu_detect(bool *bf16, bool *amx)
     if (!has(b7, 5)) return DQ_SIMD_PLAIN;                                  /* AVX2 */
     bool avx512 = has(b7, 16) && has(b7, 17) && has(b7, 30) && has(b7, 31); /* F, DQ, BW, VL */
     if (!avx512 || (xcr0 & XCR0_AVX512) != XCR0_AVX512) return DQ_SIMD_AVX2;
+    *vnni = has(c7, 11);
     uint32_t a71 = 0;
     if (max_subleaf >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d)) *bf16 = has(a71, 5);
     bool tiles = has(d7, 22) && has(d7, 24) && (xcr0 & XCR0_AMX) == XCR0_AMX; /* AMX-BF16, AMX-TILE */
@@ -57,9 +58,9 @@ dq_simd dq_cpu_detect(bool *bf16, bool *amx)
     return DQ_SIMD_AVX512;
 }
 #else
-dq_simd dq_cpu_detect(bool *bf16, bool *amx)
+dq_simd dq_cpu_detect(bool *vnni, bool *bf16, bool *amx)
 {
-    *bf16 = *amx = false;
+    *vnni = *bf16 = *amx = false;
     return DQ_SIMD_PLAIN;
 }
 #endif

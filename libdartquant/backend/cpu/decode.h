@@ -13,7 +13,11 @@ enum {
 /* x of a packed linear, laid out as the kernels read it. A vector of words holds `per` codes in each lane: code i of lane l of
  * block b is column (b * lanes + l) * per + i, and stands in x at (b * per + i) * lanes + l. */
 typedef struct dq_packed_x {
-    const float *x;   /* [rows][stride] */
+    const float *x;          /* [rows][stride]; NULL where x is rounded: */
+    const int8_t *codes;     /* [rows][stride], of 4-bit weights the even columns of a block before the odd ones */
+    const float *lane_scale; /* [rows][blocks * lanes]: of the codes */
+    const int32_t
+        *lane_start;  /* [rows][blocks * lanes]: what is added to a lane's products; 0, or -middle * sum of x's codes */
     const float *sum; /* [rows][groups]: sums of x over a group's columns */
     int64_t stride, rows, groups;
     int64_t blocks;
@@ -22,11 +26,12 @@ typedef struct dq_packed_x {
     const int32_t *block_group; /* [blocks]: group of the first lane */
 } dq_packed_x;
 
-/* One row of packed weights. */
+/* Rows of packed weights; strides in bytes from one to the next. */
 typedef struct dq_packed_w {
     const uint8_t *codes;
-    const void *scale; /* F32, or F16 where `half` */
-    const void *zero;  /* NULL: the middle code; bytes; where `minimum`, of the scale's type and added */
+    const char *scale; /* F32, or F16 where `half` */
+    const char *zero;  /* NULL: the middle code; bytes; where `minimum`, of the scale's type and added */
+    int64_t code_stride, scale_stride, zero_stride;
     bool half, minimum;
 } dq_packed_w;
 
@@ -36,12 +41,24 @@ typedef struct dq_keys {
     int64_t stride, count, dim;
 } dq_keys;
 
+/* out[o][r] = sum_j x[r][j] w[o][j] for `rows` rows of packed weights */
+typedef void (*dq_packed_fn)(const dq_packed_x *x, const dq_packed_w *w, int64_t rows, float (*out)[DQ_DECODE_ROWS]);
+
+enum { DQ_INT8_RUN = 32 /* columns of x that share a scale */ };
+
+/* Products of rounded x. */
+typedef struct dq_int8_kernels {
+    int lanes;
+    bool signed8; /* packed8 takes the middle off itself: nothing is to be added */
+    dq_packed_fn packed4, packed8;
+    /* codes[DQ_INT8_RUN] of x as backend.h rounds them; returns their scale, NaN where x is not finite. */
+    float (*round)(const float *x, int8_t *codes);
+} dq_int8_kernels;
+
 typedef struct dq_decode_kernels {
     int lanes;
-    /* out[r] = sum_j x[r][j] w[j] for one row of packed weights */
-    void (*packed4)(const dq_packed_x *x, const dq_packed_w *w, float *out);
-    void (*packed8)(const dq_packed_x *x, const dq_packed_w *w, float *out);
-    /* n codes of `group` columns a scale, one byte each, to weights: the reference's bits. `bits`: where the middle is. */
+    dq_packed_fn packed4, packed8;
+    /* The first row of w: n codes of `group` columns a scale, one byte each, to weights: the reference's bits. `bits`: where the middle is. */
     void (*dequantize)(const dq_packed_w *w, int bits, const uint8_t *codes, int64_t n, int64_t group, float *out);
     /* The same for n plain weights, rows of x `stride` apart; dtype F32, F16 or BF16. */
     void (*dense)(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n, float *out);
@@ -54,6 +71,16 @@ typedef struct dq_decode_kernels {
 } dq_decode_kernels;
 
 extern const dq_decode_kernels dq_decode_plain, dq_decode_avx2, dq_decode_avx512;
+extern const dq_int8_kernels dq_int8_plain, dq_int8_avx2, dq_int8_vnni;
+static inline const dq_int8_kernels *dq_cpu_int8(const dq_cpu_dev *dev)
+{
+#if defined(__x86_64__)
+    if (dev->vnni) return &dq_int8_vnni;
+    if (dev->simd >= DQ_SIMD_AVX2) return &dq_int8_avx2;
+#endif
+    (void)dev;
+    return &dq_int8_plain;
+}
 static inline const dq_decode_kernels *dq_cpu_decode(const dq_cpu_dev *dev) { return DQ_CPU_PICK(dev, dq_decode); }
 
 /* gemm_few.c */

@@ -1,93 +1,67 @@
 /* Kernels of generation for one instruction set, compiled by decode_avx512.c, decode_avx2.c and decode_plain.c. What a row
  * gets does not depend on how many rows there are. SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/decode.h"
+#include "backend/cpu/packed_parts.h"
 #include "backend/cpu/vec_exp.h"
 #include "base/half.h"
 
 /* ---- packed weights ---- */
 
-enum { AHEAD = 2048 /* bytes: where codes are asked for early, across the rows of a task */ };
-
-/* n <= VF scales from the one at `first` on. */
-VEC_INLINE vf scales_at(const void *scale, bool half, int64_t first, int64_t n)
-{
-    return half ? vf_load_f16_n((const uint16_t *)scale + first, n) : vf_load_n((const float *)scale + first, n);
-}
-
-/* What has to be added to the products with codes less the middle: sum over groups of (sum of x) times
- *   scale * (middle - zero), or scale * middle + zero where that is a minimum. */
-VEC_INLINE float offset_part(const dq_packed_x *x, int64_t row, const dq_packed_w *w, float middle)
-{
-    const float *sums = x->sum + row * x->groups;
-    vf total = vf_zero();
-    for (int64_t g = 0; g < x->groups; g += VF) {
-        int64_t n = dq_min64(VF, x->groups - g);
-        vf scale = scales_at(w->scale, w->half, g, n), factor;
-        if (w->minimum) {
-            factor = vf_madd(scale, vf_set1(middle), scales_at(w->zero, w->half, g, n));
-        } else {
-            uint8_t bytes[DQ_DECODE_LANES] = {0};
-            memcpy(bytes, (const uint8_t *)w->zero + g, (size_t)n);
-            factor = scale * (vf_set1(middle) - vf_load_u8(bytes));
-        }
-        total = vf_madd(factor, vf_load_n(sums + g, n), total);
-    }
-    return vf_sum(total);
-}
-
-/* `bits`, `rows` and `half` are constants where this is called. */
-VEC_INLINE void packed_rows(const dq_packed_x *x, int64_t first, int rows, int bits, bool half, const dq_packed_w *w,
-                            float *out)
+/* One block of x against `outs` rows of weights: sum[o][r] += scale * (sum over the block's codes). Constants where this is
+ * called: outs, rows, bits, half. */
+VEC_INLINE void packed_block(const dq_packed_x *x, int64_t b, int64_t bytes, int64_t first, int outs, int rows,
+                             int bits, bool half, const dq_packed_w *w, vf sum[4][4])
 {
     int per = 32 / bits;
-    vf sum[4];
-    for (int r = 0; r < rows; r++) sum[r] = vf_zero();
-    for (int64_t b = 0; b < x->blocks; b++) {
-        const uint8_t *at = w->codes + b * VF * 4;
+    const float *column = x->x + first * x->stride + b * per * VF;
+    int32_t group = x->block_group[b];
+    int64_t n = dq_min64(VF, x->groups - group);
+    vw words[4];
+    vf part[4][4];
+    for (int o = 0; o < outs; o++) {
+        const uint8_t *at = w->codes + o * w->code_stride + b * VF * 4;
         __builtin_prefetch(at + AHEAD);
-        vw words = vw_load_n(at, x->row_bytes - b * VF * 4);
-        const float *column = x->x + first * x->stride + b * per * VF;
-        vf part[4];
-        for (int r = 0; r < rows; r++) part[r] = vf_zero();
-        for (int i = 0; i < per; i++) {
-            vf code = bits == 4 ? vw_nibble(words, i) : vw_byte(words, i);
-            for (int r = 0; r < rows; r++) part[r] = vf_madd(code, vf_load(column + r * x->stride + i * VF), part[r]);
-        }
-        int32_t group = x->block_group[b];
-        vf s = scales_at(w->scale, half, group, dq_min64(VF, x->groups - group));
-        s = vf_shuffle(s, x->lane_group + b * VF);
-        for (int r = 0; r < rows; r++) sum[r] = vf_madd(s, part[r], sum[r]);
+        words[o] = vw_load_n(at, bytes);
+        for (int r = 0; r < rows; r++) part[o][r] = vf_zero();
     }
-    for (int r = 0; r < rows; r++) out[first + r] = vf_sum(sum[r]);
+    for (int i = 0; i < per; i++) {
+        vf c[4];
+        for (int r = 0; r < rows; r++) c[r] = vf_load(column + r * x->stride + i * VF);
+        for (int o = 0; o < outs; o++) {
+            vf code = bits == 4 ? vw_nibble(words[o], i) : vw_byte(words[o], i);
+            for (int r = 0; r < rows; r++) part[o][r] = vf_madd(code, c[r], part[o][r]);
+        }
+    }
+    for (int o = 0; o < outs; o++) {
+        vf s = vf_shuffle(scales_at(w->scale + o * w->scale_stride, half, group, n), x->lane_group + b * VF);
+        for (int r = 0; r < rows; r++) sum[o][r] = vf_madd(s, part[o][r], sum[o][r]);
+    }
 }
 
-VEC_INLINE void packed_any(const dq_packed_x *x, int bits, bool half, const dq_packed_w *w, float *out)
+VEC_INLINE void packed_tile(const dq_packed_x *x, int64_t first, int outs, int rows, int bits, bool half,
+                            const dq_packed_w *w, float (*out)[DQ_DECODE_ROWS])
+{
+    vf sum[4][4];
+    int64_t full = x->row_bytes / (VF * 4), b = 0;
+    for (int o = 0; o < outs; o++)
+        for (int r = 0; r < rows; r++) sum[o][r] = vf_zero();
+    for (; b < full; b++) packed_block(x, b, VF * 4, first, outs, rows, bits, half, w, sum);
+    if (x->row_bytes > b * VF * 4) packed_block(x, b, x->row_bytes - b * VF * 4, first, outs, rows, bits, half, w, sum);
+    for (int o = 0; o < outs; o++)
+        for (int r = 0; r < rows; r++) out[o][first + r] = vf_sum(sum[o][r]);
+}
+
+VEC_INLINE void packed_outs(const dq_packed_x *x, int outs, int bits, bool half, const dq_packed_w *w,
+                            float (*out)[DQ_DECODE_ROWS])
 {
     int64_t r = 0;
-    for (; r + 4 <= x->rows; r += 4) packed_rows(x, r, 4, bits, half, w, out);
-    if (r + 2 <= x->rows) {
-        packed_rows(x, r, 2, bits, half, w, out);
-        r += 2;
-    }
-    if (r < x->rows) packed_rows(x, r, 1, bits, half, w, out);
-    for (r = 0; w->zero && r < x->rows; r++) out[r] += offset_part(x, r, w, bits == 4 ? 8 : 128);
+    int wide = V_REGISTERS == 32 ? 4 : 2;
+    if (outs * wide <= 8)
+        for (; r + wide <= x->rows; r += wide) packed_tile(x, r, outs, wide, bits, half, w, out);
+    for (; r + 2 <= x->rows; r += 2) packed_tile(x, r, outs, 2, bits, half, w, out);
+    if (r < x->rows) packed_tile(x, r, outs, 1, bits, half, w, out);
 }
 
-static void packed4(const dq_packed_x *x, const dq_packed_w *w, float *out)
-{
-    if (w->half)
-        packed_any(x, 4, true, w, out);
-    else
-        packed_any(x, 4, false, w, out);
-}
-
-static void packed8(const dq_packed_x *x, const dq_packed_w *w, float *out)
-{
-    if (w->half)
-        packed_any(x, 8, true, w, out);
-    else
-        packed_any(x, 8, false, w, out);
-}
+#include "backend/cpu/packed_all.h"
 
 static float scale_at(const void *scale, bool half, int64_t g)
 {
@@ -130,6 +104,7 @@ VEC_INLINE void dense_rows(const float *x, int64_t stride, int rows, const void 
     for (int r = 0; r < rows; r++) sum[0][r] = sum[1][r] = vf_zero();
     for (; c + 2 * VF <= n; c += 2 * VF)
         for (int u = 0; u < 2; u++) {
+            __builtin_prefetch((const char *)w + (c + u * VF) * size + AHEAD);
             vf weight = weight_at(w, dtype, c + u * VF);
             for (int r = 0; r < rows; r++) sum[u][r] = vf_madd(weight, vf_load(x + r * stride + c + u * VF), sum[u][r]);
         }

@@ -137,6 +137,7 @@ DQ_CUDA_SLOT dq_cuda_packed_linear(void *device, const dq_packed_desc *d, const 
                      order ? order->cols : x->cols,
                      cu_view<float>(y),
                      dev->fault};
+    a.d.math &= ~DQ_MATH_INT8; /* x may be rounded, it need not */
     if (zero) a.zero = grid_part(zero);
     if (y->rows > FEW_ROWS) return many_rows(dev, a, x, y);
     CU_LAUNCH(dev, few_rows_kernel, (unsigned)cu_div_up(y->cols * CU_WARP, CU_THREADS), CU_THREADS, 0, a);

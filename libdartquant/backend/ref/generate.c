@@ -33,25 +33,54 @@ static float weight_of(const dq_packed_desc *d, const dq_view *scale, const dq_v
     return product + (float)dq_ref_get(zero, o, g);
 }
 
+/* The values that n of x are rounded to under DQ_MATH_INT8. */
+static void round_run(double *x, int64_t n)
+{
+    float top = 0, probe = 0;
+    for (int64_t i = 0; i < n; i++) {
+        top = fmaxf(top, fabsf((float)x[i]));
+        probe += (float)x[i] * 0.0f; /* NaN where one is not finite */
+    }
+    float scale = top / 127.0f + probe;
+    for (int64_t i = 0; i < n; i++) x[i] = scale == 0 ? 0.0 : (double)scale * rintf((float)x[i] / scale);
+}
+
+/* Row r of x as the codes' columns see it. */
+static void operands(const dq_packed_desc *d, const dq_view *x, const dq_view *order, int64_t r, int64_t n, bool round,
+                     double *out)
+{
+    enum { RUN = 32 };
+    const int32_t *from = order ? dq_view_i32(order, 0) : NULL;
+    for (int64_t j = 0; j < n; j++) {
+        int64_t column = from ? from[j] : j;
+        out[j] = column < 0 ? 0 : dq_ref_operand(x, r, column, round ? DQ_MATH_F32 : d->math & ~DQ_MATH_INT8);
+    }
+    for (int64_t j = 0; round && j < n; j += RUN) round_run(out + j, n - j < RUN ? n - j : RUN);
+}
+
 dq_status dq_ref_packed_linear(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
                                const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y)
 {
     int64_t n = order ? order->cols : x->cols;
-    const int32_t *from = order ? dq_view_i32(order, 0) : NULL;
+    bool round = (d->math & DQ_MATH_INT8) && (d->group % 32 == 0 || scale->cols == 1);
+    bool narrow = !round && (d->math & DQ_MATH_BF16);
     dq_status status = dq_ref_check_order(dev, order, x->cols);
     if (status != DQ_OK) return status;
-    for (int64_t o = 0; o < y->cols; o++)
-        for (int64_t r = 0; r < y->rows; r++) {
+    double *row = dq_ref_scratch(dev, n, sizeof *row);
+    if (!row) return DQ_E_NOMEM;
+    for (int64_t r = 0; r < y->rows; r++) {
+        operands(d, x, order, r, n, round, row);
+        for (int64_t o = 0; o < y->cols; o++) {
             double sum = 0;
             for (int64_t j = 0; j < n; j++) {
-                int64_t column = from ? from[j] : j, g = j / d->group;
-                if (column < 0) continue;
-                float w = weight_of(d, scale, zero, o, g, code_at(dq_view_u8(codes, o), j, d->bits));
-                if (d->math == DQ_MATH_BF16) w = dq_bf16_to_f32(dq_f32_to_bf16(w));
-                sum += dq_ref_operand(x, r, column, d->math) * w;
+                float w = weight_of(d, scale, zero, o, j / d->group, code_at(dq_view_u8(codes, o), j, d->bits));
+                if (narrow) w = dq_bf16_to_f32(dq_f32_to_bf16(w));
+                sum += row[j] * w;
             }
             dq_ref_put(y, r, o, d->beta != 0 ? d->beta * dq_ref_get(y, r, o) + sum : sum);
         }
+    }
+    dq_ref_release(dev, row);
     return DQ_OK;
 }
 
