@@ -67,7 +67,7 @@ static void packed_run(run_ctx *c, const void *params)
 static void packed_linear(void **state)
 {
     (void)state;
-    static const packed_case cases[] = {
+    static const packed_case packed_cases[] = {
         {1, 8, 1, 8, 4, MIDDLE, false, 0, 0, false},
         {1, 128, 5, 128, 4, MIDDLE, false, 0, 0, false},
         {3, 576, 33, 64, 4, BYTES, false, 0, 0, false},

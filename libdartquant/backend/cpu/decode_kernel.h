@@ -138,22 +138,39 @@ static void dense(const float *x, int64_t stride, int64_t rows, const void *w, d
 
 /* ---- attention ---- */
 
+/* Heads of tokens lie apart, which the processor's own prefetching does not see. */
+enum { KEYS_AHEAD = 16 };
+VEC_INLINE void prefetch_head(const dq_keys *k, int64_t j)
+{
+    const float *next = k->at + (j + KEYS_AHEAD) * k->stride;
+    for (int64_t c = 0; c < k->dim; c += 16) __builtin_prefetch(next + c);
+}
+
+/* VF keys at a time, summed together. */
 static void scores(const float *q, const dq_keys *k, float scale, float *p)
 {
-    for (int64_t j = 0; j < k->count; j++) {
-        const float *key = k->at + j * k->stride;
-        vf sum = vf_zero();
-        int64_t c = 0;
-        for (; c + VF <= k->dim; c += VF) sum = vf_madd(vf_load(q + c), vf_load(key + c), sum);
-        if (c < k->dim) sum = vf_madd(vf_load_n(q + c, k->dim - c), vf_load_n(key + c, k->dim - c), sum);
-        p[j] = scale * vf_sum(sum);
+    for (int64_t j = 0; j < k->count; j += VF) {
+        int64_t n = dq_min64(VF, k->count - j), c = 0;
+        vf sum[VF];
+        for (int i = 0; i < VF; i++) {
+            const float *key = k->at + (j + dq_min64(i, n - 1)) * k->stride;
+            prefetch_head(k, j + i);
+            sum[i] = vf_zero();
+            for (c = 0; c + VF <= k->dim; c += VF) sum[i] = vf_madd(vf_load(q + c), vf_load(key + c), sum[i]);
+            if (c < k->dim) sum[i] = vf_madd(vf_load_n(q + c, k->dim - c), vf_load_n(key + c, k->dim - c), sum[i]);
+        }
+        vf_store_n(p + j, vf_set1(scale) * vf_sums(sum), n);
     }
 }
 
 static void softmax(float *p, int64_t n)
 {
-    float top = p[0];
-    for (int64_t j = 1; j < n; j++) top = p[j] > top ? p[j] : top;
+    vf most = vf_set1(p[0]);
+    for (int64_t j = 0; j < n; j += VF) {
+        int64_t left = dq_min64(VF, n - j);
+        most = vf_max(vf_keep_n(vf_load_n(p + j, left), most, left), most);
+    }
+    float top = vf_hmax(most);
     vf total = vf_zero();
     for (int64_t j = 0; j < n; j += VF) {
         int64_t left = dq_min64(VF, n - j);
@@ -165,19 +182,31 @@ static void softmax(float *p, int64_t n)
     for (int64_t j = 0; j < n; j += VF) vf_store_n(p + j, vf_load_n(p + j, n - j) * part, n - j);
 }
 
+/* `n` vectors of columns from c on, a constant where this is called. */
+VEC_INLINE void weigh_columns(const float *p, const dq_keys *v, int64_t c, int n, float *o)
+{
+    vf sum[4];
+    for (int i = 0; i < n; i++) sum[i] = vf_load(o + c + i * VF);
+    for (int64_t j = 0; j < v->count; j++) {
+        const float *at = v->at + j * v->stride + c;
+        vf weight = vf_set1(p[j]);
+        if (c == 0) prefetch_head(v, j);
+        for (int i = 0; i < n; i++) sum[i] = vf_madd(weight, vf_load(at + i * VF), sum[i]);
+    }
+    for (int i = 0; i < n; i++) vf_store(o + c + i * VF, sum[i]);
+}
+
 static void weigh(const float *p, const dq_keys *v, float *o)
 {
-    for (int64_t c = 0; c < v->dim; c += VF) {
-        int64_t left = dq_min64(VF, v->dim - c);
-        vf sum = vf_load_n(o + c, left);
-        const float *at = v->at + c;
-        if (left == VF)
-            for (int64_t j = 0; j < v->count; j++) sum = vf_madd(vf_set1(p[j]), vf_load(at + j * v->stride), sum);
-        else
-            for (int64_t j = 0; j < v->count; j++)
-                sum = vf_madd(vf_set1(p[j]), vf_load_n(at + j * v->stride, left), sum);
-        vf_store_n(o + c, sum, left);
-    }
+    int64_t c = 0;
+    for (; c + 4 * VF <= v->dim; c += 4 * VF) weigh_columns(p, v, c, 4, o);
+    for (; c + VF <= v->dim; c += VF) weigh_columns(p, v, c, 1, o);
+    if (c == v->dim) return;
+    int64_t left = v->dim - c;
+    vf sum = vf_load_n(o + c, left);
+    for (int64_t j = 0; j < v->count; j++)
+        sum = vf_madd(vf_set1(p[j]), vf_load_n(v->at + j * v->stride + c, left), sum);
+    vf_store_n(o + c, sum, left);
 }
 
 const dq_decode_kernels DQ_ISA(dq_decode) = {

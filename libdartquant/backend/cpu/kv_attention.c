@@ -6,7 +6,11 @@
 #include "backend/ref/ops.h"
 #include "base/fp8.h"
 
-enum { QUERIES = 16, KEYS = 64 /* tokens dequantized at a time */ };
+enum {
+    QUERIES = 16,
+    KEYS = 64,      /* tokens dequantized at a time */
+    FEW_TASKS = 16, /* fewer than so many are cut further, where keys need no dequantizing: threads end together */
+};
 
 typedef struct query_block {
     int64_t row, rows;
@@ -23,6 +27,7 @@ typedef struct kv_run {
     char *scratch;
     size_t scratch_each;
     int64_t longest; /* slots of a block */
+    bool split;      /* a task for each query head */
 } kv_run;
 
 /* Slots [first, first + count) of one head as floats: the cache itself, or a copy. */
@@ -69,9 +74,10 @@ static dq_keys seen(const kv_run *run, int64_t row, int64_t first, const dq_keys
 
 typedef struct block_work {
     const query_block *b;
-    int64_t head, share;
-    float *copy; /* of KEYS tokens */
-    float *p;    /* [rows][share][longest] */
+    int64_t head, share;  /* key/value head; query heads of a key/value head */
+    int64_t first, count; /* those of the task */
+    float *copy;          /* of KEYS tokens */
+    float *p;             /* [rows][share][longest] */
 } block_work;
 
 /* Scores of the slots from `first` on, or, with weights in p, their share of the result. */
@@ -84,9 +90,9 @@ static void slots(const kv_run *run, const block_work *w, int64_t first, bool we
     for (int64_t r = 0; r < w->b->rows; r++) {
         int64_t row = w->b->row + r;
         dq_keys part = seen(run, row, first, &all, &skip);
-        for (int64_t h = 0; h < w->share && part.count > 0; h++) {
-            float *p = w->p + (r * w->share + h) * run->longest + skip;
-            int64_t at = (w->head * w->share + h) * dim;
+        for (int64_t h = 0; h < w->count && part.count > 0; h++) {
+            float *p = w->p + (r * w->count + h) * run->longest + skip;
+            int64_t at = (w->head * w->share + w->first + h) * dim;
             if (weigh)
                 run->kernels->weigh(p, &part, dq_view_f32(run->o, row) + at);
             else
@@ -95,20 +101,23 @@ static void slots(const kv_run *run, const block_work *w, int64_t first, bool we
     }
 }
 
-/* One block of queries and one key/value head, with all query heads that read it. */
+/* One block of queries and one key/value head, with all query heads that read it or one of them. */
 static void kv_task(void *arg, int64_t i, int thread)
 {
     const kv_run *run = arg;
-    int64_t heads = run->d->kv.heads, dim = run->d->kv.head_dim;
-    block_work w = {.b = &run->blocks[i / heads], .head = i % heads, .share = run->d->heads / heads};
+    int64_t heads = run->d->kv.heads, dim = run->d->kv.head_dim, share = run->d->heads / heads;
+    int64_t each = run->split ? share : 1, task = i / each;
+    block_work w = {.b = &run->blocks[task / heads], .head = task % heads, .share = share};
+    w.first = i % each;
+    w.count = share / each;
     w.copy = (float *)(void *)(run->scratch + (size_t)thread * run->scratch_each);
     w.p = w.copy + KEYS * dim;
     for (int64_t first = w.b->first; first < w.b->end; first += KEYS) slots(run, &w, first, false);
     for (int64_t r = 0; r < w.b->rows; r++) {
         int64_t row = w.b->row + r;
-        for (int64_t h = 0; h < w.share; h++)
-            run->kernels->softmax(w.p + (r * w.share + h) * run->longest, run->count[row]);
-        memset(dq_view_f32(run->o, row) + w.head * w.share * dim, 0, (size_t)(w.share * dim) * sizeof(float));
+        for (int64_t h = 0; h < w.count; h++)
+            run->kernels->softmax(w.p + (r * w.count + h) * run->longest, run->count[row]);
+        memset(dq_view_f32(run->o, row) + (w.head * share + w.first) * dim, 0, (size_t)(w.count * dim) * sizeof(float));
     }
     for (int64_t first = w.b->first; first < w.b->end; first += KEYS) slots(run, &w, first, true);
 }
@@ -148,10 +157,11 @@ dq_status dq_cpu_kv_attention(void *device, const dq_kv_attention_desc *d, const
     run.blocks = dq_cpu_scratch_take(dev, (size_t)q->rows * sizeof *run.blocks);
     if (!run.blocks) return DQ_E_NOMEM;
     int64_t blocks = cut_blocks(&run, q->rows), share = d->heads / d->kv.heads;
-    int64_t most = dq_min64(QUERIES, q->rows);
+    int64_t most = dq_min64(QUERIES, q->rows), tasks = blocks * d->kv.heads;
+    run.split = tasks < FEW_TASKS && k->dtype != DQ_U8;
     run.scratch_each = (size_t)(KEYS * d->kv.head_dim + most * share * run.longest + 15) / 16 * 16 * sizeof(float);
     run.scratch = dq_cpu_scratch_take(dev, run.scratch_each * (size_t)dev->threads);
-    if (run.scratch) host->run(host->self, blocks * d->kv.heads, kv_task, &run);
+    if (run.scratch) host->run(host->self, run.split ? tasks * share : tasks, kv_task, &run);
     status = run.scratch ? DQ_OK : DQ_E_NOMEM;
     dq_cpu_scratch_give(dev, run.scratch);
     dq_cpu_scratch_give(dev, run.blocks);

@@ -65,6 +65,17 @@ static inline float vf_sum(vf v)
     a = _mm_add_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
 }
+static inline vf vf_sums(const vf v[8])
+{
+    vf w[2];
+    for (int i = 0; i < 2; i++) {
+        vf a = _mm256_unpacklo_ps(v[4 * i], v[4 * i + 1]) + _mm256_unpackhi_ps(v[4 * i], v[4 * i + 1]);
+        vf b = _mm256_unpacklo_ps(v[4 * i + 2], v[4 * i + 3]) + _mm256_unpackhi_ps(v[4 * i + 2], v[4 * i + 3]);
+        __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+        w[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(x, y)) + _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
+    }
+    return _mm256_permute2f128_ps(w[0], w[1], 0x20) + _mm256_permute2f128_ps(w[0], w[1], 0x31);
+}
 static inline float vf_hmin(vf v)
 {
     __m128 a = vf_fold4(v, -1);

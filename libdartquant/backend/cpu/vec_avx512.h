@@ -49,6 +49,21 @@ static inline vf vf_load_u8(const uint8_t *p)
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }
 static inline float vf_sum(vf v) { return _mm512_reduce_add_ps(v); }
+/* Lane i: the sum of v[i]. */
+static inline vf vf_sums(const vf v[16])
+{
+    vf w[4], half[2];
+    for (int i = 0; i < 4; i++) {
+        vf a = _mm512_unpacklo_ps(v[4 * i], v[4 * i + 1]) + _mm512_unpackhi_ps(v[4 * i], v[4 * i + 1]);
+        vf b = _mm512_unpacklo_ps(v[4 * i + 2], v[4 * i + 3]) + _mm512_unpackhi_ps(v[4 * i + 2], v[4 * i + 3]);
+        __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+        w[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)) + _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+    for (int i = 0; i < 2; i++)
+        half[i] =
+            _mm512_shuffle_f32x4(w[2 * i], w[2 * i + 1], 0x88) + _mm512_shuffle_f32x4(w[2 * i], w[2 * i + 1], 0xdd);
+    return _mm512_shuffle_f32x4(half[0], half[1], 0x88) + _mm512_shuffle_f32x4(half[0], half[1], 0xdd);
+}
 static inline float vf_hmin(vf v) { return _mm512_reduce_min_ps(v); }
 static inline float vf_hmax(vf v) { return _mm512_reduce_max_ps(v); }
 /* x > 0 as 2^e m with m in [1, 2): e, and m. */

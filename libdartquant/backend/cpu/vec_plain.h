@@ -64,6 +64,7 @@ static inline void vf_store_u8(uint8_t *p, vf v)
 }
 static inline vf vf_load_u8(const uint8_t *p) { return (vf){p[0], p[1], p[2], p[3]}; }
 static inline float vf_sum(vf v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+static inline vf vf_sums(const vf v[4]) { return (vf){vf_sum(v[0]), vf_sum(v[1]), vf_sum(v[2]), vf_sum(v[3])}; }
 static inline float vf_hmin(vf v)
 {
     float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];
