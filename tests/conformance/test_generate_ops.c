@@ -108,9 +108,9 @@ static void packed_linear(void **state)
         {4, 160, 50, 32, 4, MIDDLE, false, 0, DQ_MATH_INT8 | DQ_MATH_BF16, true},
         {30, 160, 50, 32, 4, MIDDLE, false, 0, DQ_MATH_INT8 | DQ_MATH_BF16, true},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+    for (size_t i = 0; i < sizeof packed_cases / sizeof packed_cases[0]; i++)
         for (int layout = 0; layout < LAYOUTS; layout++) {
-            const packed_case *p = &cases[i];
+            const packed_case *p = &packed_cases[i];
             char label[120];
             snprintf(label, sizeof label, "packed_linear %d bits, %d x %d x %d by %d%s%s", p->bits, (int)p->rows,
                      (int)p->out, (int)p->in, (int)p->group,
