@@ -2,6 +2,7 @@
  * block. One block works on 64 queries of one head of one sequence. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
+#include "backend/cuda/attention.h"
 #include "backend/cuda/kernel.h"
 
 /* Thread (ty, tx) of 16 x 16 owns rows 4 ty .. 4 ty + 3 and columns tx + 16 j: a row's sixteen threads are neighbours in
@@ -147,6 +148,7 @@ DQ_CUDA_SLOT dq_cuda_attention(void *device, const dq_attention_desc *d, const d
     if (d->head_dim > 256 || sequences > 65535 || d->heads > 65535)
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "attention: head_dim %d (256 at most), %d heads, %lld sequences",
                             d->head_dim, d->heads, (long long)sequences);
+    if (d->math == DQ_MATH_BF16 && d->head_dim <= 128) return dq_cuda_attention_mma(dev, d, q, k, v, o);
     attention_args a = {cu_view<const float>(q),
                         cu_view<const float>(k),
                         cu_view<const float>(v),

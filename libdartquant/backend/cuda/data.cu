@@ -9,17 +9,18 @@ static dq_status no_dtype(dq_cuda_device *dev, const char *op, dq_dtype dtype)
 }
 
 static unsigned elements_grid(const dq_view *v) { return cu_grid(v->rows * v->cols, CU_THREADS); }
+static dim3 rows_grid(const dq_view *v) { return cu_grid_rows(v); }
 
 /* ---- fill ---- */
 
 template <class T> __global__ void fill_kernel(cu_mat<T> y, T value)
 {
-    CU_STRIDE_LOOP(i, y.rows * y.cols) y.row(i / y.cols)[i % y.cols] = value;
+    CU_EACH(r, c, y.rows, y.cols) y.row(r)[c] = value;
 }
 
 template <class T> static void fill_with(dq_cuda_device *dev, const dq_view *y, T value)
 {
-    CU_LAUNCH(dev, fill_kernel<T>, elements_grid(y), CU_THREADS, 0, cu_view<T>(y), value);
+    CU_LAUNCH(dev, fill_kernel<T>, rows_grid(y), CU_THREADS, 0, cu_view<T>(y), value);
 }
 
 template <class T> static void fill_rounded(dq_cuda_device *dev, const dq_view *y, double value)
@@ -48,16 +49,12 @@ DQ_CUDA_SLOT dq_cuda_fill(void *device, double value, const dq_view *y)
 
 template <class X, class Y> __global__ void convert_kernel(cu_mat<const X> x, cu_mat<Y> y)
 {
-    CU_STRIDE_LOOP(i, y.rows * y.cols)
-    {
-        int64_t r = i / y.cols, c = i % y.cols;
-        cu_store(y.row(r) + c, (double)cu_load(x.row(r) + c));
-    }
+    CU_EACH(r, c, y.rows, y.cols) cu_store(y.row(r) + c, cu_load(x.row(r) + c));
 }
 
 template <class X, class Y> static void convert_to(dq_cuda_device *dev, const dq_view *x, const dq_view *y)
 {
-    CU_LAUNCH(dev, (convert_kernel<X, Y>), elements_grid(y), CU_THREADS, 0, cu_view<const X>(x), cu_view<Y>(y));
+    CU_LAUNCH(dev, (convert_kernel<X, Y>), rows_grid(y), CU_THREADS, 0, cu_view<const X>(x), cu_view<Y>(y));
 }
 
 template <class X> static dq_status convert_from(dq_cuda_device *dev, const dq_view *x, const dq_view *y)
@@ -79,6 +76,11 @@ DQ_CUDA_SLOT dq_cuda_convert(void *device, const dq_view *x, const dq_view *y)
         size_t size = (size_t)cu_element_size(x->dtype);
         if (size == 0) return no_dtype(dev, "convert", x->dtype);
         if (cu_at(x) == cu_at(y) && x->stride == y->stride) return DQ_OK;
+        if (x->stride == x->cols && y->stride == y->cols)
+            return dq_cuda_check(dev,
+                                 cudaMemcpyAsync(cu_at(y), cu_at(x), (size_t)(x->rows * x->cols) * size,
+                                                 cudaMemcpyDeviceToDevice, dev->stream),
+                                 "convert");
         return dq_cuda_check(dev,
                              cudaMemcpy2DAsync(cu_at(y), (size_t)y->stride * size, cu_at(x), (size_t)x->stride * size,
                                                (size_t)x->cols * size, (size_t)x->rows, cudaMemcpyDeviceToDevice,
@@ -98,9 +100,8 @@ DQ_CUDA_SLOT dq_cuda_convert(void *device, const dq_view *x, const dq_view *y)
 
 template <class T> __global__ void axpy_kernel(double alpha, cu_mat<const T> x, cu_mat<T> y)
 {
-    CU_STRIDE_LOOP(i, y.rows * y.cols)
+    CU_EACH(r, c, y.rows, y.cols)
     {
-        int64_t r = i / y.cols, c = i % y.cols;
         T *to = y.row(r) + c;
         *to = (T)((double)*to + alpha * (double)x.row(x.rows == 1 ? 0 : r)[c]);
     }
@@ -110,31 +111,27 @@ DQ_CUDA_SLOT dq_cuda_axpy(void *device, double alpha, const dq_view *x, const dq
 {
     CU_ENTER(device);
     if (y->dtype == DQ_F64)
-        CU_LAUNCH(dev, axpy_kernel<double>, elements_grid(y), CU_THREADS, 0, alpha, cu_view<const double>(x),
+        CU_LAUNCH(dev, axpy_kernel<double>, rows_grid(y), CU_THREADS, 0, alpha, cu_view<const double>(x),
                   cu_view<double>(y));
     else
-        CU_LAUNCH(dev, axpy_kernel<float>, elements_grid(y), CU_THREADS, 0, alpha, cu_view<const float>(x),
+        CU_LAUNCH(dev, axpy_kernel<float>, rows_grid(y), CU_THREADS, 0, alpha, cu_view<const float>(x),
                   cu_view<float>(y));
     return dq_cuda_launched(dev, "axpy");
 }
 
 template <class T> __global__ void scale_cols_kernel(cu_mat<const T> x, const T *v, cu_mat<T> y)
 {
-    CU_STRIDE_LOOP(i, y.rows * y.cols)
-    {
-        int64_t r = i / y.cols, c = i % y.cols;
-        y.row(r)[c] = x.row(r)[c] * v[c];
-    }
+    CU_EACH(r, c, y.rows, y.cols) y.row(r)[c] = x.row(r)[c] * v[c];
 }
 
 DQ_CUDA_SLOT dq_cuda_scale_cols(void *device, const dq_view *x, const dq_view *v, const dq_view *y)
 {
     CU_ENTER(device);
     if (y->dtype == DQ_F64)
-        CU_LAUNCH(dev, scale_cols_kernel<double>, elements_grid(y), CU_THREADS, 0, cu_view<const double>(x),
+        CU_LAUNCH(dev, scale_cols_kernel<double>, rows_grid(y), CU_THREADS, 0, cu_view<const double>(x),
                   (const double *)cu_at(v), cu_view<double>(y));
     else
-        CU_LAUNCH(dev, scale_cols_kernel<float>, elements_grid(y), CU_THREADS, 0, cu_view<const float>(x),
+        CU_LAUNCH(dev, scale_cols_kernel<float>, rows_grid(y), CU_THREADS, 0, cu_view<const float>(x),
                   (const float *)cu_at(v), cu_view<float>(y));
     return dq_cuda_launched(dev, "scale_cols");
 }

@@ -104,11 +104,11 @@ dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t 
     return DQ_OK;
 }
 
-/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,fail_at=N" ---- */
+/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,syrk=split|exact,syrk_block=N,staging=BYTES,fail_at=N" ---- */
 
 typedef struct options {
-    long long device, memory, fail_at;
-    int tf32;
+    long long device, memory, fail_at, syrk_block, staging;
+    int tf32, exact;
 } options;
 
 static bool parse_number(const char *text, size_t n, long long *out)
@@ -132,6 +132,13 @@ static bool parse_option(const char *text, size_t n, options *o)
     if (key == 6 && memcmp(text, "device", 6) == 0) return parse_number(value, left, &o->device);
     if (key == 6 && memcmp(text, "memory", 6) == 0) return parse_number(value, left, &o->memory);
     if (key == 7 && memcmp(text, "fail_at", 7) == 0) return parse_number(value, left, &o->fail_at);
+    if (key == 7 && memcmp(text, "staging", 7) == 0) return parse_number(value, left, &o->staging);
+    if (key == 10 && memcmp(text, "syrk_block", 10) == 0)
+        return parse_number(value, left, &o->syrk_block) && o->syrk_block >= 16 && o->syrk_block <= 65536;
+    if (key == 4 && memcmp(text, "syrk", 4) == 0) {
+        o->exact = left == 5 && memcmp(value, "exact", 5) == 0;
+        return o->exact || (left == 5 && memcmp(value, "split", 5) == 0);
+    }
     if (key != 4 || memcmp(text, "tf32", 4) != 0) return false;
     o->tf32 = left == 2 && memcmp(value, "on", 2) == 0;
     return o->tf32 || (left == 3 && memcmp(value, "off", 3) == 0);
@@ -143,11 +150,11 @@ static dq_status parse_options(const dq_host *host, const char *text, options *o
     while (text && *text) {
         size_t n = strcspn(text, ",");
         if (!parse_option(text, n, o)) {
-            char message[200];
+            char message[320];
             snprintf(
                 message, sizeof message,
                 "cuda: '%.*s' is not an option; it takes the card's number, or device=N, memory=BYTES, tf32=on|off, "
-                "fail_at=N",
+                "syrk=split|exact, syrk_block=N, staging=BYTES, fail_at=N",
                 n > 60 ? 60 : (int)n, text);
             return host->fail(host->self, DQ_E_INVALID, 0, message);
         }
@@ -194,13 +201,23 @@ static dq_status keep_pool(dq_cuda_device *dev)
     return dq_cuda_check(dev, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "memory pool");
 }
 
+dq_status dq_cuda_add_stage(dq_cuda_device *dev)
+{
+    dq_cuda_stage *stage = &dev->stage[dev->stages];
+    CU_TRY(dq_cuda_check(dev, cudaMallocHost(&stage->memory, STAGE_BYTES), "pinned staging"));
+    cudaError_t error = cudaEventCreateWithFlags(&stage->done, cudaEventDisableTiming);
+    if (error != cudaSuccess) {
+        (void)cudaFreeHost(stage->memory);
+        return dq_cuda_check(dev, error, "event");
+    }
+    dev->stages++;
+    return DQ_OK;
+}
+
 static dq_status make_stages(dq_cuda_device *dev)
 {
     dev->stage_bytes = STAGE_BYTES;
-    for (int i = 0; i < DQ_CUDA_STAGES; i++) {
-        CU_TRY(dq_cuda_check(dev, cudaMallocHost(&dev->stage[i].memory, STAGE_BYTES), "pinned staging"));
-        CU_TRY(dq_cuda_check(dev, cudaEventCreateWithFlags(&dev->stage[i].done, cudaEventDisableTiming), "event"));
-    }
+    for (int i = 0; i < DQ_CUDA_FIRST_STAGES; i++) CU_TRY(dq_cuda_add_stage(dev));
     return DQ_OK;
 }
 
@@ -232,9 +249,9 @@ static void stop(dq_cuda_device *dev)
     if (dev->stream) (void)cudaStreamSynchronize(dev->stream);
     if (dev->solver) (void)cusolverDnDestroy(dev->solver);
     if (dev->blas) (void)cublasDestroy(dev->blas);
-    for (int i = 0; i < DQ_CUDA_STAGES; i++) {
-        if (dev->stage[i].done) (void)cudaEventDestroy(dev->stage[i].done);
-        if (dev->stage[i].memory) (void)cudaFreeHost(dev->stage[i].memory);
+    for (int i = 0; i < dev->stages; i++) {
+        (void)cudaEventDestroy(dev->stage[i].done);
+        (void)cudaFreeHost(dev->stage[i].memory);
     }
     if (dev->blas_workspace) (void)cudaFree(dev->blas_workspace);
     if (dev->fault) (void)cudaFree(dev->fault);
@@ -257,6 +274,10 @@ static dq_status open_card(const dq_host *host, const char *text, void **out)
     dev->tf32 = o.tf32;
     dev->budget = (uint64_t)o.memory;
     dev->fail_at = (uint64_t)o.fail_at;
+    dev->syrk_split = !o.exact;
+    dev->syrk_block = o.syrk_block ? (int)o.syrk_block : 1024;
+    dev->most_stages = o.staging ? (int)(o.staging / STAGE_BYTES) : DQ_CUDA_STAGES;
+    if (dev->most_stages > DQ_CUDA_STAGES) dev->most_stages = DQ_CUDA_STAGES;
     dq_status status = start(dev, &o);
     if (status != DQ_OK) {
         stop(dev);

@@ -9,7 +9,7 @@
 
 #include "dartquant/backend.h"
 
-enum { DQ_CUDA_STAGES = 4 };
+enum { DQ_CUDA_STAGES = 128 /* at most */, DQ_CUDA_FIRST_STAGES = 4 };
 
 /* What a kernel found wrong: the first of a batch, by element. */
 typedef struct dq_cuda_fault {
@@ -43,7 +43,8 @@ typedef struct dq_cuda_device {
     void *result_host;         /* pinned */
     dq_cuda_stage stage[DQ_CUDA_STAGES];
     uint64_t stage_bytes;
-    int next_stage;
+    int stages, most_stages, next_stage; /* made so far; more come while uploads have to wait */
+    int syrk_split, syrk_block;
     int max_shared; /* bytes of shared memory that one block may ask for */
     int tf32;
     int lost;
@@ -65,6 +66,9 @@ dq_status dq_cuda_wait(dq_cuda_device *dev);
 dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t bytes);
 /* Makes the device current for the calling thread; the first line of every slot. */
 dq_status dq_cuda_enter(dq_cuda_device *dev);
+
+/* One more piece of pinned memory. */
+dq_status dq_cuda_add_stage(dq_cuda_device *dev);
 
 /* Scratch in stream order: release it right after queueing its last use; empty ones are accepted. */
 dq_status dq_cuda_scratch(dq_cuda_device *dev, uint64_t bytes, const char *what, dq_cuda_block *out);

@@ -27,11 +27,12 @@ DQ_CUDA_SLOT dq_cuda_rmsnorm(void *device, const dq_view *x, const dq_view *weig
 __global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int64_t head_dim, cu_mat<float> x)
 {
     int64_t half = head_dim / 2, pairs = x.cols / 2;
-    CU_STRIDE_LOOP(i, x.rows * pairs)
+    CU_EACH(r, p, x.rows, pairs)
     {
-        int64_t r = i / pairs, p = i % pairs, position = r % cosines.rows;
-        float *at = x.row(r) + p / half * head_dim + p % half;
-        float c = cosines.row(position)[p % half], s = sines.row(position)[p % half];
+        int64_t position = r % cosines.rows;
+        int head = (int)p / (int)half, i = (int)p % (int)half;
+        float *at = x.row(r) + head * head_dim + i;
+        float c = cosines.row(position)[i], s = sines.row(position)[i];
         float a = at[0], b = at[half];
         at[0] = fmaf(a, c, -b * s);
         at[half] = fmaf(b, c, a * s);
@@ -41,7 +42,9 @@ __global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sin
 DQ_CUDA_SLOT dq_cuda_rope(void *device, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x)
 {
     CU_ENTER(device);
-    CU_LAUNCH(dev, rope_kernel, cu_grid(x->rows * x->cols / 2, CU_THREADS), CU_THREADS, 0, cu_view<const float>(cos),
+    dq_view pairs = *x;
+    pairs.cols /= 2;
+    CU_LAUNCH(dev, rope_kernel, cu_grid_rows(&pairs), CU_THREADS, 0, cu_view<const float>(cos),
               cu_view<const float>(sin), head_dim, cu_view<float>(x));
     return dq_cuda_launched(dev, "rope");
 }
@@ -59,9 +62,8 @@ __device__ static float activate(int kind, float x)
 
 __global__ void activation_kernel(int kind, cu_mat<const float> gate, cu_mat<const float> up, cu_mat<float> y)
 {
-    CU_STRIDE_LOOP(i, y.rows * y.cols)
+    CU_EACH(r, c, y.rows, y.cols)
     {
-        int64_t r = i / y.cols, c = i % y.cols;
         float value = activate(kind, gate.row(r)[c]);
         y.row(r)[c] = up.p ? value * up.row(r)[c] : value;
     }
@@ -71,7 +73,7 @@ DQ_CUDA_SLOT dq_cuda_activation(void *device, int32_t kind, const dq_view *gate,
 {
     CU_ENTER(device);
     cu_mat<const float> none = {NULL, 0, 0, 0};
-    CU_LAUNCH(dev, activation_kernel, cu_grid(y->rows * y->cols, CU_THREADS), CU_THREADS, 0, kind,
-              cu_view<const float>(gate), up ? cu_view<const float>(up) : none, cu_view<float>(y));
+    CU_LAUNCH(dev, activation_kernel, cu_grid_rows(y), CU_THREADS, 0, kind, cu_view<const float>(gate),
+              up ? cu_view<const float>(up) : none, cu_view<float>(y));
     return dq_cuda_launched(dev, "activation");
 }

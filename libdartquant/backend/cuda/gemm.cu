@@ -1,8 +1,9 @@
 /* Matrix products through cuBLAS. Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T: operands are swapped
  * and nothing is transposed. SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/gemm.h"
 
-static const int64_t syrk_block = 1024;
+/* Fewer rows are not worth splitting. */
+enum { SPLIT_ROWS = 16 };
 
 /* An operand in the type that the product runs in, converted to scratch where it has another. */
 typedef struct operand {
@@ -47,19 +48,17 @@ typedef struct product {
     bool trans_a, trans_b;
 } product;
 
-static dq_status multiply(dq_cuda_device *dev, const product *p, dq_dtype type, double alpha, const operand *a,
-                          const operand *b, double beta, const dq_view *c)
+/* alpha and beta: fp32, or fp64 when the type is; in host memory, or all on the card. */
+static dq_status multiply(dq_cuda_device *dev, const product *p, dq_dtype type, const void *alpha, const operand *a,
+                          const operand *b, const void *beta, const dq_view *c)
 {
-    float alpha32 = (float)alpha, beta32 = (float)beta;
-    bool f64 = type == DQ_F64;
-    cublasComputeType_t compute = f64                           ? CUBLAS_COMPUTE_64F
+    cublasComputeType_t compute = type == DQ_F64                ? CUBLAS_COMPUTE_64F
                                   : type == DQ_F32 && dev->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                                 : CUBLAS_COMPUTE_32F;
     cublasStatus_t status =
         cublasGemmEx_64(dev->blas, p->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, p->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N,
-                        p->cols, p->rows, p->depth, f64 ? (void *)&alpha : (void *)&alpha32, b->p, blas_type(type),
-                        b->stride, a->p, blas_type(type), a->stride, f64 ? (void *)&beta : (void *)&beta32, cu_at(c),
-                        blas_type(c->dtype), c->stride, compute, CUBLAS_GEMM_DEFAULT);
+                        p->cols, p->rows, p->depth, alpha, b->p, blas_type(type), b->stride, a->p, blas_type(type),
+                        a->stride, beta, cu_at(c), blas_type(c->dtype), c->stride, compute, CUBLAS_GEMM_DEFAULT);
     return dq_cuda_check_blas(dev, status, "gemm");
 }
 
@@ -94,7 +93,10 @@ DQ_CUDA_SLOT dq_cuda_gemm(void *device, int32_t trans_a, int32_t trans_b, double
     CU_TRY(as_type(dev, a, type, &x));
     dq_status status = as_type(dev, b, type, &y);
     if (status == DQ_OK) {
-        status = multiply(dev, &p, type, alpha, &x, &y, beta, c);
+        float alpha32 = (float)alpha, beta32 = (float)beta;
+        bool f64 = type == DQ_F64;
+        status = multiply(dev, &p, type, f64 ? (void *)&alpha : (void *)&alpha32, &x, &y,
+                          f64 ? (void *)&beta : (void *)&beta32, c);
         dq_cuda_release(dev, &y.scratch);
     }
     dq_cuda_release(dev, &x.scratch);
@@ -116,25 +118,53 @@ __global__ void lower_kernel(cu_mat<const float> block, double beta, cu_mat<floa
     }
 }
 
+/* The operands of a lower triangle: h = beta h + alpha left^T right. */
+typedef struct lower {
+    const char *left, *right;
+    dq_dtype dtype;
+    int64_t rows, stride;
+    const float *numbers; /* alpha, beta, 1, 0 */
+    double beta;
+} lower;
+
 /* The block row [first, first + n) of h: full products left of the diagonal, the diagonal block through scratch so that
  * nothing above it is touched. */
-static dq_status syrk_rows(dq_cuda_device *dev, double alpha, const dq_view *x, int64_t first, int64_t n, double beta,
-                           const dq_view *h, dq_cuda_block *scratch)
+static dq_status lower_rows(dq_cuda_device *dev, const lower *l, int64_t first, int64_t n, const dq_view *h,
+                            dq_cuda_block *scratch)
 {
-    uint64_t size = x->dtype == DQ_F32 ? 4 : 2;
-    operand all = {cu_at(x), x->stride, {}};
-    operand some = {(const char *)cu_at(x) + (uint64_t)first * size, x->stride, {}};
-    dq_view row = *h, square = {scratch, 0, n, n, n, DQ_F32, 0}, diagonal = *h;
-    row.offset += (uint64_t)(first * h->stride) * 4;
-    diagonal.offset = row.offset + (uint64_t)first * 4;
-    diagonal.rows = diagonal.cols = row.rows = n;
-    row.cols = first;
-    product left = {n, first, x->rows, true, false}, right = {n, n, x->rows, true, false};
-    if (first > 0) CU_TRY(multiply(dev, &left, x->dtype, alpha, &some, &all, beta, &row));
-    CU_TRY(multiply(dev, &right, x->dtype, alpha, &some, &some, 0, &square));
-    CU_LAUNCH(dev, lower_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, cu_view<const float>(&square), beta,
+    int64_t skip = first * cu_element_size(l->dtype);
+    operand some = {l->left + skip, l->stride, {}}, all = {l->right, l->stride, {}};
+    operand same = {l->right + skip, l->stride, {}};
+    dq_view square = {scratch, 0, n, n, n, DQ_F32, 0};
+    dq_view row = cu_part(h, first, n, 0, first), diagonal = cu_part(h, first, n, first, n);
+    product left = {n, first, l->rows, true, false}, right = {n, n, l->rows, true, false};
+    if (first > 0) CU_TRY(multiply(dev, &left, l->dtype, l->numbers, &some, &all, l->numbers + 1, &row));
+    CU_TRY(multiply(dev, &right, l->dtype, l->numbers, &some, &same, l->numbers + 3, &square));
+    CU_LAUNCH(dev, lower_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, cu_view<const float>(&square), l->beta,
               cu_view<float>(&diagonal));
     return dq_cuda_launched(dev, "syrk");
+}
+
+static dq_status numbers_on_card(dq_cuda_device *dev, bool on)
+{
+    return dq_cuda_check_blas(
+        dev, cublasSetPointerMode(dev->blas, on ? CUBLAS_POINTER_MODE_DEVICE : CUBLAS_POINTER_MODE_HOST), "syrk");
+}
+
+dq_status dq_cuda_lower_product(dq_cuda_device *dev, const void *left, const void *right, dq_dtype dtype, int64_t rows,
+                                int64_t n, int64_t stride, const float *numbers, bool on_card, double beta,
+                                const dq_view *h)
+{
+    lower l = {(const char *)left, (const char *)right, dtype, rows, stride, numbers, beta};
+    int64_t block = n < dev->syrk_block ? n : dev->syrk_block;
+    dq_cuda_block scratch = {};
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)(block * block) * 4, "syrk", &scratch));
+    dq_status status = numbers_on_card(dev, on_card);
+    for (int64_t first = 0; first < n && status == DQ_OK; first += block)
+        status = lower_rows(dev, &l, first, n - first < block ? n - first : block, h, &scratch);
+    dq_status back = on_card ? numbers_on_card(dev, false) : DQ_OK;
+    dq_cuda_release(dev, &scratch);
+    return status != DQ_OK ? status : back;
 }
 
 __global__ void scale_lower_kernel(double beta, cu_mat<float> h)
@@ -154,12 +184,9 @@ DQ_CUDA_SLOT dq_cuda_syrk(void *device, double alpha, const dq_view *x, double b
                   cu_view<float>(h));
         return dq_cuda_launched(dev, "syrk");
     }
-    int64_t n = h->rows, block = n < syrk_block ? n : syrk_block;
-    dq_cuda_block scratch = {};
-    CU_TRY(dq_cuda_scratch(dev, (uint64_t)(block * block) * 4, "syrk", &scratch));
-    dq_status status = DQ_OK;
-    for (int64_t first = 0; first < n && status == DQ_OK; first += block)
-        status = syrk_rows(dev, alpha, x, first, n - first < block ? n - first : block, beta, h, &scratch);
-    dq_cuda_release(dev, &scratch);
-    return status;
+    if (x->dtype == DQ_F32 && dev->syrk_split && x->rows >= SPLIT_ROWS)
+        return dq_cuda_syrk_split(dev, alpha, x, beta, h);
+    float numbers[4] = {(float)alpha, (float)beta, 1, 0};
+    return dq_cuda_lower_product(dev, cu_at(x), cu_at(x), x->dtype, x->rows, x->cols, x->stride, numbers, false, beta,
+                                 h);
 }

@@ -1,7 +1,7 @@
 /* Hadamard transforms of order k 2^m. A block holds one vector in shared memory: the Walsh-Hadamard part goes four
  * butterfly levels at a time through registers, then the k pieces are mixed by the table's signs.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/hadamard.h"
 
 enum { LEVELS = 4, RADIX = 1 << LEVELS, MAX_MIX = 172 };
 
@@ -115,7 +115,9 @@ DQ_CUDA_SLOT dq_cuda_hadamard(void *device, const dq_hadamard_desc *d, const dq_
         }
         a.hk = (const int8_t *)table.address;
     }
-    dq_status status = x->dtype == DQ_F64 ? transform<double>(dev, a, x, y) : transform<float>(dev, a, x, y);
+    dq_status status = dq_cuda_hadamard_is_fast(dev, d, x) ? dq_cuda_hadamard_fast(dev, d, a.hk, x, y)
+                       : x->dtype == DQ_F64                ? transform<double>(dev, a, x, y)
+                                                           : transform<float>(dev, a, x, y);
     dq_cuda_release(dev, &table);
     return status;
 }

@@ -123,33 +123,31 @@ __host__ __device__ static inline uint32_t cu_round_odd(double x)
     if (away) u--;
     return u | 1u;
 }
-__host__ __device__ static inline void cu_store(cu_bf16 *p, double x)
+__host__ __device__ static inline uint16_t cu_bf16_bits(uint32_t u)
 {
-    uint32_t u = cu_round_odd(x);
-    if ((u & 0x7fffffffu) > 0x7f800000u)
-        p->bits = (uint16_t)(u >> 16 | 0x40u);
-    else
-        p->bits = (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40u);
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
-__host__ __device__ static inline void cu_store(cu_f16 *p, double x)
+__host__ __device__ static inline void cu_store(cu_bf16 *p, double x) { p->bits = cu_bf16_bits(cu_round_odd(x)); }
+__host__ __device__ static inline void cu_store(cu_bf16 *p, float x) { p->bits = cu_bf16_bits(cu_float_bits(x)); }
+__host__ __device__ static inline uint16_t cu_f16_bits(uint32_t u)
 {
-    uint32_t u = cu_round_odd(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
-    if (a > 0x7f800000u)
-        p->bits = (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x3ffu));
-    else if (a >= 0x47800000u) /* 65536 and more */
-        p->bits = (uint16_t)(sign | 0x7c00u);
-    else if (a >= 0x38800000u) { /* normal in 16 bits; a carry past 65504 gives infinity by itself */
+    uint32_t sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (a >> 13 & 0x3ffu));
+    if (a >= 0x47800000u) return (uint16_t)(sign | 0x7c00u); /* 65536 and more */
+    if (a >= 0x38800000u) { /* normal in 16 bits; a carry past 65504 gives infinity by itself */
         uint32_t r = a - 0x38000000u;
-        p->bits = (uint16_t)(sign | (r + 0xfffu + (r >> 13 & 1u)) >> 13);
-    } else if (a < 0x33000000u) { /* below 2^-25 */
-        p->bits = (uint16_t)sign;
-    } else { /* subnormal: an integer multiple of 2^-24 */
-        uint32_t shift = 126u - (a >> 23), mantissa = (a & 0x7fffffu) | 0x800000u;
-        uint32_t kept = mantissa >> shift, lost = mantissa & ((1u << shift) - 1), half = 1u << (shift - 1);
-        if (lost > half || (lost == half && (kept & 1u))) kept++;
-        p->bits = (uint16_t)(sign | kept);
+        return (uint16_t)(sign | (r + 0xfffu + (r >> 13 & 1u)) >> 13);
     }
+    if (a < 0x33000000u) return (uint16_t)sign; /* below 2^-25 */
+    /* subnormal: an integer multiple of 2^-24 */
+    uint32_t shift = 126u - (a >> 23), mantissa = (a & 0x7fffffu) | 0x800000u;
+    uint32_t kept = mantissa >> shift, lost = mantissa & ((1u << shift) - 1), half = 1u << (shift - 1);
+    if (lost > half || (lost == half && (kept & 1u))) kept++;
+    return (uint16_t)(sign | kept);
 }
+__host__ __device__ static inline void cu_store(cu_f16 *p, double x) { p->bits = cu_f16_bits(cu_round_odd(x)); }
+__host__ __device__ static inline void cu_store(cu_f16 *p, float x) { p->bits = cu_f16_bits(cu_float_bits(x)); }
 
 /* ---- reductions: a fixed tree over the lanes, then over the warps ---- */
 
@@ -199,6 +197,17 @@ static inline unsigned cu_grid(int64_t count, int64_t per_block)
 }
 #define CU_STRIDE_LOOP(i, count)                                                                                       \
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (count); i += (int64_t)gridDim.x * blockDim.x)
+
+/* The same over rows and columns, which spares the division: rows along y. */
+static inline dim3 cu_grid_rows(const dq_view *v)
+{
+    int64_t across = cu_div_up(v->cols, CU_THREADS), down = v->rows < 65535 ? v->rows : 65535;
+    return dim3((unsigned)(across < 1 ? 1 : across > 65536 ? 65536 : across), (unsigned)(down < 1 ? 1 : down));
+}
+#define CU_EACH(r, c, row_count, col_count)                                                                            \
+    for (int64_t r = blockIdx.y; r < (row_count); r += gridDim.y)                                                      \
+        for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < (col_count);                              \
+             c += (int64_t)gridDim.x * blockDim.x)
 
 /* Lets `kernel` use `bytes` of dynamic shared memory (above 48 KB it must be asked for). */
 template <class K> static inline dq_status cu_allow_shared(dq_cuda_device *dev, K *kernel, int64_t bytes)

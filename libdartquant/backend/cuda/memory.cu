@@ -78,6 +78,53 @@ extern "C" void dq_cuda_free(void *device, void *mem)
     dev->host->free(dev->host->self, mem);
 }
 
+/* The next piece of pinned memory. While the card is still reading it, the host takes another one and goes on: a whole layer
+ * waits in pinned memory behind the one that is computed. */
+static dq_status next_stage(dq_cuda_device *dev, dq_cuda_stage **out)
+{
+    dq_cuda_stage *stage = &dev->stage[dev->next_stage];
+    cudaError_t error = cudaEventQuery(stage->done);
+    if (error == cudaErrorNotReady) {
+        (void)cudaGetLastError();
+        if (dev->stages < dev->most_stages && dq_cuda_add_stage(dev) == DQ_OK) {
+            /* in its turn: before the one that is busy */
+            dq_cuda_stage fresh = dev->stage[dev->stages - 1];
+            memmove(stage + 1, stage, (size_t)(dev->stages - 1 - dev->next_stage) * sizeof *stage);
+            *stage = fresh;
+        } else {
+            error = cudaEventSynchronize(stage->done);
+        }
+    }
+    if (error != cudaErrorNotReady) CU_TRY(dq_cuda_check(dev, error, "upload"));
+    dev->next_stage = (dev->next_stage + 1) % dev->stages;
+    *out = stage;
+    return DQ_OK;
+}
+
+typedef struct piece {
+    char *to;
+    const char *from;
+    uint64_t bytes, step;
+} piece;
+
+static void copy_part(void *arg, int64_t i, int thread)
+{
+    const piece *p = (const piece *)arg;
+    uint64_t at = (uint64_t)i * p->step;
+    (void)thread;
+    memcpy(p->to + at, p->from + at, (size_t)(p->bytes - at < p->step ? p->bytes - at : p->step));
+}
+
+/* One core does not keep up with the card's bus. */
+static void copy_wide(dq_cuda_device *dev, void *to, const void *from, uint64_t bytes)
+{
+    piece p = {(char *)to, (const char *)from, bytes, (uint64_t)1 << 20};
+    if (bytes <= p.step)
+        memcpy(to, from, (size_t)bytes);
+    else
+        dev->host->run(dev->host->self, (int64_t)((bytes + p.step - 1) / p.step), copy_part, &p);
+}
+
 /* Pieces go through pinned memory in turn: the caller's bytes are taken at once, the copy happens in stream order. */
 DQ_CUDA_SLOT dq_cuda_upload(void *device, void *mem, uint64_t offset, const void *src, uint64_t bytes)
 {
@@ -85,10 +132,9 @@ DQ_CUDA_SLOT dq_cuda_upload(void *device, void *mem, uint64_t offset, const void
     char *to = ((dq_cuda_block *)mem)->address + offset;
     for (uint64_t at = 0; at < bytes;) {
         uint64_t n = bytes - at < dev->stage_bytes ? bytes - at : dev->stage_bytes;
-        dq_cuda_stage *stage = &dev->stage[dev->next_stage];
-        dev->next_stage = (dev->next_stage + 1) % DQ_CUDA_STAGES;
-        CU_TRY(dq_cuda_check(dev, cudaEventSynchronize(stage->done), "upload"));
-        memcpy(stage->memory, (const char *)src + at, (size_t)n);
+        dq_cuda_stage *stage;
+        CU_TRY(next_stage(dev, &stage));
+        copy_wide(dev, stage->memory, (const char *)src + at, n);
         CU_TRY(dq_cuda_check(dev, cudaMemcpyAsync(to + at, stage->memory, n, cudaMemcpyHostToDevice, dev->stream),
                              "upload"));
         CU_TRY(dq_cuda_check(dev, cudaEventRecord(stage->done, dev->stream), "upload"));
@@ -116,7 +162,7 @@ DQ_CUDA_SLOT dq_cuda_download(void *device, void *dst, void *mem, uint64_t offse
             dq_cuda_stage *stage = &dev->stage[(i - 1) % 2];
             uint64_t at = (i - 1) * dev->stage_bytes, n = bytes - at < dev->stage_bytes ? bytes - at : dev->stage_bytes;
             CU_TRY(dq_cuda_check(dev, cudaEventSynchronize(stage->done), "download"));
-            memcpy((char *)dst + at, stage->memory, (size_t)n);
+            copy_wide(dev, (char *)dst + at, stage->memory, n);
         }
     }
     return DQ_OK;

@@ -192,6 +192,60 @@ static dq_status deviation(dq_cuda_device *dev, const dq_cuda_block *owner, cons
     return dq_cuda_fetch(dev, m->worst, out, sizeof *out);
 }
 
+/* ---- near an orthogonal matrix: products in fp32 alone ---- */
+
+__global__ void minus_identity_kernel(float *x, int64_t n) { CU_STRIDE_LOOP(i, n) x[i * n + i] -= 1.0f; }
+
+/* e = x^T x - I */
+static dq_status excess(dq_cuda_device *dev, const dq_view *x, const dq_view *e)
+{
+    CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, x, x, 0.0, e, DQ_MATH_F32));
+    CU_LAUNCH(dev, minus_identity_kernel, cu_grid(x->cols, CU_THREADS), CU_THREADS, 0, (float *)cu_at(e), x->cols);
+    return dq_cuda_launched(dev, "polar");
+}
+
+static dq_status frobenius(dq_cuda_device *dev, const dq_view *x, double *out)
+{
+    CU_TRY(dq_cuda_dot(dev, x, x, out));
+    *out = sqrt(*out);
+    return DQ_OK;
+}
+
+/* Newton-Schulz: x <- x (I - e / 2), which squares the distance, for singular values below sqrt 3. That they are is known from
+ * the largest eigenvalue of e, which is at most |e^4|_F^(1/4). *done = false where that says nothing; u then is undefined. */
+static dq_status newton_schulz(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, const dq_view *a,
+                               const dq_view *u, bool *done)
+{
+    enum { STEPS = 10 };
+    int64_t n = m->n;
+    uint64_t square = (uint64_t)(n * n) * 4;
+    dq_view x = {(void *)owner, (uint64_t)((char *)m->lu - owner->address), n, n, n, DQ_F32, 0}, e = x, t = x, old;
+    double size, before;
+    *done = false;
+    e.offset += square;
+    t.offset = (uint64_t)((char *)m->inverse - owner->address);
+    old = t;
+    old.offset += square;
+    CU_TRY(dq_cuda_convert(dev, a, &x));
+    CU_TRY(excess(dev, &x, &e));
+    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &e, &e, 0.0, &t, DQ_MATH_F32));
+    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &t, &t, 0.0, &old, DQ_MATH_F32));
+    CU_TRY(frobenius(dev, &old, &size));
+    if (!(sqrt(sqrt(size)) < 0.9)) return DQ_OK;
+    CU_TRY(frobenius(dev, &e, &size));
+    for (int step = 0; step < STEPS; step++) {
+        before = size;
+        CU_TRY(dq_cuda_convert(dev, &x, &old));
+        CU_TRY(dq_cuda_gemm(dev, 0, 0, -0.5, &old, &e, 1.0, &x, DQ_MATH_F32));
+        CU_TRY(excess(dev, &x, &e));
+        CU_TRY(frobenius(dev, &e, &size));
+        if (!(size < 0.25 * before)) break; /* what is left is rounding */
+    }
+    if (!(size < 1e-6 * (double)n)) return DQ_OK;
+    *done = true;
+    return dq_cuda_convert(dev, &x, u);
+}
+
 static dq_status polar_of_one(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, const dq_view *a,
                               const dq_view *u, double *error)
 {
@@ -203,11 +257,14 @@ static dq_status polar_of_one(dq_cuda_device *dev, const dq_cuda_block *owner, c
     else
         CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(a), m->x);
     CU_TRY(dq_cuda_launched(dev, "polar"));
-    CU_TRY(newton(dev, owner, m, &good));
+    bool done = false;
+    if (a->dtype == DQ_F32) CU_TRY(newton_schulz(dev, owner, m, a, u, &done));
+    good = done;
+    if (!done) CU_TRY(newton(dev, owner, m, &good));
     if (good) {
-        if (u->dtype == DQ_F64)
+        if (!done && u->dtype == DQ_F64)
             CU_LAUNCH(dev, narrow_kernel<double>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<double>(u));
-        else
+        else if (!done)
             CU_LAUNCH(dev, narrow_kernel<float>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<float>(u));
         CU_TRY(dq_cuda_launched(dev, "polar"));
         /* What was stored is what counts. */

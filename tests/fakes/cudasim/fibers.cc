@@ -23,12 +23,19 @@ namespace
 enum { WARP = 32, STACK = 128 << 10, MOST_THREADS = 1024, SHARED = 256 << 10 };
 enum state { READY, AT_BARRIER, AT_EXCHANGE, DONE };
 
+struct later {
+    void *to;
+    const void *from;
+};
+
 struct fiber {
     void *saved; /* stack pointer while it waits */
     char *stack;
     dim3 thread;
     state now;
-    int turn; /* of exchanges */
+    int turn;                   /* of exchanges */
+    std::vector<later> copies;  /* asked for; the first ones belong to groups */
+    std::vector<size_t> groups; /* sizes, the oldest first */
 };
 
 struct warp_slots {
@@ -98,6 +105,8 @@ void start(fiber &f, int i, dim3 block)
     f.thread = dim3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
     f.now = READY;
     f.turn = 0;
+    f.copies.clear();
+    f.groups.clear();
     /* As if it had switched away at the start of `entry`: six registers, the address to return to, and a stack that is
      * aligned as after a call. */
     void **top = (void **)(((uintptr_t)f.stack + STACK) & ~(uintptr_t)15) - 2;
@@ -170,6 +179,42 @@ uint64_t exchange(uint64_t bits, int from)
     board[index % WARP] = bits;
     pause(AT_EXCHANGE);
     return board[from % WARP];
+}
+
+void exchange_all(uint64_t bits, uint64_t (&all)[32])
+{
+    fiber *self = current;
+    int index = (int)(self - fibers.data());
+    uint64_t *board = slots[index / WARP].bits[self->turn];
+    self->turn ^= 1;
+    board[index % WARP] = bits;
+    pause(AT_EXCHANGE);
+    memcpy(all, board, sizeof all);
+}
+
+void copy_later(void *to, const void *from)
+{
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) {
+        fprintf(stderr, "cudasim: an asynchronous copy that is not aligned\n");
+        abort();
+    }
+    memset(to, 0xff, 16); /* NaN until somebody waits */
+    current->copies.push_back({to, from});
+}
+void copies_commit()
+{
+    size_t grouped = 0;
+    for (size_t n : current->groups) grouped += n;
+    current->groups.push_back(current->copies.size() - grouped);
+}
+void copies_done(int pending)
+{
+    while ((int)current->groups.size() > pending) {
+        size_t n = current->groups.front();
+        for (size_t i = 0; i < n; i++) memcpy(current->copies[i].to, current->copies[i].from, 16);
+        current->copies.erase(current->copies.begin(), current->copies.begin() + (long)n);
+        current->groups.erase(current->groups.begin());
+    }
 }
 
 void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)

@@ -21,6 +21,9 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
@@ -37,7 +40,13 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &k
 void block_barrier();
 /* Leaves 8 bytes for the other lanes of the warp, waits for them, and reads those of `lane`. */
 uint64_t exchange(uint64_t bits, int lane);
+/* The same, and everybody's 8 bytes. */
+void exchange_all(uint64_t bits, uint64_t (&all)[32]);
 int lane();
+/* 16 bytes that arrive when the thread waits for them. */
+void copy_later(void *to, const void *from);
+void copies_commit();
+void copies_done(int pending);
 } // namespace cusim
 
 #define threadIdx (cusim::here.thread)
@@ -84,6 +93,7 @@ enum cudaError_t {
     cudaErrorDevicesUnavailable = 46,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNotReady = 600,
     cudaErrorECCUncorrectable = 214,
     cudaErrorIllegalAddress = 700,
     cudaErrorLaunchTimeout = 702,
@@ -131,6 +141,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaMalloc(void **memory, size_t bytes);
 cudaError_t cudaFree(void *memory);

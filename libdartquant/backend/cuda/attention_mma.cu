@@ -1,0 +1,232 @@
+/* Causal grouped-query attention under DQ_MATH_BF16, on tensor cores (FlashAttention-2, arXiv 2307.08691): a block works on
+ * 128 queries of one head, a warp on 16 of them; keys and values pass in tiles of 64, the next one on its way while one is
+ * worked on. Scores and sums stay in registers, in fp32. SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "backend/cuda/attention.h"
+#include "backend/cuda/mma.h"
+
+enum {
+    QUERIES = 128,
+    KEYS = 64,
+    THREADS = 256,
+    ROWS = 16 /* of a warp */,
+    GAP = 8 /* between rows in shared memory */
+};
+
+/* Operands in bf16, heads padded with zeros to the kernel's width. */
+typedef struct mma_args {
+    const uint16_t *q, *k, *v;
+    int64_t q_stride, kv_stride, seqlen;
+    cu_mat<float> o;
+    int share, dim, window;
+    float scale; /* with log2 e: powers are of two */
+} mma_args;
+
+__global__ void pad_kernel(cu_mat<const float> x, int heads, int dim, int width, cu_bf16 *out)
+{
+    CU_STRIDE_LOOP(i, x.rows * heads * width)
+    {
+        int64_t r = i / (heads * width), h = i / width % heads, c = i % width;
+        cu_store(out + i, c < dim ? (double)x.row(r)[h * dim + c] : 0.0);
+    }
+}
+
+/* `rows` rows of one head, zeros past the end of the sequence. */
+template <int D>
+__device__ static void bring(uint16_t *to, const uint16_t *from, int64_t stride, int64_t first, int64_t seqlen,
+                             int rows)
+{
+    for (int i = threadIdx.x; i < rows * (D / 8); i += THREADS) {
+        int r = i / (D / 8), c = i % (D / 8) * 8;
+        uint16_t *at = to + r * (D + GAP) + c;
+        if (first + r < seqlen)
+            cu_copy_async(at, from + (first + r) * stride + c);
+        else
+            for (int j = 0; j < 8; j++) at[j] = 0;
+    }
+}
+
+/* s = q k^T of 16 queries and the tile's keys. */
+template <int D>
+__device__ static void scores(float (&s)[KEYS / 8][4], const uint32_t (&q)[D / 16][4], const uint16_t *keys, int lane)
+{
+    const uint16_t *row = keys + (lane / 16 * 8 + lane % 8) * (D + GAP) + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[n][i] = 0;
+#pragma unroll
+    for (int c = 0; c < D / 16; c++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            uint32_t b[4];
+            cu_load_matrices(b, row + n * 16 * (D + GAP) + c * 16);
+            cu_mma(s[2 * n], q[c], b[0], b[1]);
+            cu_mma(s[2 * n + 1], q[c], b[2], b[3]);
+        }
+}
+
+/* o += p v, p in the layout that `scores` left. */
+template <int D>
+__device__ static void weigh(float (&o)[D / 8][4], const float (&p)[KEYS / 8][4], const uint16_t *values, int lane)
+{
+    const uint16_t *row = values + (lane / 8 % 2 * 8 + lane % 8) * (D + GAP) + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+        uint32_t a[4] = {cu_pack_bf16(p[2 * k][0], p[2 * k][1]), cu_pack_bf16(p[2 * k][2], p[2 * k][3]),
+                         cu_pack_bf16(p[2 * k + 1][0], p[2 * k + 1][1]),
+                         cu_pack_bf16(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) {
+            uint32_t b[4];
+            cu_load_matrices_transposed(b, row + k * 16 * (D + GAP) + n * 16);
+            cu_mma(o[2 * n], a, b[0], b[1]);
+            cu_mma(o[2 * n + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+/* Two rows a lane: 0 and 1 of each fragment belong to `row`, 2 and 3 to row + 8. */
+template <int D>
+__device__ static void soften(float (&s)[KEYS / 8][4], float (&o)[D / 8][4], float (&top)[2], float (&total)[2],
+                              const mma_args &a, int64_t row, int64_t key, int lane, bool masked)
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float highest = top[half], sum = 0;
+        int64_t me = row + 8 * half;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; i++) {
+                int64_t column = key + n * 8 + lane % 4 * 2 + i % 2;
+                bool hidden = masked && (column > me || (a.window > 0 && me - column >= a.window));
+                s[n][i] = hidden ? -INFINITY : s[n][i] * a.scale;
+                highest = fmaxf(highest, s[n][i]);
+            }
+        highest = fmaxf(highest, __shfl_xor_sync(CU_ALL, highest, 1));
+        highest = fmaxf(highest, __shfl_xor_sync(CU_ALL, highest, 2));
+        float base = highest == -INFINITY ? 0.0f : highest, shrink = exp2f(top[half] - base);
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; i++) {
+                s[n][i] = exp2f(s[n][i] - base);
+                sum += s[n][i];
+            }
+        sum += __shfl_xor_sync(CU_ALL, sum, 1);
+        sum += __shfl_xor_sync(CU_ALL, sum, 2);
+        total[half] = total[half] * shrink + sum;
+        top[half] = highest;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; i++) o[n][i] *= shrink;
+    }
+}
+
+template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_kernel(mma_args a)
+{
+    CU_DYNAMIC_SHARED(shared);
+    enum { TILE = KEYS * (D + GAP) };
+    uint16_t *queries = (uint16_t *)shared, *tiles = queries + QUERIES * (D + GAP); /* keys, values; twice */
+    int lane = threadIdx.x % CU_WARP, warp = threadIdx.x / CU_WARP;
+    int64_t head = blockIdx.y, start = blockIdx.z * a.seqlen;
+    int64_t first =
+        (int64_t)(gridDim.x - 1 - blockIdx.x) * QUERIES; /* the longest rows first, so that the last blocks are short */
+    int64_t last = first + QUERIES < a.seqlen ? first + QUERIES : a.seqlen;
+    int64_t begin = a.window > 0 && first - a.window + 1 > 0 ? (first - a.window + 1) / KEYS * KEYS : 0;
+    const uint16_t *q = a.q + start * a.q_stride + head * D;
+    const uint16_t *k = a.k + start * a.kv_stride + head / a.share * D, *v = a.v + (k - a.k);
+    bring<D>(queries, q, a.q_stride, first, a.seqlen, QUERIES);
+    bring<D>(tiles, k, a.kv_stride, begin, a.seqlen, KEYS);
+    bring<D>(tiles + TILE, v, a.kv_stride, begin, a.seqlen, KEYS);
+    cu_copies_commit();
+    float o[D / 8][4], top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
+    uint32_t mine[D / 16][4];
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) o[n][i] = 0;
+    int64_t from = first + warp * ROWS, row = from + lane / 4;
+    for (int64_t key = begin; key < last; key += KEYS) {
+        int now = (int)((key - begin) / KEYS % 2);
+        if (key + KEYS < last) { /* into the tile that all have left */
+            bring<D>(tiles + (1 - now) * 2 * TILE, k, a.kv_stride, key + KEYS, a.seqlen, KEYS);
+            bring<D>(tiles + (1 - now) * 2 * TILE + TILE, v, a.kv_stride, key + KEYS, a.seqlen, KEYS);
+        }
+        cu_copies_commit();
+        cu_copies_done<1>();
+        __syncthreads();
+        if (key == begin) {
+            const uint16_t *at = queries + (warp * ROWS + lane % 16) * (D + GAP) + lane / 16 * 8;
+#pragma unroll
+            for (int c = 0; c < D / 16; c++) cu_load_matrices(mine[c], at + c * 16);
+        }
+        bool masked = key + KEYS - 1 > from || (a.window > 0 && from + ROWS - 1 - key >= a.window);
+        if (key <= from + ROWS - 1) { /* else all is hidden from this warp */
+            float s[KEYS / 8][4];
+            scores<D>(s, mine, tiles + now * 2 * TILE, lane);
+            soften<D>(s, o, top, total, a, row, key, lane, masked);
+            weigh<D>(o, s, tiles + now * 2 * TILE + TILE, lane);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int64_t me = row + 8 * half;
+        if (me >= a.seqlen) continue;
+        float *out = a.o.row(start + me) + head * a.dim;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int c = n * 8 + lane % 4 * 2 + i;
+                if (c < a.dim) out[c] = o[n][2 * half + i] / total[half];
+            }
+    }
+}
+
+template <int D>
+static dq_status launch(dq_cuda_device *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
+                        const dq_view *v, const dq_view *o)
+{
+    int64_t q_size = q->rows * d->heads * D, kv_size = q->rows * d->kv_heads * D;
+    int64_t bytes = (int64_t)(QUERIES + 4 * KEYS) * (D + GAP) * 2;
+    dq_cuda_block scratch = {};
+    CU_TRY(cu_allow_shared(dev, attention_mma_kernel<D>, bytes));
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)(q_size + 2 * kv_size) * 2, "attention", &scratch));
+    cu_bf16 *at = (cu_bf16 *)scratch.address;
+    mma_args a = {};
+    a.q = (const uint16_t *)at;
+    a.k = a.q + q_size;
+    a.v = a.k + kv_size;
+    a.q_stride = (int64_t)d->heads * D;
+    a.kv_stride = (int64_t)d->kv_heads * D;
+    a.seqlen = d->seqlen;
+    a.o = cu_view<float>(o);
+    a.share = d->heads / d->kv_heads;
+    a.dim = d->head_dim;
+    a.window = d->window;
+    a.scale = d->scale * 1.44269504088896340736f;
+    CU_LAUNCH(dev, pad_kernel, cu_grid(q_size, CU_THREADS), CU_THREADS, 0, cu_view<const float>(q), d->heads,
+              d->head_dim, D, at);
+    CU_LAUNCH(dev, pad_kernel, cu_grid(kv_size, CU_THREADS), CU_THREADS, 0, cu_view<const float>(k), d->kv_heads,
+              d->head_dim, D, at + q_size);
+    CU_LAUNCH(dev, pad_kernel, cu_grid(kv_size, CU_THREADS), CU_THREADS, 0, cu_view<const float>(v), d->kv_heads,
+              d->head_dim, D, at + q_size + kv_size);
+    dim3 grid((unsigned)cu_div_up(d->seqlen, (int64_t)QUERIES), (unsigned)d->heads, (unsigned)(q->rows / d->seqlen));
+    CU_LAUNCH(dev, attention_mma_kernel<D>, grid, THREADS, (size_t)bytes, a);
+    dq_status status = dq_cuda_launched(dev, "attention");
+    dq_cuda_release(dev, &scratch);
+    return status;
+}
+
+dq_status dq_cuda_attention_mma(dq_cuda_device *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
+                                const dq_view *v, const dq_view *o)
+{
+    if (d->head_dim <= 32) return launch<32>(dev, d, q, k, v, o);
+    if (d->head_dim <= 64) return launch<64>(dev, d, q, k, v, o);
+    return launch<128>(dev, d, q, k, v, o);
+}

@@ -1,0 +1,12 @@
+/* Hadamard transforms: the way for common shapes. SPDX-License-Identifier: Apache-2.0 */
+#ifndef DQ_CUDA_HADAMARD_H
+#define DQ_CUDA_HADAMARD_H
+
+#include "backend/cuda/kernel.h"
+
+bool dq_cuda_hadamard_is_fast(const dq_cuda_device *dev, const dq_hadamard_desc *d, const dq_view *x);
+/* hk: the table on the card. */
+dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, const int8_t *hk, const dq_view *x,
+                                const dq_view *y);
+
+#endif
