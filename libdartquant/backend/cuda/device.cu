@@ -309,10 +309,11 @@ static dq_status describe(void *device, dq_device_info *out)
     CU_TRY(dq_cuda_check_solver(dev, cusolverGetVersion(&solver), "cuSOLVER version"));
     CU_TRY(dq_cuda_check(dev, cudaMemGetInfo(&available, &total), "free memory"));
     snprintf(out->name, sizeof out->name, "cuda:%d", dev->ordinal);
-    snprintf(out->description, sizeof out->description,
-             "%.28s, sm_%d%d, driver %d.%d, runtime %d.%d, cuBLAS %d.%d.%d, cuSOLVER %d.%d.%d", p.name, p.major,
-             p.minor, driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10, blas / 10000,
-             blas % 10000 / 100, blas % 100, solver / 1000, solver % 1000 / 100, solver % 100);
+    char text[256]; /* what does not fit is cut */
+    snprintf(text, sizeof text, "%.40s, sm_%d%d, driver %d.%d, runtime %d.%d, cuBLAS %d.%d.%d, cuSOLVER %d.%d.%d",
+             p.name, p.major, p.minor, driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10,
+             blas / 10000, blas % 10000 / 100, blas % 100, solver / 1000, solver % 1000 / 100, solver % 100);
+    snprintf(out->description, sizeof out->description, "%.127s", text);
     out->memory_total = total;
     out->memory_free = available;
     if (dev->budget && dev->budget < out->memory_total) out->memory_total = dev->budget;
