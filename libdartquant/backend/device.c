@@ -139,6 +139,7 @@ const char *dq_device_missing_op(const dq_device *dev, int i)
                  SLOT(qr_grad),
                  SLOT(polar),
                  SLOT(compare_logits),
+                 SLOT(adam),
                  SLOT(packed_linear),
                  SLOT(kv_store),
                  SLOT(kv_attention)};
