@@ -64,6 +64,8 @@ static void enlarge(host_model *m, const char *name)
     }
 }
 
+static host_model host; /* lends its weights as long as the bench is open */
+
 typedef struct bench {
     dq_context *ctx;
     dq_config *config;
@@ -74,7 +76,6 @@ typedef struct bench {
 /* The tiny model with fused norms; `overflow`: names the linears that are enlarged, NULL-terminated. */
 static bench open_bench(const char *settings, const char *const *overflow)
 {
-    static host_model host;
     bench b = {.ctx = host_context(2), .config = host_config(settings)};
     dq_model *plain = NULL;
     host_model_load(&host, "tests/data/tiny");
@@ -93,6 +94,7 @@ static void close_bench(bench *b)
     dq_dataset_free(b->set);
     dq_config_free(b->config);
     dq_context_free(b->ctx);
+    host_model_clear(&host);
     assert_int_equal(host_live_blocks, 0);
 }
 
