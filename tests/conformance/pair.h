@@ -196,7 +196,7 @@ static dq_env reference_env, envs[3];
 static dq_device *reference;
 static target targets[MAX_TARGETS][3]; /* level, thread count */
 static int target_count;
-static int cases; /* so far */
+static int cases_run;
 static int failures;
 
 /* A file beside this program, as an absolute path. */
@@ -369,7 +369,7 @@ static inline void run_on(dq_device *dev, case_fn fn, const void *params, int la
 static inline int next_threads(const target *t)
 {
     if (t->exact) return 3;
-    return !t->plugin ? 1 : cases % 5 == 0 ? 2 : 3;
+    return !t->plugin ? 1 : cases_run % 5 == 0 ? 2 : 3;
 }
 
 static inline void run_case_with(const char *label, case_fn fn, const void *params, int layout, bool two_definitions,
@@ -395,7 +395,7 @@ static inline void run_case_with(const char *label, case_fn fn, const void *para
     }
     free_outputs(&want);
     free_outputs(&other);
-    cases++;
+    cases_run++;
 }
 
 static inline void run_case(const char *label, case_fn fn, const void *params, int layout)
