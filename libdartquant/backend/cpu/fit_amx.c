@@ -16,6 +16,8 @@ static uint16_t *tile_at(const dq_fit_panels *p, int term, int64_t panel, int64_
 
 /* ---- packing ---- */
 
+enum { AHEAD = 8 }; /* rows fetched before their turn */
+
 static __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1u); }
 
 /* Up to 16 values from column c on; n > c are in the row. */
@@ -28,49 +30,67 @@ static __m512 load_16(const void *row, dq_dtype dtype, int64_t c, int64_t n)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-/* The next term of x, which is taken away from it. */
-static __m256i split(__m512 *x)
+static __m512 bf16_values(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+
+/* Rows of a head lie far apart: the processor does not foresee them. */
+static void fetch_row(const dq_view *v, int64_t r, int64_t size)
 {
-    __m256i h = (__m256i)_mm512_cvtneps_pbh(*x);
-    *x = _mm512_sub_ps(*x, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
-    return h;
+    if (r >= v->rows) return;
+    const char *row = dq_view_at(v, r, 0, size);
+    for (int64_t at = 0; at < v->cols * size; at += 64) _mm_prefetch(row + at, _MM_HINT_T0);
+}
+
+/* The terms of one row, from `out` in the first one's panels on. Each is rounded from what the terms before it left. */
+static void pack_row(const void *row, dq_dtype dtype, int64_t cols, const dq_fit_panels *to, uint16_t *out)
+{
+    for (int64_t c = 0; c < cols; c += DQ_TILE_DEPTH, out += DQ_TILE_ELEMENTS) {
+        if (dtype == DQ_BF16 && to->terms == 1) {
+            __mmask32 m = cols - c >= 32 ? 0xffffffffu : (1u << (cols - c)) - 1u;
+            _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(m, (const uint16_t *)row + c));
+            continue;
+        }
+        __m512 lo = load_16(row, dtype, c, cols), hi = load_16(row, dtype, c + 16, cols);
+        for (int t = 0; t < to->terms; t++) {
+            __m512i h = (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
+            _mm512_storeu_si512(out + t * to->term, h);
+            lo = _mm512_sub_ps(lo, bf16_values(_mm512_castsi512_si256(h)));
+            hi = _mm512_sub_ps(hi, bf16_values(_mm512_extracti64x4_epi64(h, 1)));
+        }
+    }
 }
 
 static void pack_rows(const dq_view *v, const dq_fit_panels *to)
 {
     int64_t size = v->dtype == DQ_F32 ? 4 : 2, rows = dq_ceil_div(v->rows, DQ_PAIR) * DQ_PAIR;
     for (int64_t r = 0; r < rows; r++) {
-        const void *row = r < v->rows ? dq_view_at(v, r, 0, size) : NULL;
-        for (int64_t c = 0; c < v->cols; c += DQ_TILE_DEPTH) {
-            int64_t at = r % DQ_PANEL * DQ_TILE_DEPTH;
-            __m512 lo = _mm512_setzero_ps(), hi = lo;
-            if (row && v->dtype == DQ_BF16 && to->terms == 1) {
-                __mmask32 m = v->cols - c >= 32 ? 0xffffffffu : (1u << (v->cols - c)) - 1u;
-                _mm512_storeu_si512(tile_at(to, 0, r / DQ_PANEL, c / DQ_TILE_DEPTH) + at,
-                                    _mm512_maskz_loadu_epi16(m, (const uint16_t *)row + c));
-                continue;
-            }
-            if (row) lo = load_16(row, v->dtype, c, v->cols), hi = load_16(row, v->dtype, c + 16, v->cols);
-            for (int t = 0; t < to->terms; t++) {
-                uint16_t *out = tile_at(to, t, r / DQ_PANEL, c / DQ_TILE_DEPTH) + at;
-                _mm256_storeu_si256((__m256i *)(void *)out, split(&lo));
-                _mm256_storeu_si256((__m256i *)(void *)(out + 16), split(&hi));
-            }
+        uint16_t *out = tile_at(to, 0, r / DQ_PANEL, 0) + r % DQ_PANEL * DQ_TILE_DEPTH;
+        fetch_row(v, r + AHEAD, size);
+        if (r < v->rows) {
+            pack_row(dq_view_at(v, r, 0, size), v->dtype, v->cols, to, out);
+            continue;
         }
+        for (int t = 0; t < to->terms; t++)
+            for (int64_t c = 0; c < v->cols; c += DQ_TILE_DEPTH)
+                memset(out + t * to->term + c * DQ_PANEL, 0, 2 * DQ_TILE_DEPTH);
     }
 }
 
 static void pack_pair(const float *first, const float *second, int64_t n, int64_t n_padded, int64_t row,
                       const dq_fit_panels *to)
 {
-    for (int64_t c = 0; c < n_padded; c += DQ_PANEL) {
+    uint16_t order[32];
+    for (int i = 0; i < 32; i++) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
+    __m512i side_by_side = _mm512_loadu_si512(order), upper = _mm512_set1_epi32((int)0xffff0000u);
+    uint16_t *out = tile_at(to, 0, 0, row / DQ_TILE_DEPTH) + row % DQ_TILE_DEPTH / 2 * 32;
+    for (int64_t c = 0; c < n_padded; c += DQ_PANEL, out += to->panel) {
         __mmask16 m = first_lanes(n - c);
         __m512 x = first ? _mm512_maskz_loadu_ps(m, first + c) : _mm512_setzero_ps();
         __m512 y = second ? _mm512_maskz_loadu_ps(m, second + c) : _mm512_setzero_ps();
         for (int t = 0; t < to->terms; t++) {
-            __m512i lo = _mm512_cvtepu16_epi32(split(&x)), hi = _mm512_cvtepu16_epi32(split(&y));
-            uint16_t *out = tile_at(to, t, c / DQ_PANEL, row / DQ_TILE_DEPTH) + row % DQ_TILE_DEPTH / 2 * 32;
-            _mm512_storeu_si512(out, _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
+            __m512i h = _mm512_permutexvar_epi16(side_by_side, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+            _mm512_storeu_si512(out + t * to->term, h);
+            x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(h, 16)));
+            y = _mm512_sub_ps(y, _mm512_castsi512_ps(_mm512_and_si512(h, upper)));
         }
     }
 }

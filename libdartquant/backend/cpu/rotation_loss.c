@@ -14,6 +14,7 @@ enum {
     SPANS = 16,                /* at most */
     SUM_BYTES = 64 << 20,      /* of all spans */
     ROTATED_BYTES = 512 << 10, /* of a block */
+    SMALL_BYTES = 160 << 10,   /* the same of small matrices, whose stores share the second cache with it */
     MOST_ROWS = 512,           /* in a block */
     TALL_ROWS = 256,           /* in a block of large matrices, which are read once for each block */
     CHUNK_BLOCKS = 16,         /* blocks in a chunk */
@@ -73,12 +74,25 @@ static void start_rows(const dq_loss_pass *p, const dq_loss_block *b)
 
 static double weight_of(const dq_loss_pass *p, int64_t row) { return p->weight ? dq_view_f32(p->weight, 0)[row] : 1; }
 
+/* Rows of a head lie far apart, and the processor does not foresee them: what is rotated next comes into the second cache
+ * while this unit is at work. */
+static void fetch_next_unit(const dq_loss_pass *p, const dq_loss_block *b, int64_t head0, int64_t row)
+{
+    int64_t head = head0 + p->unit, size = p->x->dtype == DQ_F32 ? 4 : 2;
+    row += b->first;
+    if (head == p->heads) head = 0, row += p->block;
+    if (p->heads == 1 || row >= p->x->rows) return;
+    const char *at = dq_view_at(p->x, row, head * p->n, size);
+    for (int64_t byte = 0; byte < p->unit * p->n * size; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+}
+
 /* Rotates a unit; losses are added to the rows' sums, slopes replace the rotated values. */
 static void take_unit(const dq_loss_pass *p, const dq_loss_block *b, int64_t head0)
 {
     float shift = (float)p->d->shift;
     p->engine->rotate(p, b, head0);
     for (int64_t r = 0; r < b->rows; r++) {
+        fetch_next_unit(p, b, head0, r);
         float *o = b->o + r * p->row_floats, factor = (float)(p->d->scale * weight_of(p, b->first + r) * b->per[r]);
         b->sum[r] += p->kernels->loss(p->d, p->quant, o, p->unit * p->n, factor, shift, b->line, p->grad ? o : NULL);
     }
@@ -146,11 +160,12 @@ static void reduce_task(void *arg, int64_t row, int thread)
     const dq_view *grad = j->p->grad;
     float *out = dq_view_f32(grad, row), beta = (float)j->p->d->beta;
     int64_t n = j->p->n, stack = grad->rows * n;
-    for (int64_t c = 0; c < n; c++) {
-        float sum = 0;
-        for (int64_t s = 0; s < j->spans; s++) sum += j->sums[s * stack + row * n + c];
-        out[c] = beta == 0 ? sum : beta * out[c] + sum;
+    float sum[SMALL] = {0};
+    for (int64_t s = 0; s < j->spans; s++) {
+        const float *part = j->sums + s * stack + row * n;
+        for (int64_t c = 0; c < n; c++) sum[c] += part[c];
     }
+    for (int64_t c = 0; c < n; c++) out[c] = beta == 0 ? sum[c] : beta * out[c] + sum[c];
 }
 
 static dq_status small_pass(dq_loss_pass *p)
@@ -267,7 +282,8 @@ static void choose_sizes(dq_loss_pass *p)
     p->unit = apart ? 1 : p->d->group / p->n;
     p->padded = dq_ceil_div(p->n, DQ_PAIR) * DQ_PAIR;
     p->row_floats = (p->unit - 1) * p->n + p->padded + 16; /* no power of two */
-    int64_t fit = ROTATED_BYTES / (p->row_floats * (int64_t)sizeof(float)) / DQ_PAIR * DQ_PAIR;
+    int64_t bytes = p->n <= SMALL ? SMALL_BYTES : ROTATED_BYTES;
+    int64_t fit = bytes / (p->row_floats * (int64_t)sizeof(float)) / DQ_PAIR * DQ_PAIR;
     p->block = p->n > 1024 ? TALL_ROWS : dq_min64(MOST_ROWS, dq_max64(DQ_PAIR, fit));
     p->block = dq_min64(p->block, dq_max64(1, dq_ceil_div(p->x->rows, DQ_PAIR)) * DQ_PAIR);
 }
