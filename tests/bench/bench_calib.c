@@ -137,6 +137,25 @@ static void bench_factors(int64_t groups, int64_t n)
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) dq_tensor_free(all[i]);
 }
 
+/* Singular values from 1 down to 1 / condition, in equal ratios. */
+static void bench_large_polar(int64_t n, double condition)
+{
+    char shape[64];
+    polar_case p = {.groups = 1, .math = DQ_MATH_F32};
+    if (!want_some("polar of condition")) return;
+    p.a = noise(DQ_F32, n, n, 1), p.u = make(DQ_F32, n, n);
+    must(dq_op_qr_batch(1, &p.a, &p.u, NULL));
+    float *x = malloc((size_t)(n * n) * sizeof *x);
+    must(dq_tensor_download(&p.u, x));
+    for (int64_t i = 0; i < n * n; i++) x[i] *= (float)pow(condition, -(double)(i / n) / (double)(n - 1));
+    must(dq_tensor_upload(&p.a, x));
+    free(x);
+    snprintf(shape, sizeof shape, "%lldx%lld", (long long)n, (long long)n);
+    report("polar of condition 1e4", shape, run_polar, NULL, &p, 0, NULL);
+    dq_tensor_free(&p.a);
+    dq_tensor_free(&p.u);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -158,6 +177,8 @@ int main(int argc, char **argv)
     bench_factors(90, 64);
     bench_factors(8, 128);
     bench_factors(1, 1024);
+    bench_large_polar(2048, 1e4);
+    if (wanted_count) bench_large_polar(4096, 1e4);
     dq_device_close(dev);
     dq_env_clear(&env);
     return 0;

@@ -48,9 +48,8 @@ typedef struct dq_fit_tiles {
 
 extern const dq_fit_tiles dq_fit_tiles_amx;
 
-/* halley.c. Brings x [n][n], contiguous, near its polar factor, or to it: the Frobenius norm of x^T x - I was below
- * DQ_HALLEY_NEAR before the last, cubic step. work: 4 n^2 floats. *good is false for matrices singular to working precision
- * or not finite; x is then undefined. */
+/* halley.c. Brings x [n][n], contiguous, near its polar factor: the Frobenius norm of x^T x - I is below DQ_HALLEY_NEAR.
+ * work: 4 n^2 floats. *good is false for matrices singular to working precision or not finite; x is then undefined. */
 #define DQ_HALLEY_NEAR 0.05
 dq_status dq_cpu_halley(dq_cpu_dev *dev, int64_t n, float *x, void *work, bool *good);
 

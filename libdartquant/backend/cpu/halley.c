@@ -36,10 +36,11 @@ static void multiply(const float *a, int64_t n, bool turned, const double *v, do
     for (int64_t i = 0; i < n; i++) out[i] = 0;
     for (int64_t i = 0; i < n; i++) {
         const float *line = a + i * n;
-        double sum = 0;
+        double sum[8] = {0};
         for (int64_t j = 0; turned && j < n; j++) out[j] += v[i] * (double)line[j];
-        for (int64_t j = 0; !turned && j < n; j++) sum += v[j] * (double)line[j];
-        if (!turned) out[i] = sum;
+        for (int64_t j = 0; !turned && j < n; j += 8)
+            for (int64_t k = 0; k < 8 && j + k < n; k++) sum[k] += v[j + k] * (double)line[j + k];
+        if (!turned) out[i] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     }
 }
 

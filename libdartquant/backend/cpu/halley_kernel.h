@@ -93,7 +93,7 @@ static double FN(spread)(const FN(step) * s)
     return sqrt(sum);
 }
 
-/* x (a + b x^T x) (I + c x^T x)^-1 replaces x; *spread is that of x before. */
+/* x (a + b x^T x) (I + c x^T x)^-1 replaces x, unless it is near its end; *spread is that of x before. */
 static bool FN(halley_step)(FN(step) * s, const dq_host *host, double a, double b, double c, double *spread)
 {
     int64_t blocks = dq_ceil_div(s->n, BLOCK);
@@ -102,6 +102,7 @@ static bool FN(halley_step)(FN(step) * s, const dq_host *host, double a, double 
     s->turn = a - b / c;
     host->run(host->self, blocks * (blocks + 1) / 2, FN(gram_task), s);
     *spread = FN(spread)(s);
+    if (*spread < DQ_HALLEY_NEAR) return true; /* products alone are quicker from here */
     if (!FN(factor)(s, host)) return false;
     host->run(host->self, dq_ceil_div(s->n, SOLVE_ROWS), FN(solve_task), s);
     return !atomic_load(&s->failed);

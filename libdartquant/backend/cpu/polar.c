@@ -9,7 +9,7 @@
 
 #include "backend/cpu/fit.h"
 
-enum { ALONE = 256, TERMS = 4, HALLEY_FROM = 512 };
+enum { ALONE = 256, TERMS = 4, HALLEY_FROM = 512, GRAM = 256 };
 #define GOOD 8   /* entries of X^T X that may be off by so many units of rounding */
 #define NEAR 0.3 /* spread of X^T X from which Newton-Schulz steps converge at once */
 

@@ -7,8 +7,8 @@ typedef struct FN(solver) {
     REAL *x;    /* x, X^T X, its polynomial, the next x: four matrices one after the other */
     bool alone; /* on one thread */
     /* Of x as it was when deviation was asked last: largest entry of X^T X - I; its Frobenius norm, at least as large as the
-     * distance of any singular value's square from 1. */
-    double off, spread;
+     * distance of any singular value's square from 1; the largest norm of a row of it. */
+    double off, spread, row;
     dq_status status;
 } FN(solver);
 
@@ -31,18 +31,54 @@ static void FN(multiply)(FN(solver) * s, bool trans_a, double alpha, int a, int 
     if (s->status == DQ_OK) s->status = dq_cpu_gemm(s->dev, trans_a, 0, alpha, &va, &vb, beta, &vc, DQ_MATH_F32);
 }
 
+/* A block of X^T X on or below the diagonal, and its mirror image. */
+static void FN(gram_task)(void *arg, int64_t i, int thread)
+{
+    const FN(solver) *s = arg;
+    int64_t row = 0, n = s->n;
+    (void)thread;
+    while ((row + 1) * (row + 2) / 2 <= i) row++;
+    int64_t r = row * GRAM, c = (i - row * (row + 1) / 2) * GRAM, rows = dq_min64(GRAM, n - r),
+            cols = dq_min64(GRAM, n - c);
+    const REAL *x = FN(matrix)(s, 0);
+    REAL *g = FN(matrix)(s, 1);
+    P(gemm)
+    (CblasRowMajor, CblasTrans, CblasNoTrans, (int)rows, (int)cols, (int)n, 1, x + r, (int)n, x + c, (int)n, 0,
+     g + r * n + c, (int)n);
+    for (int64_t b = 0; r != c && b < cols; b++)
+        for (int64_t a = 0; a < rows; a++) g[(c + b) * n + r + a] = g[(r + a) * n + c + b];
+}
+
+static void FN(gram)(FN(solver) * s)
+{
+    const dq_host *host = s->dev->ref.host;
+    int64_t blocks = dq_ceil_div(s->n, GRAM);
+    if (s->alone) {
+        FN(multiply)(s, true, 1, 0, 0, 0, 1);
+        return;
+    }
+    dq_blas_enter();
+    host->run(host->self, blocks * (blocks + 1) / 2, FN(gram_task), s);
+    dq_blas_leave();
+}
+
 /* X^T X goes to matrix 1; the largest distance of an entry from I, infinity for NaN. */
 static double FN(deviation)(FN(solver) * s)
 {
     const REAL *g = FN(matrix)(s, 1);
-    double worst = 0, sum = 0;
-    FN(multiply)(s, true, 1, 0, 0, 0, 1);
-    for (int64_t i = 0; i < s->n; i++)
+    double worst = 0, sum = 0, row = 0;
+    FN(gram)(s);
+    for (int64_t i = 0; i < s->n; i++) {
+        double line = 0;
         for (int64_t j = 0; j < s->n; j++) {
             double d = fabs((double)g[i * s->n + j] - (i == j));
             if (!(d <= worst)) worst = isnan(d) ? INFINITY : d;
-            sum += d * d;
+            line += d * d;
         }
+        sum += line;
+        row = fmax(row, line);
+    }
+    s->row = sqrt(row);
     s->spread = sqrt(sum);
     return s->off = worst;
 }
@@ -52,8 +88,8 @@ static void FN(step)(FN(solver) * s, const double p[3])
 {
     int64_t square = s->n * s->n;
     REAL *g = FN(matrix)(s, 1), *y = FN(matrix)(s, 2), *next = FN(matrix)(s, 3);
-    for (int64_t i = 0; i < square; i++) y[i] = g[i];
-    FN(multiply)(s, false, p[2], 1, 1, p[1], 2);
+    for (int64_t i = 0; i < square; i++) y[i] = p[2] == 0 ? (REAL)p[1] * g[i] : g[i];
+    if (p[2] != 0) FN(multiply)(s, false, p[2], 1, 1, p[1], 2);
     for (int64_t i = 0; i < s->n; i++) y[i * s->n + i] += (REAL)p[0];
     FN(multiply)(s, false, 1, 0, 2, 0, 3);
     for (int64_t i = 0; i < square; i++) s->x[i] = next[i];
@@ -80,6 +116,7 @@ static bool FN(normalize)(FN(solver) * s)
  * would have arrived and the matrix still is not orthogonal, it is singular. */
 static bool FN(polar)(FN(solver) * s)
 {
+    static const double cubic[3] = {1.5, -0.5, 0}; /* takes E = X^T X - I to about -3/4 E^2 */
     double l = 1e-3, u = 1, growth = 1;
     bool near = FN(deviation)(s) < INFINITY && s->spread < NEAR;
     if (s->off <= GOOD * EPSILON) return true;
@@ -88,11 +125,12 @@ static bool FN(polar)(FN(solver) * s)
         double p[3];
         if (i > 0 || !near) FN(deviation)(s);
         if (isinf(s->off)) return false;
+        if (s->off <= GOOD * EPSILON) return true;
         if (l >= 1 && s->spread > 0.5) l = 1e-2, u = 1;
         bool last = s->spread < LAST;
         if (last || near) l = u = 1;
         best_quintic(&l, &u, p);
-        FN(step)(s, p);
+        FN(step)(s, s->row * s->row < 2 * EPSILON ? cubic : p);
         if (last) {
             FN(deviation)(s);
             return true;
