@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "..", "examples", "demo"))
@@ -18,10 +19,17 @@ from demo import COMMON, find_text  # noqa: E402
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument("--build", required=True)
 p.add_argument("--model", required=True)
-p.add_argument("--only", default="forward,ppl,kernels,calib,pipeline,memory")
+p.add_argument("--only", default="forward,ppl,kernels,calib,calibrate,pipeline,memory")
 p.add_argument("--repeat", type=int, default=3)
 p.add_argument("--windows", type=int, default=4)
 p.add_argument("--nsamples", type=int, default=8)
+p.add_argument("--calib-nsamples", type=int, default=128, help="windows of the whole calibration")
+p.add_argument("--calib-parts", default="2,2,2", help="windows and batches of R1 and R2 that PyTorch is measured on, 0,0,0: all")
+p.add_argument("--calib-cases", nargs="*", default=[], help="beginnings of the cases of the section calib; all without")
+p.add_argument("--prefix", default="", help='before each measured command, such as "chrt -r 10" on a busy machine')
+p.add_argument("--pause", type=float, default=0, help="seconds before each measured command, for others on the machine")
+p.add_argument("--malloc", choices=["both", "usual", "kept"], default="both",
+               help="PyTorch with glibc's malloc as it is, which gives large blocks back at every free, or keeping them")
 p.add_argument("--cal-file")
 p.add_argument("--text-file")
 args = p.parse_args()
@@ -33,8 +41,26 @@ sections = args.only.split(",")
 results = {}
 
 
-def last_json(command):
-    r = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+# Large tensors of PyTorch come from fresh pages at every step unless malloc keeps what is freed.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+MALLOCS = {"usual": {}, "kept": KEPT}
+mallocs = {m: MALLOCS[m] for m in MALLOCS if args.malloc in (m, "both")}
+
+
+wall = [0.0]  # seconds of the last command
+
+
+def measured(command, settings):
+    time.sleep(args.pause)
+    start = time.perf_counter()
+    r = subprocess.run([*args.prefix.split(), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                       env={**os.environ, **(settings or {})})
+    wall[0] = time.perf_counter() - start
+    return r
+
+
+def last_json(command, settings=None):
+    r = measured(command, settings)
     if r.returncode != 0:
         print(f"  {os.path.basename(command[1])} failed: {r.stderr.strip().splitlines()[-1:]}", flush=True)
         return None
@@ -103,9 +129,9 @@ if "ppl" in sections:
             table[f"ratio {kind}"] = ratio
     results["ppl"] = table
 
-def json_lines(command):
+def json_lines(command, settings=None):
     """{(case, shape): object} of a program that prints one JSON object a line."""
-    text = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
+    text = measured(command, settings).stdout
     found = {}
     for line in text.splitlines():
         if line.startswith("{"):
@@ -144,31 +170,80 @@ if "kernels" in sections:
               + (f"   of yardstick {row['yardstick_ratio']:.2f}" if row["yardstick_ratio"] else ""))
     results["kernels"] = table
 
-if "calib" in sections:
-    print("\n== steps of fitting rotations: seconds of ours, of PyTorch in fp32, ratio of medians over runs in turn")
+def calib_section():
+    print("\n== steps of fitting rotations: seconds of ours, of PyTorch in fp32 (malloc as it is; keeping its memory), ratios of medians")
     program = os.path.join(args.build, "tests", "bench", "bench_calib")
-    ours, theirs = {}, {}
+    ours, theirs = {}, {m: {} for m in mallocs}
     for _ in range(args.repeat):
-        for times, command in ((ours, [program, "--threads", "2", "--reps", "3"]),
-                               (theirs, peer("peer_calib.py", "--threads", "2", "--reps", "3"))):
-            for key, r in json_lines(command).items():
+        for times, command, settings in ((ours, [program, "--threads", "2", "--reps", "3", *args.calib_cases], None),
+                                         *((theirs[m], peer("peer_calib.py", "--threads", "2", "--reps", "3", *args.calib_cases),
+                                          mallocs[m])
+                                           for m in mallocs)):
+            for key, r in json_lines(command, settings).items():
                 times.setdefault(key, []).append(r["seconds"])
     table = []
     for (case, shape), times in ours.items():
         # Upstream's steps are fp32; the two halves of QR are one call of PyTorch's autograd.
         name = " ".join(case.split()[:3]) + " f32" if " step " in case else case
-        t = theirs.get((name, shape))
         row = {"case": case, "shape": shape, "ours": statistics.median(times), "best": min(times)}
-        if t:
-            row["torch"] = statistics.median(t)
-            row["torch_ratio"] = row["torch"] / row["ours"]
+        line = f"  {case:32} {shape:18} {row['ours']:9.4f}"
+        for m in mallocs:
+            t = theirs[m].get((name, shape))
+            if t:
+                row[f"torch {m}"] = statistics.median(t)
+                row[f"ratio {m}"] = row[f"torch {m}"] / row["ours"]
+                line += f"   {row[f'torch {m}']:9.4f} {row[f'ratio {m}']:6.1f}x"
         table.append(row)
-        print(f"  {case:32} {shape:18} {row['ours']:9.4f} "
-              + (f"{row['torch']:9.4f} {row['torch_ratio']:6.1f}x" if t else ""))
-    for (case, shape), times in theirs.items():
-        if case in ("qr both",) or case.endswith("bf16"):
-            print(f"  PyTorch alone: {case:17} {shape:18} {'':9} {statistics.median(times):9.4f}")
-    results["calib"] = table
+        print(line)
+    for m in mallocs:
+        for (case, shape), times in theirs[m].items():
+            if case == "qr both" or case.endswith("bf16"):
+                print(f"  PyTorch alone ({m}): {case:17} {shape:18} {'':9} {statistics.median(times):9.4f}")
+    return table
+
+
+def calibrate_section():
+    """The published recipe on both sides: windows of 2048, R1 10 epochs of a tenth of the inputs, R2 10 epochs of all. Batches
+    are half as many windows as there are, as published, so that R2 takes its steps of two batches."""
+    bsz = str(max(1, args.calib_nsamples // 2))
+    parts = args.calib_parts.split(",")
+    rows = int(0.1 * min(args.calib_nsamples, 100) * 60) * 2048  # of 30 layers with two inputs each
+    recipe = ["--compat", "upstream", "--ep", "10", "--bsz", bsz,
+              "--budget", str(max(rows, args.calib_nsamples * 2048) * 576 * 2)]
+    print(f"\n== whole calibration of R1 and R2, SmolLM2-135M, {args.calib_nsamples} windows of 2048, the published recipe (seconds)")
+    table = {}
+    out = os.path.join(work, "bench_rotations.safetensors")
+    usual = [DQ, "calibrate", args.model, "--cal-file", cal, "--out", out, "--json", "--quiet",
+             "--nsamples", str(args.calib_nsamples), "--seqlen", "2048"]
+    runs = {"ours bf16": ([*usual, *recipe, "--math", "bf16"], None), "ours f32": ([*usual, *recipe], None),
+            "ours, our own recipe, bf16": ([*usual, "--math", "bf16"], None)}
+    for m in mallocs:
+        runs[f"PyTorch ({m})"] = (peer("peer_calibrate.py", "--model", args.model, "--ids", cal_ids, "--work", work,
+                                       "--nsamples", str(args.calib_nsamples), "--bsz", bsz, "--capture_windows", parts[0],
+                                       "--r1_batches", parts[1], "--r2_batches", parts[2]), mallocs[m])
+    for name, (command, settings) in runs.items():
+        r = last_json(command, settings)
+        if not r:
+            continue
+        if "peer" not in r:
+            r["seconds"] = wall[0]
+            spent = {k: sum(x["seconds"] for x in r["rotations"] if (x["name"] == "R1") == (k == "r1")) for k in ("r1", "r2")}
+            r["stages"] = {"capture and the rest": r["seconds"] - sum(spent.values()), **spent}
+        table[name] = {k: r[k] for k in ("seconds", "stages", "parts") if k in r}
+        detail = ", ".join(f"{k} {v:.0f}" for k, v in table[name].get("stages", {}).items())
+        how = "; measured: " + ", ".join(f"{k} {v}" for k, v in r["parts"].items()) if "parts" in r else ""
+        print(f"  {name:28} {table[name]['seconds']:8.1f}   {detail}{how}", flush=True)
+    for m in mallocs:
+        for kind in ("ours bf16", "ours f32"):
+            if kind in table and f"PyTorch ({m})" in table:
+                print(f"  PyTorch ({m}) / {kind}: {table[f'PyTorch ({m})']['seconds'] / table[kind]['seconds']:.1f}x")
+    return table
+
+
+if "calib" in sections:
+    results["calib"] = calib_section()
+if "calibrate" in sections:
+    results["calibrate"] = calibrate_section()
 
 if "pipeline" in sections:
     print("\n== whole W4A4KV4 GPTQ pipeline on SmolLM2 (seconds)")

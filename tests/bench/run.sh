@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make bench: ours against PyTorch, transformers and llama.cpp, in turns in one run.
-# BENCH_FLAGS="--only forward,ppl,kernels,calib,pipeline,memory --repeat 3" narrows or repeats it.
+# BENCH_FLAGS="--only forward,ppl,kernels,calib,calibrate,pipeline,memory --repeat 3" narrows or repeats it.
 set -eu
 out=${1:-build}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,5 +11,5 @@ if ! "$python" -c 'import torch, transformers, gguf, accelerate, xllamacpp' 2>/d
     "$out/bench-venv/bin/pip" install --quiet --disable-pip-version-check numpy torch transformers gguf accelerate xllamacpp
 fi
 model=$("$here/../../examples/demo/fetch_model.sh" "$out")
-make --no-print-directory bench-programs
+make --no-print-directory bench-programs >&2
 exec "$python" "$here/bench.py" --build "$out" --model "$model" ${BENCH_FLAGS:-}
