@@ -185,7 +185,7 @@ static void stacks(void **state)
     static const int64_t sizes[][2] = {{1, 1}, {3, 2}, {2, 5}, {4, 33}, {3, 64}, {1, 128}, {1, 257}};
     for (int i = 0; i < 7; i++)
         for (int f64 = 0; f64 < 2; f64++) {
-            stack_case p = {sizes[i][0], sizes[i][1], f64 ? DQ_F64 : DQ_F32, DQ_MATH_F32};
+            stack_case p = {sizes[i][0], sizes[i][1], f64 ? DQ_F64 : DQ_F32, DQ_MATH_F32, 0};
             char label[80];
             snprintf(label, sizeof label, "%d x %s order %d", (int)p.groups, dq_dtype_name(p.dtype), (int)p.n);
             if (p.n < 100 || !f64)
