@@ -209,7 +209,7 @@ def calibrate_section():
     parts = args.calib_parts.split(",")
     rows = int(0.1 * min(args.calib_nsamples, 100) * 60) * 2048  # of 30 layers with two inputs each
     recipe = ["--compat", "upstream", "--ep", "10", "--bsz", bsz,
-              "--budget", str(max(rows, args.calib_nsamples * 2048) * 576 * 2)]
+              "--budget", str(max(rows, args.calib_nsamples * 2048) * 576 * 4)]
     print(f"\n== whole calibration of R1 and R2, SmolLM2-135M, {args.calib_nsamples} windows of 2048, the published recipe (seconds)")
     table = {}
     out = os.path.join(work, "bench_rotations.safetensors")
