@@ -84,7 +84,7 @@ static inline const dq_int8_kernels *dq_cpu_int8(const dq_cpu_dev *dev)
 static inline const dq_decode_kernels *dq_cpu_decode(const dq_cpu_dev *dev) { return DQ_CPU_PICK(dev, dq_decode); }
 
 /* gemm_few.c */
-/* c = alpha a b^T + beta c for at most DQ_DECODE_ROWS rows of a; a, c F32, b F32, F16 or BF16; DQ_MATH_BF16 rounds a. */
+/* c = alpha a b^T + beta c for at most DQ_DECODE_ROWS rows of a; a, c F32, b F32, F16 or BF16; DQ_MATH_BF16 rounds both. */
 dq_status dq_cpu_gemm_few(dq_cpu_dev *dev, double alpha, const dq_view *a, const dq_view *b, double beta,
                           const dq_view *c, int32_t math);
 /* packed_linear.c */

@@ -69,6 +69,8 @@ dq_status dq_cpu_compare_logits(void *device, const dq_view *a, const dq_view *b
 /* widen.c */
 /* Whether a product in fp32 can read the view as it is. */
 static inline bool dq_cpu_is_wide(const dq_view *v, int32_t math) { return v->dtype == DQ_F32 && math != DQ_MATH_BF16; }
+/* Row r of what is not plain fp32 (F32 only where it is to be rounded) in fp32. */
+void dq_cpu_widen_row(const dq_row_kernels *kernels, const dq_view *x, int64_t r, bool round, float *y);
 /* The F32, F16 or BF16 view in fp32 at `out`, packed; rounded to bf16 first under DQ_MATH_BF16. */
 dq_view dq_cpu_widen(dq_cpu_dev *dev, const dq_view *v, int32_t math, float *out);
 static inline dq_view dq_view_slice(const dq_view *v, int64_t r0, int64_t rows, int64_t c0, int64_t cols, int64_t size)

@@ -9,18 +9,21 @@ typedef struct widen_job {
     int64_t row_block;
 } widen_job;
 
+void dq_cpu_widen_row(const dq_row_kernels *kernels, const dq_view *x, int64_t r, bool round, float *y)
+{
+    int64_t n = x->cols;
+    if (x->dtype == DQ_BF16) kernels->bf16_to_f32(dq_view_at(x, r, 0, 2), y, n);
+    if (x->dtype == DQ_F16) kernels->f16_to_f32(dq_view_at(x, r, 0, 2), y, n);
+    if (x->dtype == DQ_F32) kernels->round_bf16(dq_view_f32(x, r), y, n);
+    if (x->dtype == DQ_F16 && round) kernels->round_bf16(y, y, n);
+}
+
 static void widen_task(void *arg, int64_t i, int thread)
 {
     const widen_job *j = arg;
     (void)thread;
-    int64_t n = j->x->cols;
-    for (int64_t r = i * j->row_block; r < dq_min64(j->x->rows, (i + 1) * j->row_block); r++) {
-        float *y = dq_view_f32(&j->y, r);
-        if (j->x->dtype == DQ_BF16) j->kernels->bf16_to_f32(dq_view_at(j->x, r, 0, 2), y, n);
-        if (j->x->dtype == DQ_F16) j->kernels->f16_to_f32(dq_view_at(j->x, r, 0, 2), y, n);
-        if (j->x->dtype == DQ_F32) j->kernels->round_bf16(dq_view_f32(j->x, r), y, n);
-        if (j->x->dtype == DQ_F16 && j->round) j->kernels->round_bf16(y, y, n);
-    }
+    for (int64_t r = i * j->row_block; r < dq_min64(j->x->rows, (i + 1) * j->row_block); r++)
+        dq_cpu_widen_row(j->kernels, j->x, r, j->round, dq_view_f32(&j->y, r));
 }
 
 dq_view dq_cpu_widen(dq_cpu_dev *dev, const dq_view *v, int32_t math, float *out)
