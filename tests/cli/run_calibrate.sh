@@ -98,7 +98,9 @@ json budget_large 0 "$rows > 80000 and 10e6 < r['peak_rss_bytes'] - load('budget
 # ---- what it is good for ----
 q="--w_bits 16 --a_bits 3 --a_asym --a_clip_ratio 0.9 --use_r4 false --ppl_eval --text_file $work/eval.txt --seqlen 64"
 json q_random 0 'r["results"][0]["ppl"] > 1' quantize $model $q
-json q_learnt 0 'r["results"][0]["ppl"] < load("q_random")["results"][0]["ppl"]' quantize $model $q --r1_path "$work/r.safetensors" --r2_path "$work/r.safetensors"
+# Quantization errors fall; this model's perplexity hardly tells rotations apart (seeds of the random one: 1.634 to 1.644).
+error='sum(k["error_%s"] for x in load("learnt")["rotations"] for k in x["kinds"] if k["kind"] == "activation")'
+json q_learnt 0 "r['results'][0]['ppl'] < 1.02 * load('q_random')['results'][0]['ppl'] and ${error/\%s/after} < 0.9 * ${error/\%s/before}" quantize $model $q --r1_path "$work/r.safetensors" --r2_path "$work/r.safetensors"
 json q_learnt_pt 0 'abs(r["results"][0]["ppl"] / load("q_learnt")["results"][0]["ppl"] - 1) < 1e-2' quantize $model $q --r1_path "$work/r.pt" --r2_path "$work/r.pt"
 target="--a_bits 3 --a_asym --a_clip_ratio 0.9"
 json learnt_for_3_bits 0 'True' calibrate $model $c $target --out "$work/s.safetensors"
