@@ -12,4 +12,5 @@ if ! "$python" -c 'import torch, transformers, gguf, accelerate, xllamacpp' 2>/d
 fi
 model=$("$here/../../examples/demo/fetch_model.sh" "$out")
 make --no-print-directory bench-programs >&2
-exec "$python" "$here/bench.py" --build "$out" --model "$model" ${BENCH_FLAGS:-}
+eval "set -- ${BENCH_FLAGS:-}" # words of the flags may be quoted
+exec "$python" "$here/bench.py" --build "$out" --model "$model" "$@"
