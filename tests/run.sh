@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test program under $1/tests and every script tests/*/run_*.sh; ends with 'N passed, N failed'.
+# SPDX-License-Identifier: Apache-2.0
 set -u
 out=${1:-build}
 root=$(cd "$(dirname "$0")/.." && pwd)

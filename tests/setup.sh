@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a target needs, once: setup.sh build|test|bench|fuzz. As root or with sudo; otherwise prints the line.
+# SPDX-License-Identifier: Apache-2.0
 set -eu
 what=${1:-build}
 packages="gcc make pkg-config libopenblas-dev libjansson-dev libpcre2-dev libutf8proc-dev libzip-dev zlib1g-dev python3 python3-venv python3-pip"

@@ -2,6 +2,7 @@
 """The main job on a real model: quantize it by several schemes and show what each one cost.
 
 Drives the `dartquant` program; standard library only (matplotlib, when importable, draws the plot).
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

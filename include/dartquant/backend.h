@@ -73,7 +73,7 @@ typedef struct dq_host {
 /* Precision of the products inside gemm, head_nll, attention, rotation_loss and polar. Storage of inputs and outputs is given by their
  * views; accumulation is fp32 or better (fp64 when the operands are fp64). */
 enum {
-    DQ_MATH_F32 = 0, /* products in fp32 or better */
+    DQ_MATH_F32 = 0,  /* products in fp32 or better */
     DQ_MATH_BF16 = 1, /* operands may be rounded to bf16 (half to even), accumulation stays fp32 */
     DQ_MATH_INT8 = 2  /* for packed_linear alone, added to one of the others: see dq_packed_desc */
 };

@@ -67,24 +67,13 @@ static dq_status read_gemm(dq_source *source, const dq_packed *p, dq_host_codes 
     return DQ_OK;
 }
 
-static dq_status put_words(dq_sink *sink, const char *name, const char *suffix, const dq_fields *f,
-                           const uint8_t *values, int64_t rows, int64_t cols)
-{
-    uint32_t *words = dq_calloc(sink->env, (size_t)(rows * cols), sizeof *words);
-    if (!words) return DQ_E_NOMEM;
-    dq_fields_pack(sink->env, f, values, words);
-    dq_status status = dq_sink_put(sink, name, suffix, DQ_I32, rows, cols, words);
-    dq_free(words);
-    return status;
-}
-
 static dq_status write_gemm(dq_sink *sink, const char *name, const dq_layout *l, dq_dtype scale_dtype,
                             const dq_host_codes *c)
 {
     (void)l;
     dq_fields weight = gemm_weight(c->out, c->in), zeros = gemm_zeros(c->out, c->groups);
-    DQ_TRY(put_words(sink, name, ".qweight", &weight, c->codes, c->in, c->out / 8));
-    DQ_TRY(put_words(sink, name, ".qzeros", &zeros, c->zero, c->groups, c->out / 8));
+    DQ_TRY(dq_sink_put_words(sink, name, ".qweight", &weight, c->codes, c->in, c->out / 8));
+    DQ_TRY(dq_sink_put_words(sink, name, ".qzeros", &zeros, c->zero, c->groups, c->out / 8));
     return dq_sink_put_scales(sink, name, ".scales", scale_dtype, true, c);
 }
 
@@ -142,8 +131,8 @@ static dq_status write_gemv(dq_sink *sink, const char *name, const dq_layout *l,
     (void)l;
     int64_t width = zeros_width(c->in, c->group);
     dq_fields weight = gemv_weight(c->out, c->in), zeros = gemv_zeros(c->out, c->groups, width);
-    DQ_TRY(put_words(sink, name, ".qweight", &weight, c->codes, c->out, c->in / 8));
-    DQ_TRY(put_words(sink, name, ".qzeros", &zeros, c->zero, c->out, width));
+    DQ_TRY(dq_sink_put_words(sink, name, ".qweight", &weight, c->codes, c->out, c->in / 8));
+    DQ_TRY(dq_sink_put_words(sink, name, ".qzeros", &zeros, c->zero, c->out, width));
     dq_host_codes padded = {.env = c->env, .out = c->out, .groups = 8 * width};
     padded.scale = dq_calloc(c->env, (size_t)(c->out * padded.groups), sizeof *padded.scale);
     if (!padded.scale) return DQ_E_NOMEM;

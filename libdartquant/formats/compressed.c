@@ -106,30 +106,19 @@ static dq_status read_packed(dq_source *source, const dq_packed *p, dq_host_code
     return DQ_OK;
 }
 
-static dq_status put_words(dq_sink *sink, const char *name, const char *suffix, const dq_fields *f,
-                           const uint8_t *values, int64_t rows, int64_t cols)
-{
-    uint32_t *words = dq_calloc(sink->env, (size_t)(rows * cols), sizeof *words);
-    if (!words) return DQ_E_NOMEM;
-    dq_fields_pack(sink->env, f, values, words);
-    dq_status status = dq_sink_put(sink, name, suffix, DQ_I32, rows, cols, words);
-    dq_free(words);
-    return status;
-}
-
 static dq_status write_packed(dq_sink *sink, const char *name, const dq_layout *l, dq_dtype scale_dtype,
                               const dq_host_codes *c)
 {
     int64_t shape[2] = {c->out, c->in};
     dq_field_order order = DQ_FIELDS_DENSE;
     dq_fields f = weight_fields(order, c->bits, c->out, c->in);
-    DQ_TRY(put_words(sink, name, ".weight_packed", &f, c->codes, c->out, f.line_step));
+    DQ_TRY(dq_sink_put_words(sink, name, ".weight_packed", &f, c->codes, c->out, f.line_step));
     DQ_TRY(dq_sink_put_scales(sink, name, ".weight_scale", scale_dtype, false, c));
     DQ_TRY(dq_sink_put(sink, name, ".weight_shape", DQ_I64, 0, 2, shape));
     if (!l->symmetric) {
         f = zero_fields(order, c->bits, c->out, c->groups);
-        DQ_TRY(put_words(sink, name, ".weight_zero_point", &f, c->zero, dq_fields_words(order, c->bits, c->out),
-                         c->groups));
+        DQ_TRY(dq_sink_put_words(sink, name, ".weight_zero_point", &f, c->zero, dq_fields_words(order, c->bits, c->out),
+                                 c->groups));
     }
     if (!c->group_index) return DQ_OK;
     return dq_sink_put(sink, name, ".weight_g_idx", DQ_I32, 0, c->in, c->group_index);

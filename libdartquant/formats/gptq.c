@@ -112,17 +112,6 @@ static dq_status read(dq_source *source, const dq_packed *p, dq_host_codes *c)
     return DQ_OK;
 }
 
-static dq_status put_words(dq_sink *sink, const char *name, const char *suffix, const dq_fields *f,
-                           const uint8_t *values, int64_t rows, int64_t cols)
-{
-    uint32_t *words = dq_calloc(sink->env, (size_t)(rows * cols), sizeof *words);
-    if (!words) return DQ_E_NOMEM;
-    dq_fields_pack(sink->env, f, values, words);
-    dq_status status = dq_sink_put(sink, name, suffix, DQ_I32, rows, cols, words);
-    dq_free(words);
-    return status;
-}
-
 static dq_status write_zeros(dq_sink *sink, const char *name, const dq_layout *l, const dq_host_codes *c)
 {
     uint8_t *zeros = dq_alloc(c->env, (size_t)(c->out * c->groups));
@@ -130,7 +119,7 @@ static dq_status write_zeros(dq_sink *sink, const char *name, const dq_layout *l
     for (int64_t i = 0; i < c->out * c->groups; i++)
         zeros[i] = (uint8_t)(c->zero[i] - (l->kind == DQ_LAYOUT_GPTQ ? 1 : 0));
     dq_fields f = zero_fields(l, c->out, c->groups);
-    dq_status status = put_words(sink, name, ".qzeros", &f, zeros, c->groups, f.line_step);
+    dq_status status = dq_sink_put_words(sink, name, ".qzeros", &f, zeros, c->groups, f.line_step);
     dq_free(zeros);
     return status;
 }
@@ -141,7 +130,7 @@ static dq_status write(dq_sink *sink, const char *name, const dq_layout *layout,
     dq_layout l = *layout;
     l.bits = c->bits;
     dq_fields f = weight_fields(&l, c->out, c->in);
-    DQ_TRY(put_words(sink, name, ".qweight", &f, c->codes, dq_fields_words(f.order, c->bits, c->in), c->out));
+    DQ_TRY(dq_sink_put_words(sink, name, ".qweight", &f, c->codes, dq_fields_words(f.order, c->bits, c->in), c->out));
     DQ_TRY(write_zeros(sink, name, &l, c));
     DQ_TRY(dq_sink_put_scales(sink, name, ".scales", scale_dtype, true, c));
     int32_t *index = dq_alloc(c->env, (size_t)c->in * sizeof *index);

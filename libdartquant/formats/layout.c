@@ -165,6 +165,17 @@ dq_status dq_sink_put(dq_sink *sink, const char *name, const char *suffix, dq_dt
     return sink->ops->add(sink, buf, dtype, rows > 0 ? 2 : 1, rows > 0 ? shape : shape + 1, data, bytes);
 }
 
+dq_status dq_sink_put_words(dq_sink *sink, const char *name, const char *suffix, const dq_fields *f,
+                            const uint8_t *values, int64_t rows, int64_t cols)
+{
+    uint32_t *words = dq_calloc(sink->env, (size_t)(rows * cols), sizeof *words);
+    if (!words) return DQ_E_NOMEM;
+    dq_fields_pack(sink->env, f, values, words);
+    dq_status status = dq_sink_put(sink, name, suffix, DQ_I32, rows, cols, words);
+    dq_free(words);
+    return status;
+}
+
 static float round_scale(float s, dq_dtype dtype)
 {
     if (dtype == DQ_F16) return dq_f16_to_f32(dq_f32_to_f16(s));

@@ -4,6 +4,7 @@
 #define DQ_FORMATS_LAYOUT_H
 
 #include "base/source.h"
+#include "formats/fields.h"
 #include "formats/host_codes.h"
 
 typedef enum dq_layout_kind {
@@ -79,6 +80,9 @@ dq_status dq_part_read_floats(dq_source *source, int64_t tensor, float **out);
 void dq_transpose_params(const float *in, int64_t groups, int64_t rows, float *out);
 dq_status dq_sink_put(dq_sink *sink, const char *name, const char *suffix, dq_dtype dtype, int64_t rows, int64_t cols,
                       const void *data); /* rows 0: a vector */
+/* Values packed as `f` says into [rows, cols] words. */
+dq_status dq_sink_put_words(dq_sink *sink, const char *name, const char *suffix, const dq_fields *f,
+                            const uint8_t *values, int64_t rows, int64_t cols);
 /* Scales in the file's type; transposed: [groups, out] from [out, groups]. */
 dq_status dq_sink_put_scales(dq_sink *sink, const char *name, const char *suffix, dq_dtype dtype, bool transposed,
                              const dq_host_codes *c);

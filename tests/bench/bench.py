@@ -2,6 +2,7 @@
 """Runs our program and its peers in turn (A B A B ...) and prints medians, minima and ratios; JSON in BUILD/bench.json.
 
 Each section checks the numbers too: perplexities of ours and of the peer stand side by side.
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

@@ -3,6 +3,7 @@
 median and best of ours, of the peer, ratio of the bests. Files and models are made from --model in --work and kept.
 
 usage: bench_generate.py --build BUILD --model FILE.gguf --text-file F [--work DIR] [--prompt 512] [--new 64] [--repeat 3]
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

@@ -5,6 +5,7 @@ original is not. "bf16" rounds rows and Q for the products. Prints one JSON obje
 as bench_calib.
 
 usage: peer_calib.py [--threads 2] [--reps 3] [CASE-PREFIX ...]
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

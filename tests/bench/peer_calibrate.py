@@ -10,6 +10,7 @@ and multiplied up to the whole. The time to load the model does not count. Print
 
 usage: peer_calibrate.py --model FILE.gguf|DIR --ids F.json [--nsamples 128] [--seqlen 2048] [--bsz 64] [--ep 10]
            [--capture_windows N] [--r1_batches N] [--r2_batches N] [--dtype bf16|f32] [--threads 2] [--work DIR]
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

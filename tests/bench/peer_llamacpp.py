@@ -7,6 +7,7 @@ the first three fields of the context parameters (n_ctx, n_batch, n_ubatch) are 
 
 usage: peer_llamacpp.py --model FILE.gguf --ids F.json [--seqlen 2048] [--limit N] [--threads 2] [--new N]
 With --new: the first seqlen ids as a prompt, then N greedy tokens one by one; rates of both, as dartquant generate reports them.
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import ctypes as c

@@ -9,6 +9,7 @@ loop in blocks of 128, MSE clip search; then perplexity with per-token fake quan
 
 usage: peer_pipeline.py --model FILE.gguf|DIR --cal-ids F --test-ids F [--nsamples 8] [--seqlen 2048] [--limit 4]
                         [--w_bits 4 --a_bits 4 --k_bits 4 --v_bits 4] [--layers N: stop after N layers, time only]
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

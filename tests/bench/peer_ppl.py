@@ -2,6 +2,7 @@
 """Peer: perplexity with transformers (SDPA attention), windows of --seqlen, on ids given as JSON. Prints one JSON line.
 
 usage: peer_ppl.py --model FILE.gguf|DIR --ids F.json [--dtype f32|bf16] [--seqlen 2048] [--limit N] [--threads 2]
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

@@ -8,6 +8,7 @@ With --clock cpu, processor time of the process is counted: of use with --thread
 linear algebra of higher order.
 
 usage: peer_quant.py [--threads 2] [--reps 3] [--clock wall|cpu] [--largest 4096] [CASE-PREFIX ...]
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

@@ -4,6 +4,7 @@ over seeds, schemes and weight methods; a table of means and ranges. Every finis
 found there are not measured again, so an interrupted run goes on.
 
 usage: quality_rotations.py --dartquant build/bin/dartquant --model MODEL --cal-file TEXT --ids IDS.json --log FILE.jsonl
+SPDX-License-Identifier: Apache-2.0
 """
 import argparse
 import json

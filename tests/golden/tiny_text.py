@@ -3,6 +3,7 @@
 
 Standard library only, so that the demo can make calibration and evaluation text anywhere.
 usage: tiny_text.py SEED BYTES > FILE
+SPDX-License-Identifier: Apache-2.0
 """
 import random
 import sys

@@ -3,6 +3,7 @@
 
 Needs torch, transformers, tokenizers, safetensors. Deterministic for given package versions; takes a few minutes.
 usage: train_tiny.py OUT_DIR [STEPS]
+SPDX-License-Identifier: Apache-2.0
 """
 import json
 import os

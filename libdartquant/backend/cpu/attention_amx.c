@@ -6,6 +6,7 @@
 #include "backend/cpu/attention.h"
 
 #include "backend/cpu/amx.h"
+#include "backend/cpu/attention_mask.h"
 #include "backend/cpu/gemm_packed.h"
 #include "backend/cpu/transpose_avx512.h"
 #include "backend/cpu/vec_exp.h"
@@ -62,23 +63,6 @@ static void product(const uint16_t *a, int64_t a_panel, int64_t rows, const uint
         for (int64_t c = 0; c < STRIP; c += DQ_PAIR)
             pair_product(a + r / DQ_PANEL * a_panel, a_panel, b + c / DQ_PANEL * b_panel, b_panel, tiles, add,
                          out + r * STRIP + c);
-}
-
-static int64_t lanes(int64_t n) { return n < 0 ? 0 : n > VF ? VF : n; }
-
-/* Lane i of row j is query q0 + i against key k0 + j: hidden keys score below everything. */
-static void mask(const dq_attention_block *b, int64_t q0, int64_t k0, int64_t keys, strip *w)
-{
-    vf hidden = vf_set1(DQ_ATTENTION_HIDDEN);
-    for (int64_t j = 0; j < keys; j++) {
-        int64_t begin = k0 + j - q0; /* first query that may see the key */
-        for (int v = 0; v < NV; v++) {
-            float *p = w->s + j * STRIP + v * VF;
-            vf s = vf_keep_n(hidden, vf_load(p), lanes(begin - v * VF));
-            if (b->window) s = vf_keep_n(s, hidden, lanes(begin + b->window - v * VF));
-            vf_store(p, s);
-        }
-    }
 }
 
 /* Scores of `keys` keys (a multiple of 32) to probabilities under the running maximum; says whether it rose. */
@@ -169,7 +153,8 @@ static void attend_strip(const dq_attention_block *b, int64_t q0, int64_t n, str
     for (int64_t k0 = begin; k0 < end; k0 += KEYS) {
         int64_t keys = dq_min64(KEYS, dq_ceil_div(end - k0, DQ_PAIR) * DQ_PAIR);
         product(k + k0 / DQ_PANEL * k_panel, k_panel, keys, w->q, k_panel, dim_tiles, false, w->s);
-        if (k0 + keys - 1 > q0 || (b->window && k0 <= q0 + STRIP - 1 - b->window)) mask(b, q0, k0, keys, w);
+        if (k0 + keys - 1 > q0 || (b->window && k0 <= q0 + STRIP - 1 - b->window))
+            attention_mask(b, q0, k0, keys, NV, w->s);
         if (softmax(b->scale, keys, w)) shrink(b->dim, w);
         product(v + k0 / DQ_TILE_DEPTH * DQ_TILE_ELEMENTS, v_panel, dim, w->p, p_panel, keys / DQ_TILE_DEPTH, true,
                 w->o);

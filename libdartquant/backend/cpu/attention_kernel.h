@@ -3,6 +3,7 @@
  * (a broadcast scalar times a vector), and the softmax over the keys needs no horizontal operation.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/attention.h"
+#include "backend/cpu/attention_mask.h"
 #include "backend/cpu/vec_exp.h"
 #include "base/half.h"
 
@@ -79,23 +80,6 @@ static void store_output(const dq_attention_block *b, int64_t q0, int64_t n, str
     }
 }
 
-static int64_t lanes(int64_t n) { return n < 0 ? 0 : n > VF ? VF : n; }
-
-/* Lane i of row j is query q0 + i against key k0 + j: hidden keys score below everything. */
-static void mask(const dq_attention_block *b, int64_t q0, int64_t k0, int64_t keys, strip *w)
-{
-    vf hidden = vf_set1(DQ_ATTENTION_HIDDEN);
-    for (int64_t j = 0; j < keys; j++) {
-        int64_t begin = k0 + j - q0; /* first query that may see the key */
-        for (int v = 0; v < NV; v++) {
-            float *p = w->s + j * STRIP + v * VF;
-            vf s = vf_keep_n(hidden, vf_load(p), lanes(begin - v * VF));
-            if (b->window) s = vf_keep_n(s, hidden, lanes(begin + b->window - v * VF));
-            vf_store(p, s);
-        }
-    }
-}
-
 /* Scores to powers of two under the running maximum; what was summed before shrinks with it. */
 static void softmax(int64_t dim, int64_t keys, strip *w)
 {
@@ -133,7 +117,7 @@ static void attend_strip(const dq_attention_block *b, int64_t q0, int64_t n, str
         int64_t keys = dq_min64(DQ_ATTENTION_KEYS, end - k0);
         product(k + k0 * b->dim, b->dim, 1, keys, w->q, b->dim, false, w->s);
         bool partial = k0 + keys - 1 > q0 || (b->window && k0 <= q0 + STRIP - 1 - b->window);
-        if (partial) mask(b, q0, k0, keys, w);
+        if (partial) attention_mask(b, q0, k0, keys, NV, w->s);
         softmax(b->dim, keys, w);
         product(v + k0 * b->dim, 1, b->dim, b->dim, w->s, keys, true, w->o);
     }
