@@ -12,34 +12,12 @@
 #include <cmocka.h>
 
 #include "host_model.h"
+#include "refusing_heap.h"
 #include "scratch.h"
 
 #define MODEL "tests/data/tiny"
 
-/* ---- a heap and callbacks that fail when told to ---- */
-
-static struct {
-    long live, calls, fail_at;
-    int for_good;
-} heap;
-
-static void *refuse_alloc(void *user, size_t bytes)
-{
-    (void)user;
-    long call = ++heap.calls;
-    if (heap.fail_at && (call == heap.fail_at || (heap.for_good && call > heap.fail_at))) return NULL;
-    void *p = malloc(bytes);
-    if (p) heap.live++;
-    return p;
-}
-
-static void refuse_free(void *user, void *ptr, size_t bytes)
-{
-    (void)user;
-    (void)bytes;
-    heap.live--;
-    free(ptr);
-}
+/* ---- callbacks that fail when told to ---- */
 
 static struct {
     long calls, fail_at;

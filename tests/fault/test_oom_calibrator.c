@@ -8,29 +8,8 @@
 #include <cmocka.h>
 
 #include "dartquant.h"
+#include "refusing_heap.h"
 #include "scratch.h"
-
-static struct {
-    long live, calls, fail_at; /* fail_at 0: never */
-    int for_good;              /* every later call fails too */
-} heap;
-
-static void *refuse_alloc(void *user, size_t bytes)
-{
-    (void)user;
-    long call = __atomic_add_fetch(&heap.calls, 1, __ATOMIC_SEQ_CST);
-    if (heap.fail_at && (call == heap.fail_at || (heap.for_good && call > heap.fail_at))) return NULL;
-    void *p = malloc(bytes);
-    if (p) __atomic_add_fetch(&heap.live, 1, __ATOMIC_SEQ_CST);
-    return p;
-}
-
-static void refuse_free(void *user, void *ptr, size_t bytes)
-{
-    (void)user, (void)bytes;
-    __atomic_sub_fetch(&heap.live, 1, __ATOMIC_SEQ_CST);
-    free(ptr);
-}
 
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
