@@ -40,30 +40,17 @@ static void loss_task(void *arg, int64_t r, int thread)
     for (int64_t c = 0; c < j->width && j->slopes; c++) row[c] = (float)(factor * (slope[c] + d->shift * o[c]));
 }
 
-/* o = x R, head by head, or grad = beta grad + x^T o. */
-static dq_status multiply(const tile_job *j, const dq_tensor *x, const dq_tensor *matrices, bool back, double beta)
-{
-    const dq_rotation_loss_desc *d = j->d;
-    int64_t n = d->n, share = d->heads / d->groups;
-    for (int64_t h = 0; h < d->heads; h++) {
-        dq_tensor in = dq_tensor_slice(x, 0, j->rows, h * n, n), out = dq_tensor_slice(&j->o, 0, j->rows, h * n, n);
-        dq_tensor matrix = dq_tensor_rows(matrices, h / share * n, n);
-        DQ_TRY(back ? dq_op_gemm(true, false, 1, &in, &out, h % share ? 1 : beta, &matrix, d->math)
-                    : dq_op_gemm(false, false, 1, &in, &matrix, 0, &out, d->math));
-    }
-    return DQ_OK;
-}
-
 static dq_status run_tile(tile_job *j, const dq_tensor *all, const dq_tensor *r, const dq_tensor *grad, double *total)
 {
     dq_env *env = all->dev->env;
+    const dq_rotation_loss_desc *d = j->d;
     dq_tensor x = dq_tensor_rows(all, j->first, j->rows), o = dq_tensor_rows(&j->o, 0, j->rows);
-    if (j->d->relative) {
+    if (d->relative) {
         DQ_TRY(dq_op_convert(&x, &o));
         DQ_TRY(dq_tensor_download(&o, j->host));
         dq_run(env, j->rows, norm_task, j);
     }
-    DQ_TRY(multiply(j, &x, r, false, 0));
+    DQ_TRY(dq_rotate_heads(d->n, d->heads, d->groups, &x, r, &o, d->math));
     DQ_TRY(dq_tensor_download(&o, j->host));
     dq_run(env, j->rows, loss_task, j);
     for (int64_t i = 0; i < j->rows; i++) {
@@ -72,7 +59,7 @@ static dq_status run_tile(tile_job *j, const dq_tensor *all, const dq_tensor *r,
     }
     if (!j->slopes) return DQ_OK;
     DQ_TRY(dq_tensor_upload(&o, j->host));
-    return multiply(j, &x, grad, true, j->first ? 1 : j->d->beta);
+    return dq_rotate_heads_back(d->n, d->heads, d->groups, &x, &o, 1, j->first ? 1 : d->beta, grad, d->math);
 }
 
 static dq_status open_tiles(tile_job *j, dq_device *dev, int64_t most, int64_t all, bool weighted, bool row_loss)

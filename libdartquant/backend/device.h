@@ -93,6 +93,12 @@ dq_status dq_op_gptq_block(const dq_grid_desc *d, dq_tensor *w, const dq_tensor 
 /* weight, grad and row_loss are optional. */
 dq_status dq_op_rotation_loss(const dq_rotation_loss_desc *d, const dq_tensor *x, const dq_tensor *weight,
                               const dq_tensor *r, dq_tensor *grad, dq_tensor *row_loss, double *loss);
+/* Products with one matrix for each group of heads, r [groups * n, n]; x, o, slope [rows, heads * n]: o = x r, and
+ * grad = beta grad + alpha x^T slope, summed over the heads of a group. */
+dq_status dq_rotate_heads(int64_t n, int64_t heads, int64_t groups, const dq_tensor *x, const dq_tensor *r,
+                          const dq_tensor *o, int math);
+dq_status dq_rotate_heads_back(int64_t n, int64_t heads, int64_t groups, const dq_tensor *x, const dq_tensor *slope,
+                               double alpha, double beta, const dq_tensor *grad, int math);
 dq_status dq_op_qr_batch(int64_t groups, const dq_tensor *a, dq_tensor *q, dq_tensor *r);
 dq_status dq_op_qr_grad(int64_t groups, const dq_tensor *q, const dq_tensor *r, const dq_tensor *dq, dq_tensor *da);
 dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u, double *error);

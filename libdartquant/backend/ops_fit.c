@@ -186,3 +186,29 @@ dq_status dq_op_adam(double beta1, double beta2, double root, double epsilon, dq
     }
     return dq_view_is_empty(&g->view) ? DQ_OK : dq_op_dispatch(&call);
 }
+
+/* ---- products of all heads ---- */
+
+dq_status dq_rotate_heads(int64_t n, int64_t heads, int64_t groups, const dq_tensor *x, const dq_tensor *r,
+                          const dq_tensor *o, int math)
+{
+    int64_t rows = x->view.rows;
+    for (int64_t h = 0; h < heads; h++) {
+        dq_tensor in = dq_tensor_slice(x, 0, rows, h * n, n), out = dq_tensor_slice(o, 0, rows, h * n, n);
+        dq_tensor matrix = dq_tensor_rows(r, h / (heads / groups) * n, n);
+        DQ_TRY(dq_op_gemm(false, false, 1, &in, &matrix, 0, &out, math));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_rotate_heads_back(int64_t n, int64_t heads, int64_t groups, const dq_tensor *x, const dq_tensor *slope,
+                               double alpha, double beta, const dq_tensor *grad, int math)
+{
+    int64_t rows = x->view.rows, share = heads / groups;
+    for (int64_t h = 0; h < heads; h++) {
+        dq_tensor in = dq_tensor_slice(x, 0, rows, h * n, n), out = dq_tensor_slice(slope, 0, rows, h * n, n);
+        dq_tensor matrix = dq_tensor_rows(grad, h / share * n, n);
+        DQ_TRY(dq_op_gemm(true, false, alpha, &in, &out, h % share ? 1 : beta, &matrix, math));
+    }
+    return DQ_OK;
+}

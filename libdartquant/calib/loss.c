@@ -83,32 +83,6 @@ static dq_status on_device(const dq_loss *loss, const dq_orbit *orbit, const dq_
 
 /* ---- decided by a batch ---- */
 
-/* o = x R: head by head, each with the matrix of its group. */
-static dq_status rotate(const dq_orbit *orbit, const dq_tensor *x, const dq_tensor *r, int math, dq_tensor *o)
-{
-    int64_t n = orbit->n, rows = x->view.rows;
-    for (int32_t h = 0; h < orbit->heads; h++) {
-        dq_tensor in = dq_tensor_slice(x, 0, rows, h * n, n), out = dq_tensor_slice(o, 0, rows, h * n, n);
-        dq_tensor matrix = dq_tensor_rows(r, h / (orbit->heads / orbit->groups) * n, n);
-        DQ_TRY(dq_op_gemm(false, false, 1, &in, &matrix, 0, &out, math));
-    }
-    return DQ_OK;
-}
-
-/* grad = beta * grad + weight * x^T d, summed over the heads of each group. */
-static dq_status pull_back(const dq_orbit *orbit, const dq_tensor *x, const dq_tensor *d, double weight, double beta,
-                           dq_tensor *grad, int math)
-{
-    int64_t n = orbit->n, rows = x->view.rows;
-    int32_t per_group = orbit->heads / orbit->groups;
-    for (int32_t h = 0; h < orbit->heads; h++) {
-        dq_tensor in = dq_tensor_slice(x, 0, rows, h * n, n), out = dq_tensor_slice(d, 0, rows, h * n, n);
-        dq_tensor matrix = dq_tensor_rows(grad, h / per_group * n, n);
-        DQ_TRY(dq_op_gemm(true, false, weight, &in, &out, h % per_group ? 1 : beta, &matrix, math));
-    }
-    return DQ_OK;
-}
-
 static dq_status on_host(const dq_loss *loss, const dq_orbit *orbit, const dq_tensor *x, const dq_tensor *r,
                          double weight, double shift, double beta, dq_tensor *grad, int math, double *value)
 {
@@ -120,7 +94,7 @@ static dq_status on_host(const dq_loss *loss, const dq_orbit *orbit, const dq_te
     float *numbers = dq_alloc(env, count * sizeof *numbers), *slope = NULL;
     if (!numbers || (grad && !(slope = dq_alloc(env, count * sizeof *slope)))) goto done;
     DQ_GO(dq_tensor_alloc(x->dev, DQ_F32, rows, width, &o));
-    DQ_GO(rotate(orbit, x, r, math, &o));
+    DQ_GO(dq_rotate_heads(orbit->n, orbit->heads, orbit->groups, x, r, &o, math));
     DQ_GO(dq_tensor_download(&o, numbers));
     DQ_GO(dq_loss_of_batch(env, loss, numbers, rows, width, slope, value));
     if (grad) {
@@ -128,7 +102,7 @@ static dq_status on_host(const dq_loss *loss, const dq_orbit *orbit, const dq_te
         if (shift != 0)
             for (size_t i = 0; i < count; i++) slope[i] += of_each * numbers[i];
         DQ_GO(dq_tensor_upload(&o, slope));
-        DQ_GO(pull_back(orbit, x, &o, weight, beta, grad, math));
+        DQ_GO(dq_rotate_heads_back(orbit->n, orbit->heads, orbit->groups, x, &o, weight, beta, grad, math));
     }
 done:
     dq_tensor_free(&o);
