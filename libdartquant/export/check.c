@@ -49,6 +49,20 @@ static dq_status check_activations(const dq_export_plan *p)
                    s->a.bits, p->spec->name);
 }
 
+static dq_status check_gguf_arch(const dq_arch *a)
+{
+    const char *name = a->family->gguf_archs[0];
+    if (a->window > 0)
+        return dq_fail(DQ_E_UNSUPPORTED, "a sliding window of %lld tokens cannot be said in a %s GGUF; use hf",
+                       (long long)a->window, name);
+    if (a->activation != DQ_ACT_SILU)
+        return dq_fail(DQ_E_UNSUPPORTED, "a %s GGUF means SiLU, this model has another activation; use hf", name);
+    if (!a->family->gguf_permuted_qk && (a->rope_scaling == DQ_ROPE_LLAMA3 || a->rope_scaling == DQ_ROPE_TABLE))
+        return dq_fail(DQ_E_UNSUPPORTED,
+                       "llama.cpp reads divisors of the RoPE frequencies for llama alone, not for %s; use hf", name);
+    return DQ_OK;
+}
+
 static dq_status check_arch(const dq_export_plan *p)
 {
     const dq_arch *a = dq_model_arch(p->model);
@@ -56,12 +70,7 @@ static dq_status check_arch(const dq_export_plan *p)
         return dq_fail(DQ_E_UNSUPPORTED,
                        "the RoPE frequencies of this model are a table, which config.json cannot hold; "
                        "gguf and the library's own format can");
-    if (p->spec->kind == DQ_EXPORT_GGUF && a->window > 0)
-        return dq_fail(DQ_E_UNSUPPORTED, "a sliding window of %lld tokens cannot be said in a llama GGUF; use hf",
-                       (long long)a->window);
-    if (p->spec->kind == DQ_EXPORT_GGUF && a->activation != 0)
-        return dq_fail(DQ_E_UNSUPPORTED, "a llama GGUF means SiLU, this model has another activation; use hf");
-    return DQ_OK;
+    return p->spec->kind == DQ_EXPORT_GGUF ? check_gguf_arch(a) : DQ_OK;
 }
 
 dq_layout dq_export_layout(const dq_export_plan *p, const dq_host_codes *c)

@@ -1,4 +1,4 @@
-/* A LLaMA as GGUF: keys, vocabulary, tensors in llama.cpp's names, q and k with interleaved rows.
+/* A model as GGUF: keys, vocabulary, tensors in llama.cpp's names, q and k of a LLaMA with interleaved rows.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
 #include <string.h>
@@ -12,28 +12,41 @@ enum { PIECE_ROWS = 1024 };
 
 /* ---- keys ---- */
 
+/* "<architecture>.<name>" */
+static const char *key(const dq_arch *a, const char *name, char *buf, size_t size)
+{
+    snprintf(buf, size, "%s.%s", a->family->gguf_archs[0], name);
+    return buf;
+}
+
 static void write_keys(const dq_export_plan *p, dq_gguf_writer *w)
 {
     const dq_arch *a = dq_model_arch(p->model);
-    dq_gguf_writer_string(w, "general.architecture", "llama");
+    char buf[128];
+    const struct {
+        const char *name;
+        int64_t value;
+    } sizes[] = {{"context_length", a->max_positions > 0 ? a->max_positions : 2048},
+                 {"embedding_length", a->hidden},
+                 {"block_count", a->layers},
+                 {"feed_forward_length", a->intermediate},
+                 {"attention.head_count", a->heads},
+                 {"attention.head_count_kv", a->kv_heads},
+                 {"attention.key_length", a->head_dim},
+                 {"attention.value_length", a->head_dim},
+                 {"rope.dimension_count", a->head_dim},
+                 {"vocab_size", a->vocab}};
+    dq_gguf_writer_string(w, "general.architecture", a->family->gguf_archs[0]);
     dq_gguf_writer_string(w, "general.name", "dartquant export");
     dq_gguf_writer_u32(w, "general.quantization_version", 2);
     dq_gguf_writer_u32(w, "general.file_type", dq_gguf_block_file_type(p->spec->block));
-    dq_gguf_writer_u32(w, "llama.context_length", (uint32_t)(a->max_positions > 0 ? a->max_positions : 2048));
-    dq_gguf_writer_u32(w, "llama.embedding_length", (uint32_t)a->hidden);
-    dq_gguf_writer_u32(w, "llama.block_count", (uint32_t)a->layers);
-    dq_gguf_writer_u32(w, "llama.feed_forward_length", (uint32_t)a->intermediate);
-    dq_gguf_writer_u32(w, "llama.attention.head_count", (uint32_t)a->heads);
-    dq_gguf_writer_u32(w, "llama.attention.head_count_kv", (uint32_t)a->kv_heads);
-    dq_gguf_writer_u32(w, "llama.attention.key_length", (uint32_t)a->head_dim);
-    dq_gguf_writer_u32(w, "llama.attention.value_length", (uint32_t)a->head_dim);
-    dq_gguf_writer_f32(w, "llama.attention.layer_norm_rms_epsilon", (float)a->norm_eps);
-    dq_gguf_writer_u32(w, "llama.rope.dimension_count", (uint32_t)a->head_dim);
-    dq_gguf_writer_f32(w, "llama.rope.freq_base", (float)a->rope_theta);
-    dq_gguf_writer_u32(w, "llama.vocab_size", (uint32_t)a->vocab);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        dq_gguf_writer_u32(w, key(a, sizes[i].name, buf, sizeof buf), (uint32_t)sizes[i].value);
+    dq_gguf_writer_f32(w, key(a, "attention.layer_norm_rms_epsilon", buf, sizeof buf), (float)a->norm_eps);
+    dq_gguf_writer_f32(w, key(a, "rope.freq_base", buf, sizeof buf), (float)a->rope_theta);
     if (a->rope_scaling != DQ_ROPE_LINEAR) return;
-    dq_gguf_writer_string(w, "llama.rope.scaling.type", "linear");
-    dq_gguf_writer_f32(w, "llama.rope.scaling.factor", (float)a->rope_factor);
+    dq_gguf_writer_string(w, key(a, "rope.scaling.type", buf, sizeof buf), "linear");
+    dq_gguf_writer_f32(w, key(a, "rope.scaling.factor", buf, sizeof buf), (float)a->rope_factor);
 }
 
 /* ---- tensors ---- */

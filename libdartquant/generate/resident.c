@@ -88,9 +88,34 @@ static dq_status load_alone(dq_resident *r, int64_t layer, dq_role role, const d
     return dq_narrow_exact(&l->weight);
 }
 
+/* The biases of linears [first, first + count) behind each other; stays empty where they have none. */
+static dq_status join_biases(dq_resident *r, int64_t layer, int first, int count, dq_tensor *out)
+{
+    const dq_arch *a = dq_model_arch(r->model);
+    int64_t rows[3], cols, total = 0;
+    dq_status status = DQ_OK;
+    dq_tensor all = {0}, bias = {0};
+    if (!dq_arch_has_bias(a, (dq_role)first)) return DQ_OK;
+    for (int i = 0; i < count; total += rows[i++]) dq_arch_shape(a, (dq_role)(first + i), &rows[i], &cols);
+    DQ_GO(dq_tensor_alloc(dq_model_device(r->model), DQ_F32, 1, total, &all));
+    for (int i = 0, at = 0; i < count; at += (int)rows[i++]) {
+        dq_tensor part = dq_tensor_slice(&all, 0, 1, at, rows[i]);
+        DQ_GO(dq_model_read_bias(r->model, layer, (dq_role)(first + i), &bias));
+        DQ_GO(dq_op_convert(&bias, &part));
+        dq_tensor_free(&bias);
+    }
+    *out = all;
+    all = (dq_tensor){0};
+done:
+    dq_tensor_free(&bias);
+    dq_tensor_free(&all);
+    return status;
+}
+
 /* Linears [first, first + count) read the same input: one op for all where their codes allow. */
 static dq_status load_group(dq_resident *r, int64_t layer, int first, int count, dq_block *b, dq_linear *joined)
 {
+    const dq_arch *a = dq_model_arch(r->model);
     dq_host_packed parts[3] = {{0}};
     bool packed[3] = {false}, join = joined != NULL;
     dq_status status;
@@ -98,10 +123,11 @@ static dq_status load_group(dq_resident *r, int64_t layer, int first, int count,
         dq_role role = (dq_role)(first + i);
         DQ_GO(read_packed(r, layer, role, &parts[i], &packed[i]));
         join = join && packed[i] && dq_packs_join(&parts[0], &parts[i]) &&
-               !dq_arch_has_bias(dq_model_arch(r->model), role);
+               dq_arch_has_bias(a, role) == dq_arch_has_bias(a, (dq_role)first);
     }
     if (join) {
         DQ_GO(dq_pack_upload(&r->arena, parts, count, &joined->packed));
+        DQ_GO(join_biases(r, layer, first, count, &joined->bias));
     } else {
         for (int i = 0; i < count; i++)
             DQ_GO(load_alone(r, layer, (dq_role)(first + i), &parts[i], packed[i], &b->linear[first + i]));

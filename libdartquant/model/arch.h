@@ -21,11 +21,11 @@ typedef struct dq_arch {
     double rope_theta;
     dq_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq, rope_original_positions;
-    int activation; /* DQ_ACT_* */
-    int64_t window; /* sliding attention window in tokens; 0 = unlimited */
-    bool tied;      /* head shares the embedding table */
-    bool attention_bias, mlp_bias;
-    int32_t bos_id, eos_id; /* -1 = none */
+    int activation;                /* DQ_ACT_* */
+    int64_t window;                /* sliding attention window in tokens; 0 = unlimited */
+    bool tied;                     /* head shares the embedding table */
+    bool attention_bias, mlp_bias; /* of q, k, v and, save for families with qkv_bias, o; of gate, up, down */
+    int32_t bos_id, eos_id;        /* -1 = none */
 } dq_arch;
 
 /* Roles of weights; the first seven are the quantizable linears of a block, in forward order. */
@@ -50,16 +50,20 @@ enum { DQ_LINEARS = 7 };
 typedef struct dq_family {
     const char *name;                  /* "llama" */
     const char *const *hf_model_types; /* NULL-terminated values of config.json model_type it covers */
-    const char *const *gguf_archs;     /* NULL-terminated values of general.architecture */
+    const char *const *gguf_archs;     /* NULL-terminated values of general.architecture, the first is written */
+    const char *hf_class;              /* of transformers */
     const char *hf_names[DQ_ROLES];    /* without ".weight" */
     const char *gguf_names[DQ_ROLES];
     bool gguf_permuted_qk; /* q and k rows are stored in interleaved RoPE order in GGUF */
+    bool qkv_bias;         /* q, k and v always have biases, other linears never */
+    bool partial_windows;  /* use_sliding_window and max_window_layers say which layers have a window */
 } dq_family;
 
 const dq_family *dq_family_by_hf(const char *model_type); /* NULL when unknown */
 const dq_family *dq_family_by_gguf(const char *architecture);
-/* Comma-separated known model types for error messages. */
+/* Comma-separated known model types and GGUF architectures for error messages. */
 const char *dq_family_list(void);
+const char *dq_family_gguf_list(void);
 
 /* Rows and columns of a role's weight ([1, n] for norms). */
 void dq_arch_shape(const dq_arch *arch, dq_role role, int64_t *rows, int64_t *cols);

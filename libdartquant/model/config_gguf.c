@@ -115,7 +115,8 @@ static dq_status read_arch(const dq_source *gguf, dq_arch *a)
     snprintf(r.prefix, sizeof r.prefix, "%.*s", (int)(bytes < 63 ? bytes : 63), name);
     a->family = dq_family_by_gguf(r.prefix);
     if (!a->family)
-        return dq_fail(DQ_E_UNSUPPORTED, "GGUF architecture \"%s\" is not supported (known: llama)", r.prefix);
+        return dq_fail(DQ_E_UNSUPPORTED, "GGUF architecture \"%s\" is not supported (known: %s)", r.prefix,
+                       dq_family_gguf_list());
     DQ_TRY(read_sizes(&r, a));
     DQ_TRY(read_rope(&r, a));
     int64_t embed;

@@ -34,13 +34,46 @@ static dq_status read_sizes(const json_t *c, const char *path, dq_arch *a)
     return DQ_OK;
 }
 
-/* Mistral attends within a window; the default of its configuration class applies where the key is missing. LLaMA
- * ignores the key. */
+/* How many layers attend within a window, where that is said layer by layer (Qwen2). */
+static dq_status read_sliding_layers(const json_t *c, const char *path, int64_t layers, int64_t *out)
+{
+    const json_t *types = json_object_get(c, "layer_types"), *type;
+    int64_t first = 28; /* of its configuration class */
+    bool use = false;
+    size_t i;
+    *out = 0;
+    DQ_TRY(dq_json_bool(c, "use_sliding_window", false, path, &use));
+    if (!use) return DQ_OK;
+    DQ_TRY(dq_json_int(c, "max_window_layers", 0, 1 << 16, false, path, &first));
+    if (!json_is_array(types)) {
+        *out = first < layers ? layers - first : 0;
+        return DQ_OK;
+    }
+    json_array_foreach(types, i, type)
+    {
+        const char *name = json_string_value(type);
+        if (name && strcmp(name, "sliding_attention") == 0) ++*out;
+    }
+    return DQ_OK;
+}
+
+/* The default of the configuration class applies where the key is missing. LLaMA ignores the key. */
 static dq_status read_window(const json_t *c, const char *path, const char *type, dq_arch *a)
 {
-    enum { MISTRAL_WINDOW = 4096 };
-    if (strcmp(type, "mistral") != 0) return DQ_OK;
-    if (!json_object_get(c, "sliding_window")) a->window = MISTRAL_WINDOW;
+    enum { DEFAULT_WINDOW = 4096 };
+    if (a->family->partial_windows) {
+        int64_t sliding;
+        DQ_TRY(read_sliding_layers(c, path, a->layers, &sliding));
+        if (sliding == 0) return DQ_OK;
+        if (sliding != a->layers)
+            return dq_error_in_file(
+                dq_fail(DQ_E_UNSUPPORTED, "%lld of %lld layers attend within a window; only all or none are supported",
+                        (long long)sliding, (long long)a->layers),
+                path);
+    } else if (strcmp(type, "mistral") != 0) {
+        return DQ_OK;
+    }
+    if (!json_object_get(c, "sliding_window")) a->window = DEFAULT_WINDOW;
     return dq_json_int(c, "sliding_window", 0, INT32_MAX, false, path, &a->window);
 }
 
@@ -132,6 +165,8 @@ static dq_status read_config(const json_t *c, const char *path, dq_arch *a)
     DQ_TRY(dq_json_bool(c, "tie_word_embeddings", false, path, &a->tied));
     DQ_TRY(dq_json_bool(c, "attention_bias", false, path, &a->attention_bias));
     DQ_TRY(dq_json_bool(c, "mlp_bias", false, path, &a->mlp_bias));
+    if (a->family->qkv_bias)
+        a->attention_bias = true, a->mlp_bias = false; /* whatever the keys of other families say */
     DQ_TRY(read_token(c, "bos_token_id", path, &a->bos_id));
     DQ_TRY(read_token(c, "eos_token_id", path, &a->eos_id));
     return dq_arch_check(a, path);

@@ -7,43 +7,46 @@
 
 static const char *const llama_hf[] = {"llama", "mistral", NULL};
 static const char *const llama_gguf[] = {"llama", NULL};
+static const char *const qwen2_hf[] = {"qwen2", NULL};
+static const char *const qwen2_gguf[] = {"qwen2", NULL};
+
+/* What the descendants of LLaMA have in common. */
+#define LLAMA_HF_NAMES                                                                                                 \
+    {                                                                                                                  \
+        [DQ_Q_PROJ] = "model.layers.%d.self_attn.q_proj", [DQ_K_PROJ] = "model.layers.%d.self_attn.k_proj",            \
+        [DQ_V_PROJ] = "model.layers.%d.self_attn.v_proj", [DQ_O_PROJ] = "model.layers.%d.self_attn.o_proj",            \
+        [DQ_GATE_PROJ] = "model.layers.%d.mlp.gate_proj", [DQ_UP_PROJ] = "model.layers.%d.mlp.up_proj",                \
+        [DQ_DOWN_PROJ] = "model.layers.%d.mlp.down_proj", [DQ_ATTN_NORM] = "model.layers.%d.input_layernorm",          \
+        [DQ_MLP_NORM] = "model.layers.%d.post_attention_layernorm", [DQ_EMBED] = "model.embed_tokens",                 \
+        [DQ_FINAL_NORM] = "model.norm", [DQ_HEAD] = "lm_head",                                                         \
+    }
+#define LLAMA_GGUF_NAMES                                                                                               \
+    {                                                                                                                  \
+        [DQ_Q_PROJ] = "blk.%d.attn_q", [DQ_K_PROJ] = "blk.%d.attn_k", [DQ_V_PROJ] = "blk.%d.attn_v",                   \
+        [DQ_O_PROJ] = "blk.%d.attn_output", [DQ_GATE_PROJ] = "blk.%d.ffn_gate", [DQ_UP_PROJ] = "blk.%d.ffn_up",        \
+        [DQ_DOWN_PROJ] = "blk.%d.ffn_down", [DQ_ATTN_NORM] = "blk.%d.attn_norm", [DQ_MLP_NORM] = "blk.%d.ffn_norm",    \
+        [DQ_EMBED] = "token_embd", [DQ_FINAL_NORM] = "output_norm", [DQ_HEAD] = "output",                              \
+    }
 
 static const dq_family families[] = {
     {
         .name = "llama",
         .hf_model_types = llama_hf,
         .gguf_archs = llama_gguf,
-        .hf_names =
-            {
-                [DQ_Q_PROJ] = "model.layers.%d.self_attn.q_proj",
-                [DQ_K_PROJ] = "model.layers.%d.self_attn.k_proj",
-                [DQ_V_PROJ] = "model.layers.%d.self_attn.v_proj",
-                [DQ_O_PROJ] = "model.layers.%d.self_attn.o_proj",
-                [DQ_GATE_PROJ] = "model.layers.%d.mlp.gate_proj",
-                [DQ_UP_PROJ] = "model.layers.%d.mlp.up_proj",
-                [DQ_DOWN_PROJ] = "model.layers.%d.mlp.down_proj",
-                [DQ_ATTN_NORM] = "model.layers.%d.input_layernorm",
-                [DQ_MLP_NORM] = "model.layers.%d.post_attention_layernorm",
-                [DQ_EMBED] = "model.embed_tokens",
-                [DQ_FINAL_NORM] = "model.norm",
-                [DQ_HEAD] = "lm_head",
-            },
-        .gguf_names =
-            {
-                [DQ_Q_PROJ] = "blk.%d.attn_q",
-                [DQ_K_PROJ] = "blk.%d.attn_k",
-                [DQ_V_PROJ] = "blk.%d.attn_v",
-                [DQ_O_PROJ] = "blk.%d.attn_output",
-                [DQ_GATE_PROJ] = "blk.%d.ffn_gate",
-                [DQ_UP_PROJ] = "blk.%d.ffn_up",
-                [DQ_DOWN_PROJ] = "blk.%d.ffn_down",
-                [DQ_ATTN_NORM] = "blk.%d.attn_norm",
-                [DQ_MLP_NORM] = "blk.%d.ffn_norm",
-                [DQ_EMBED] = "token_embd",
-                [DQ_FINAL_NORM] = "output_norm",
-                [DQ_HEAD] = "output",
-            },
+        .hf_class = "LlamaForCausalLM",
+        .hf_names = LLAMA_HF_NAMES,
+        .gguf_names = LLAMA_GGUF_NAMES,
         .gguf_permuted_qk = true,
+    },
+    {
+        .name = "qwen2",
+        .hf_model_types = qwen2_hf,
+        .gguf_archs = qwen2_gguf,
+        .hf_class = "Qwen2ForCausalLM",
+        .hf_names = LLAMA_HF_NAMES,
+        .gguf_names = LLAMA_GGUF_NAMES,
+        .qkv_bias = true,
+        .partial_windows = true,
     },
 };
 
@@ -59,7 +62,8 @@ static const dq_family *find(const char *name, bool gguf)
 
 const dq_family *dq_family_by_hf(const char *model_type) { return find(model_type, false); }
 const dq_family *dq_family_by_gguf(const char *architecture) { return find(architecture, true); }
-const char *dq_family_list(void) { return "llama, mistral"; }
+const char *dq_family_list(void) { return "llama, mistral, qwen2"; }
+const char *dq_family_gguf_list(void) { return "llama, qwen2"; }
 
 void dq_arch_shape(const dq_arch *a, dq_role role, int64_t *rows, int64_t *cols)
 {
@@ -114,6 +118,7 @@ void dq_arch_tensor_name(const dq_arch *arch, dq_role role, int64_t layer, char 
 
 bool dq_arch_has_bias(const dq_arch *arch, dq_role role)
 {
+    if (role == DQ_O_PROJ && arch->family->qkv_bias) return false;
     if (role <= DQ_O_PROJ) return arch->attention_bias;
     return role <= DQ_DOWN_PROJ && arch->mlp_bias;
 }

@@ -75,14 +75,20 @@ json_t *dq_hf_config_json(const dq_arch *a, const char *dtype)
                                        "rope_factor",           "rope_low_freq_factor",
                                        "rope_high_freq_factor", "rope_original_positions"};
     for (size_t i = 0; o && i < sizeof ours / sizeof *ours; i++) json_object_del(o, ours[i]);
-    int bad = !o || json_object_set_new(o, "model_type", json_string(a->window ? "mistral" : a->family->name));
+    bool mistral = a->window && !a->family->partial_windows;
+    int bad = !o || json_object_set_new(o, "model_type", json_string(mistral ? "mistral" : a->family->name));
     bad |= !o || json_object_set_new(o, "architectures",
-                                     json_pack("[s]", a->window ? "MistralForCausalLM" : "LlamaForCausalLM"));
+                                     json_pack("[s]", mistral ? "MistralForCausalLM" : a->family->hf_class));
     bad |= !o || json_object_set_new(o, "torch_dtype", json_string(dtype));
     bad |= !o || json_object_set_new(o, "rope_scaling", rope_config(a));
     if (o && a->bos_id < 0) json_object_set_new(o, "bos_token_id", json_null());
     if (o && a->eos_id < 0) json_object_set_new(o, "eos_token_id", json_null());
     if (o && a->window == 0) json_object_del(o, "sliding_window");
+    if (o && a->family->qkv_bias) json_object_del(o, "attention_bias"), json_object_del(o, "mlp_bias");
+    if (o && a->window && a->family->partial_windows) {
+        bad |= json_object_set_new(o, "use_sliding_window", json_true());
+        bad |= json_object_set_new(o, "max_window_layers", json_integer(0));
+    }
     if (!bad) return o;
     json_decref(o);
     return NULL;

@@ -20,6 +20,7 @@ PROMPTS = {
     "models/tied": [[7, 8, 9], [50, 40, 30, 20, 10, 5, 2]],
     "models/bias": [[12, 34, 56]],
     "models/window": [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9]],
+    "models/qwen2": [[9, 8, 7, 6], [44]],
 }
 NEW, MARGIN = 24, 1e-2
 

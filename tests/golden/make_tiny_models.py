@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Makes tests/data/models: tiny random LLaMAs in several layouts and their logits.
+"""Makes tests/data/models: tiny random LLaMAs and relatives in several layouts and their logits.
 
 Needs torch, transformers, safetensors, gguf. The weights are random (seeded) and rounded to the type they are stored in;
-the expected logits come from transformers run in float64 on the stored weights.
+the expected logits come from transformers run in float64 on the stored weights. Names as arguments make these models alone.
 SPDX-License-Identifier: Apache-2.0
 """
 import json
 import pathlib
 import shutil
+import sys
 
 import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM)
 
 OUT = pathlib.Path(__file__).resolve().parents[1] / "data" / "models"
 VOCAB, TOKENS = 96, 24
@@ -36,6 +38,9 @@ MODELS = {
     "window": (MistralForCausalLM, torch.bfloat16, False,
                MistralConfig(hidden_size=48, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
                              head_dim=12, sliding_window=7)),
+    "qwen2": (Qwen2ForCausalLM, torch.float16, False,
+              Qwen2Config(hidden_size=64, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+                          num_hidden_layers=2, sliding_window=5, use_sliding_window=False)),
 }
 
 
@@ -101,24 +106,26 @@ def gguf_name(name):
     return {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}[stem] + "." + kind
 
 
-def to_gguf(name, path, rope_divisor=None):
-    """The same weights as a GGUF file: matrices F16, vectors F32, q and k permuted."""
+def to_gguf(name, rope_divisor=None, arch="llama"):
+    """The same weights as a GGUF file: matrices F16, vectors F32, q and k of a LLaMA permuted."""
     folder = OUT / name
     config = json.loads((folder / "config.json").read_text())
     weights = {}
     for shard in folder.glob("*.safetensors"):
         weights.update(load_file(shard))
     heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
-    w = gguf.GGUFWriter(path, "llama")
+    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    w = gguf.GGUFWriter(OUT / f"{name}.gguf", arch)
     w.add_context_length(64)
     w.add_embedding_length(config["hidden_size"])
     w.add_block_count(2)
     w.add_feed_forward_length(config["intermediate_size"])
     w.add_head_count(heads)
     w.add_head_count_kv(kv)
-    w.add_key_length(config["head_dim"])
-    w.add_value_length(config["head_dim"])
-    w.add_rope_dimension_count(config["head_dim"])
+    if arch == "llama":
+        w.add_key_length(head_dim)
+        w.add_value_length(head_dim)
+        w.add_rope_dimension_count(head_dim)
     w.add_layer_norm_rms_eps(config["rms_norm_eps"])
     w.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     w.add_vocab_size(VOCAB)
@@ -127,7 +134,7 @@ def to_gguf(name, path, rope_divisor=None):
     w.add_bos_token_id(1)
     for key in sorted(weights):
         a = weights[key].float().numpy()
-        if "q_proj" in key or "k_proj" in key:
+        if arch == "llama" and ("q_proj" in key or "k_proj" in key):
             a = interleave(a, heads if "q_proj" in key else kv)
         w.add_tensor(gguf_name(key), np.ascontiguousarray(a.astype(np.float32 if a.ndim == 1 else np.float16)))
     if rope_divisor is not None:
@@ -139,12 +146,18 @@ def to_gguf(name, path, rope_divisor=None):
 
 
 def main():
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    wanted = sys.argv[1:] or list(MODELS)
+    OUT.mkdir(parents=True, exist_ok=True)
     for index, (name, spec) in enumerate(MODELS.items()):
-        make(name, index, *spec)
-    to_gguf("tied", OUT / "tied.gguf")
-    to_gguf("bias", OUT / "bias.gguf", rope_divisor=[1.0] * 6)
+        if name in wanted:
+            shutil.rmtree(OUT / name, ignore_errors=True)
+            make(name, index, *spec)
+    if "tied" in wanted:
+        to_gguf("tied")
+    if "bias" in wanted:
+        to_gguf("bias", rope_divisor=[1.0] * 6)
+    if "qwen2" in wanted:
+        to_gguf("qwen2", arch="qwen2")
     total = sum(f.stat().st_size for f in OUT.rglob("*") if f.is_file())
     print(f"{OUT}: {total} bytes")
 

@@ -259,10 +259,10 @@ static void check_scaled(fixture *f, dq_model *base, const expected *e)
 static void scaling_keeps_logits(void **state)
 {
     (void)state;
-    static const char *const names[] = {"mha", "gqa", "tied", "bias", "window"};
+    static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2"};
     fixture f;
     fixture_open(&f, "cpu", 2);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         expected e;
         read_expected(&f, names[i], &e);
         dq_model *base = open_tiny(&f, names[i]), *plain, *turned;

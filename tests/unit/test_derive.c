@@ -12,7 +12,7 @@
 #include "models.h"
 #include "rotation/rotation.h"
 
-static const char *const names[] = {"mha", "gqa", "tied", "bias", "window"};
+static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2"};
 enum { MODELS = sizeof names / sizeof *names };
 
 static dq_model *fused(dq_model *base)

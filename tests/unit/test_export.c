@@ -213,6 +213,51 @@ static void rotated(void **state)
     }
 }
 
+/* Biases of q, k and v through every format that has a place for them: as they are, after R1 and R2 were folded in. */
+static void biases(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *format;
+        double most; /* scales, biases and the tables at both ends are rounded to 16 bits */
+    } cases[] = {{"gptq", 0.05},      {"gptq_v2", 0.05},  {"awq", 0.05},    {"compressed-tensors", 0.05},
+                 {"gguf:q4_0", 0.05}, {"gguf:f32", 1e-4}, {"hf:f32", 1e-4}, {"hf:f16", 0.05}};
+    fixture f;
+    expected e;
+    dq_model *fused, *turned, *quantized;
+    dq_rotation_set *set;
+    dq_rotation_options o = {.use_r1 = true, .use_r2 = DQ_R2_OFFLINE, .seed = 5};
+    fixture_open(&f, "cpu", 2);
+    read_expected(&f, "qwen2", &e);
+    dq_model *m = open_tiny(&f, "qwen2");
+    ok(dq_model_derive_fused(m, false, &fused));
+    ok(dq_rotation_set_make(f.dev, dq_model_arch(m), &o, &set));
+    ok(dq_model_derive_rotated(fused, set, &turned));
+    dq_scheme scheme = plain_scheme();
+    scheme.w.bits = 4;
+    scheme.w.vocab_dtype = DQ_F16;
+    ok(dq_model_derive_quantized(turned, quantize_to_memory(&f, turned, 4, true, 32, false), &scheme, &quantized));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char dir[256];
+        bool plain = strstr(cases[i].format, ":f") != NULL;
+        dq_model *from = plain ? turned : quantized, *back = through(&f, from, cases[i].format, dir);
+        logits_of(from, &e, reference);
+        logits_of(back, &e, got);
+        double d = max_difference(got, reference, e.tokens * e.vocab);
+        print_message("qwen2 to %-18s logits differ by %.1e\n", cases[i].format, d);
+        assert_true(d < cases[i].most);
+        assert_string_equal(dq_model_arch(back)->family->name, "qwen2");
+        dq_model_release(back);
+        remove_folder(dir);
+    }
+    dq_rotation_set_free(set);
+    dq_model_release(quantized);
+    dq_model_release(turned);
+    dq_model_release(fused);
+    dq_model_release(m);
+    fixture_close(&f);
+}
+
 static bool exists(const char *path) { return access(path, F_OK) == 0; }
 
 static void refusals(void **state)
@@ -338,9 +383,9 @@ static void diffulex(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(conversions),  cmocka_unit_test(gguf),
-                                       cmocka_unit_test(gguf_threads), cmocka_unit_test(rotated),
-                                       cmocka_unit_test(refusals),     cmocka_unit_test(no_half_folders),
-                                       cmocka_unit_test(diffulex)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(conversions),     cmocka_unit_test(gguf),
+                                       cmocka_unit_test(gguf_threads),    cmocka_unit_test(rotated),
+                                       cmocka_unit_test(biases),          cmocka_unit_test(refusals),
+                                       cmocka_unit_test(no_half_folders), cmocka_unit_test(diffulex)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

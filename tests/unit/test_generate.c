@@ -368,14 +368,16 @@ static void packed(void **state)
         int bits;
         bool symmetric, g_idx;
         int64_t group;
-        double most; /* bytes against fp16 */
-    } cases[] = {{4, true, false, 32, 0.35}, {4, false, false, 16, 0.5},  {3, false, true, 16, 0.5},
-                 {8, true, false, -1, 0.62}, {5, false, false, 48, 0.75}, {2, true, false, 12, 0.9},
-                 {4, false, true, 24, 0.6}};
+        double most;       /* bytes against fp16 */
+        const char *model; /* NULL = mha; the others have biases, of q, k, v or of all */
+    } cases[] = {
+        {4, true, false, 32, 0.35, NULL}, {4, false, false, 16, 0.5, NULL},    {3, false, true, 16, 0.5, NULL},
+        {8, true, false, -1, 0.62, NULL}, {5, false, false, 48, 0.75, NULL},   {2, true, false, 12, 0.9, NULL},
+        {4, false, true, 24, 0.6, NULL},  {4, true, false, 32, 0.45, "qwen2"}, {4, false, false, 16, 0.6, "bias"}};
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         fixture f;
         fixture_open(&f, "cpu", 2);
-        dq_model *base = open_tiny(&f, "mha"), *model = NULL;
+        dq_model *base = open_tiny(&f, cases[c].model ? cases[c].model : "mha"), *model = NULL;
         dq_source *store =
             quantize_to_memory(&f, base, cases[c].bits, cases[c].symmetric, cases[c].group, cases[c].g_idx);
         dq_scheme scheme = plain_scheme();
@@ -403,6 +405,8 @@ static void packed(void **state)
         if (ratio > cases[c].most) print_error("case %zu: %.3f of fp16\n", c, ratio);
         assert_true(ratio <= cases[c].most);
         assert_false(dq_tensor_is_empty(&job->resident->blocks[0].gate_up.packed.codes));
+        assert_false(dq_tensor_is_empty(&job->resident->blocks[0].qkv.packed.codes));
+        assert_int_equal(dq_tensor_is_empty(&job->resident->blocks[0].qkv.bias), cases[c].model == NULL);
         dq_generate_job_free(job);
         dq_model_release(model);
         dq_model_release(base);

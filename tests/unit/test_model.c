@@ -14,7 +14,7 @@
 #include "model/internal.h"
 #include "models.h"
 
-static const char *const names[] = {"mha", "gqa", "tied", "bias", "window"};
+static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2"};
 enum { MODELS = sizeof names / sizeof *names };
 
 static void check_logits(const char *device)
@@ -49,10 +49,10 @@ static void logits_on_cpu(void **state)
 static void logits_of_gguf(void **state)
 {
     (void)state;
-    static const char *const files[] = {"tied", "bias"};
+    static const char *const files[] = {"tied", "bias", "qwen2"};
     fixture f;
     fixture_open(&f, "cpu", 2);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         char name[64];
         expected e;
         read_expected(&f, files[i], &e);
@@ -80,7 +80,7 @@ static void logits_of_gguf(void **state)
             }
             dq_model_release(hf);
         } else {
-            assert_true(dq_model_arch(m)->tied);
+            assert_int_equal(dq_model_arch(m)->tied, i == 0);
             assert_int_equal(dq_model_arch(m)->bos_id, 1);
             assert_true(logits_difference(m, &e) < 1e-4);
         }
@@ -120,6 +120,23 @@ static void architectures(void **state)
     assert_int_equal(dq_file_write(&f.env, path, none, strlen(none)), DQ_OK);
     assert_int_equal(dq_arch_from_hf_config(&f.env, path, &a), DQ_OK);
     assert_int_equal(a.window, 0);
+    /* Qwen2 says layer by layer who has a window */
+    static const char qwen2[] =
+        "{\"model_type\":\"qwen2\",\"hidden_size\":64,\"intermediate_size\":96,"
+        "\"num_hidden_layers\":3,\"vocab_size\":9,\"num_attention_heads\":8,\"sliding_window\":5,"
+        "\"use_sliding_window\":%s,\"max_window_layers\":%d}";
+    for (int i = 0; i < 4; i++) {
+        char config[400];
+        snprintf(config, sizeof config, qwen2, i == 0 ? "false" : "true", i == 1 ? 0 : i == 2 ? 3 : i == 3 ? 1 : 0);
+        assert_int_equal(dq_file_write(&f.env, path, config, strlen(config)), DQ_OK);
+        assert_int_equal(dq_arch_from_hf_config(&f.env, path, &a), i == 3 ? DQ_E_UNSUPPORTED : DQ_OK);
+        if (i == 3) assert_non_null(strstr(dq_error_text(), "2 of 3 layers"));
+        assert_int_equal(a.window, i == 1 || i == 3 ? a.window : 0);
+        if (i == 1) assert_int_equal(a.window, 5);
+        assert_true(dq_arch_has_bias(&a, DQ_V_PROJ) && !dq_arch_has_bias(&a, DQ_O_PROJ) &&
+                    !dq_arch_has_bias(&a, DQ_UP_PROJ));
+        dq_error_reset();
+    }
     remove_folder(dir);
     fixture_close(&f);
 }
