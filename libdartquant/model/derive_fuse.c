@@ -4,24 +4,26 @@
 #include "model/internal.h"
 
 /* columns of w times the weight of a norm */
-static dq_status scale_by_norm(dq_model *m, int64_t layer, dq_role norm, dq_tensor *w)
+static dq_status scale_by_norm(dq_model *m, int64_t layer, dq_role norm, dq_tensor *w, double *bound)
 {
     dq_tensor weight = {0};
+    double largest;
     dq_status status;
     const dq_model *root = dq_model_root(m);
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, m->arch.hidden, &weight));
-    DQ_GO(dq_root_read(root, norm, false, dq_root_weight(root, layer, norm), 0, &weight));
+    DQ_GO(dq_root_read(root, norm, false, dq_root_weight(root, layer, norm), 0, &weight, &largest));
+    *bound *= largest;
     status = dq_op_scale_cols(w, &weight, w);
 done:
     dq_tensor_free(&weight);
     return status;
 }
 
-dq_status dq_fuse_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
+dq_status dq_fuse_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *w, double *bound)
 {
     if (m->base->fused) return DQ_OK;
     if (role == DQ_O_PROJ || role == DQ_DOWN_PROJ) return DQ_OK;
-    return scale_by_norm(m, layer, role <= DQ_V_PROJ ? DQ_ATTN_NORM : DQ_MLP_NORM, w);
+    return scale_by_norm(m, layer, role <= DQ_V_PROJ ? DQ_ATTN_NORM : DQ_MLP_NORM, w, bound);
 }
 
 /* w -= mean of each row: w - (w 1/n) 1^T */
@@ -40,10 +42,12 @@ done:
     return status;
 }
 
-dq_status dq_fuse_rows(dq_model *m, dq_role role, dq_tensor *rows)
+dq_status dq_fuse_rows(dq_model *m, dq_role role, dq_tensor *rows, double *bound)
 {
-    if (role == DQ_EMBED) return m->centered && !m->base->centered ? center_rows(m, rows) : DQ_OK;
-    return m->base->fused ? DQ_OK : scale_by_norm(m, 0, DQ_FINAL_NORM, rows);
+    if (role != DQ_EMBED) return m->base->fused ? DQ_OK : scale_by_norm(m, 0, DQ_FINAL_NORM, rows, bound);
+    if (!m->centered || m->base->centered) return DQ_OK;
+    *bound *= 2;
+    return center_rows(m, rows);
 }
 
 dq_status dq_model_derive_fused(dq_model *base, bool center_embedding, dq_model **out)

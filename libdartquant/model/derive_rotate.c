@@ -7,6 +7,8 @@
  *   online R2: v rows of each head by Hadamard(head_dim), o columns by Hadamard(heads) (x) Hadamard(head_dim)
  *   down, columns:                      w <- w H^T with the Hadamard of order `intermediate` that runs online (R4)
  * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
 #include "base/status.h"
 #include "model/internal.h"
 
@@ -106,9 +108,10 @@ static dq_status rotate_o(dq_model *m, int64_t layer, dq_tensor *w)
     return dq_hadamard_apply(&s->r2_heads, s->head_dim, w);
 }
 
-dq_status dq_rotate_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
+dq_status dq_rotate_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *w, double *bound)
 {
     bool r1 = !dq_tensor_is_empty(&m->r1);
+    *bound *= m->growth;
     if (role == DQ_O_PROJ || role == DQ_DOWN_PROJ) {
         if (r1) DQ_TRY(mul_left_transposed(&m->r1, w));
         if (role == DQ_O_PROJ) return rotate_o(m, layer, w);
@@ -118,8 +121,9 @@ dq_status dq_rotate_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *
     return role == DQ_V_PROJ ? rotate_v(m, layer, w) : DQ_OK;
 }
 
-dq_status dq_rotate_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias)
+dq_status dq_rotate_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias, double *bound)
 {
+    *bound *= m->growth;
     if (role == DQ_O_PROJ || role == DQ_DOWN_PROJ) return dq_tensor_is_empty(&m->r1) ? DQ_OK : mul_right(&m->r1, bias);
     if (role != DQ_V_PROJ) return DQ_OK;
     /* as a column vector the bias turns like one more column of the weight */
@@ -129,10 +133,43 @@ dq_status dq_rotate_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *bi
     return rotate_v(m, layer, &column);
 }
 
-dq_status dq_rotate_rows(dq_model *m, dq_role role, dq_tensor *rows)
+dq_status dq_rotate_rows(dq_model *m, dq_role role, dq_tensor *rows, double *bound)
 {
     (void)role;
+    *bound *= m->r1_growth;
     return dq_tensor_is_empty(&m->r1) ? DQ_OK : mul_right(&m->r1, rows);
+}
+
+/* NaN stays: it bounds nothing. */
+static void raise_to(double *most, double x)
+{
+    if (!isnan(*most) && !(x <= *most)) *most = x;
+}
+
+/* The largest sum of magnitudes in a column, at least 1: no element of w r or r^T w exceeds the largest of w by more. */
+static double growth_of(const double *r, int64_t n)
+{
+    enum { COLUMNS = 64 };
+    double most = 1, sum[COLUMNS];
+    for (int64_t first = 0; first < n; first += COLUMNS) {
+        int64_t count = n - first < COLUMNS ? n - first : COLUMNS;
+        for (int64_t c = 0; c < count; c++) sum[c] = 0;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t c = 0; c < count; c++) sum[c] += fabs(r[i * n + first + c]);
+        for (int64_t c = 0; c < count; c++) raise_to(&most, sum[c]);
+    }
+    return most;
+}
+
+static void find_growth(dq_model *m, const dq_rotation_set *s)
+{
+    int64_t d = s->head_dim;
+    double r2 = 1;
+    if (s->r2_mode == DQ_R2_OFFLINE)
+        for (int64_t g = 0; g < s->layers * s->kv_heads; g++) raise_to(&r2, growth_of(s->r2 + g * d * d, d));
+    if (s->r2_mode == DQ_R2_ONLINE) r2 = sqrt((double)s->r2_head_dim.n) * sqrt((double)s->r2_heads.n);
+    m->r1_growth = s->r1 ? growth_of(s->r1, s->hidden) : 1;
+    m->growth = m->r1_growth * r2 * (s->r4.n ? sqrt((double)s->r4.n) : 1);
 }
 
 static dq_status check_hadamard(const char *name, const dq_hadamard *h, int64_t length)
@@ -176,6 +213,7 @@ dq_status dq_model_derive_rotated(dq_model *base, const dq_rotation_set *set, dq
     DQ_GO(dq_rotation_set_copy(set, &m->own_rotations));
     m->rotations = m->own_rotations;
     m->has_r1 = set->r1 != NULL;
+    find_growth(m, set);
     if (set->r1) DQ_GO(dq_tensor_from_host(m->dev, DQ_F64, set->hidden, set->hidden, set->r1, &m->r1));
     *out = m;
     return DQ_OK;

@@ -45,32 +45,47 @@ static dq_status upload(const dq_model *m, int64_t layer, int site, bool inverse
     return status;
 }
 
-static dq_status scale_cols(const dq_model *m, int64_t layer, int site, bool inverse, dq_tensor *w)
+/* The largest scale of a site, or 1 / the smallest. */
+static double growth_of(const dq_model *m, int64_t layer, int site, bool inverse)
+{
+    const float *s = dq_scales_at(m->own_scales, layer, site);
+    float low = s[0], high = s[0];
+    for (int64_t i = 1; i < m->own_scales->width[site]; i++) {
+        if (s[i] < low) low = s[i];
+        if (s[i] > high) high = s[i];
+    }
+    return inverse ? 1.0 / (double)low : (double)high;
+}
+
+static dq_status scale_cols(const dq_model *m, int64_t layer, int site, bool inverse, dq_tensor *w, double *bound)
 {
     dq_tensor v = {0};
+    *bound *= growth_of(m, layer, site, inverse);
     DQ_TRY(upload(m, layer, site, inverse, w->view.cols, &v));
     dq_status status = dq_op_scale_cols(w, &v, w);
     dq_tensor_free(&v);
     return status;
 }
 
-dq_status dq_scale_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
+dq_status dq_scale_linear(dq_model *m, int64_t layer, dq_role role, dq_tensor *w, double *bound)
 {
     int site = dq_scale_output_site(role);
-    DQ_TRY(scale_cols(m, layer, dq_scale_input_site(role), false, w));
-    return site < 0 ? DQ_OK : dq_divide_rows(dq_scales_at(m->own_scales, layer, site), w);
+    DQ_TRY(scale_cols(m, layer, dq_scale_input_site(role), false, w, bound));
+    if (site < 0) return DQ_OK;
+    *bound *= growth_of(m, layer, site, true);
+    return dq_divide_rows(dq_scales_at(m->own_scales, layer, site), w);
 }
 
-dq_status dq_scale_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias)
+dq_status dq_scale_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias, double *bound)
 {
     int site = dq_scale_output_site(role);
-    return site < 0 ? DQ_OK : scale_cols(m, layer, site, true, bias);
+    return site < 0 ? DQ_OK : scale_cols(m, layer, site, true, bias, bound);
 }
 
-dq_status dq_scale_norm(dq_model *m, int64_t layer, dq_role role, dq_tensor *weight)
+dq_status dq_scale_norm(dq_model *m, int64_t layer, dq_role role, dq_tensor *weight, double *bound)
 {
     if (role == DQ_FINAL_NORM) return DQ_OK;
-    return scale_cols(m, layer, dq_scale_input_site(role), true, weight);
+    return scale_cols(m, layer, dq_scale_input_site(role), true, weight, bound);
 }
 
 static dq_status check_scales(const dq_model *base, const dq_scales *s)

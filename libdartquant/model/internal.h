@@ -45,7 +45,8 @@ struct dq_model {
 
     /* owned by the model that introduced them */
     dq_rotation_set *own_rotations;
-    dq_tensor r1; /* F64 [hidden, hidden], empty = identity */
+    dq_tensor r1;             /* F64 [hidden, hidden], empty = identity */
+    double r1_growth, growth; /* by how much R1, and all own rotations together, can raise the largest magnitude */
     dq_scales *own_scales;
     dq_scheme own_scheme;
     dq_clips *own_clips; /* of own_scheme */
@@ -69,19 +70,21 @@ int64_t dq_root_stored_row(int64_t r, int64_t head_dim);
 /* Finds all tensors and checks their shapes. */
 dq_status dq_root_bind(dq_model *root);
 /* Rows [first, first + out.rows) of a root's tensor in the order of the HF layout, as F32 or F64; non-finite values are
- * an error. `role` decides about the q/k order of GGUF files; a bias counts as a column. */
-dq_status dq_root_read(const dq_model *root, dq_role role, bool bias, int64_t tensor, int64_t first, dq_tensor *out);
+ * an error. `role` decides about the q/k order of GGUF files; a bias counts as a column. *bound is the largest
+ * magnitude. out may also have the type that the tensor is stored in. */
+dq_status dq_root_read(const dq_model *root, dq_role role, bool bias, int64_t tensor, int64_t first, dq_tensor *out,
+                       double *bound);
 
 /* Applies one derivation in place: to a whole linear F64 [out, in], to its bias F64 [1, out], to rows of the embedding
- * or the head F64 [n, hidden]. */
-dq_status dq_fuse_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
-dq_status dq_fuse_rows(dq_model *model, dq_role role, dq_tensor *rows);
-dq_status dq_rotate_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
-dq_status dq_rotate_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias);
-dq_status dq_rotate_rows(dq_model *model, dq_role role, dq_tensor *rows);
-dq_status dq_scale_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w);
-dq_status dq_scale_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias);
-dq_status dq_scale_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *weight);
+ * or the head F64 [n, hidden]. *bound, which no magnitude of the operand exceeds, becomes such a bound of the result. */
+dq_status dq_fuse_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w, double *bound);
+dq_status dq_fuse_rows(dq_model *model, dq_role role, dq_tensor *rows, double *bound);
+dq_status dq_rotate_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w, double *bound);
+dq_status dq_rotate_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias, double *bound);
+dq_status dq_rotate_rows(dq_model *model, dq_role role, dq_tensor *rows, double *bound);
+dq_status dq_scale_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w, double *bound);
+dq_status dq_scale_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias, double *bound);
+dq_status dq_scale_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *weight, double *bound);
 
 /* dq_model_embed with at most `limit` different rows in memory at a time; ids are in range. */
 dq_status dq_embed_limited(dq_model *model, const int32_t *ids, int64_t count, int64_t limit, dq_tensor *hidden);

@@ -26,38 +26,43 @@ static bool rows_stand_alone(const dq_model *m)
     return true;
 }
 
-/* Rows from `first` on; all of them unless rows stand alone. */
-static dq_status linear64(dq_model *m, int64_t layer, dq_role role, int64_t first, dq_tensor *w)
+/* Rows from `first` on; all of them unless rows stand alone. *bound: no magnitude exceeds it. */
+static dq_status linear64(dq_model *m, int64_t layer, dq_role role, int64_t first, dq_tensor *w, double *bound)
 {
-    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), first, w);
-    DQ_TRY(linear64(m->base, layer, role, first, w));
-    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_linear(m, layer, role, w);
-    if (m->kind == DQ_MODEL_SCALED) return dq_scale_linear(m, layer, role, w);
-    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_linear(m, layer, role, w) : DQ_OK;
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), first, w, bound);
+    DQ_TRY(linear64(m->base, layer, role, first, w, bound));
+    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_linear(m, layer, role, w, bound);
+    if (m->kind == DQ_MODEL_SCALED) return dq_scale_linear(m, layer, role, w, bound);
+    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_linear(m, layer, role, w, bound) : DQ_OK;
 }
 
-static dq_status bias64(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias)
+static dq_status bias64(dq_model *m, int64_t layer, dq_role role, dq_tensor *bias, double *bound)
 {
-    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, true, dq_root_bias(m, layer, role), 0, bias);
-    DQ_TRY(bias64(m->base, layer, role, bias));
-    if (m->kind == DQ_MODEL_SCALED) return dq_scale_bias(m, layer, role, bias);
-    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_bias(m, layer, role, bias) : DQ_OK;
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, true, dq_root_bias(m, layer, role), 0, bias, bound);
+    DQ_TRY(bias64(m->base, layer, role, bias, bound));
+    if (m->kind == DQ_MODEL_SCALED) return dq_scale_bias(m, layer, role, bias, bound);
+    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_bias(m, layer, role, bias, bound) : DQ_OK;
 }
 
-static dq_status rows64(dq_model *m, dq_role role, int64_t first, dq_tensor *rows)
+static dq_status rows64(dq_model *m, dq_role role, int64_t first, dq_tensor *rows, double *bound)
 {
-    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, 0, role), first, rows);
-    DQ_TRY(rows64(m->base, role, first, rows));
-    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_rows(m, role, rows);
-    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_rows(m, role, rows) : DQ_OK;
+    if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, 0, role), first, rows, bound);
+    DQ_TRY(rows64(m->base, role, first, rows, bound));
+    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_rows(m, role, rows, bound);
+    return m->kind == DQ_MODEL_ROTATED ? dq_rotate_rows(m, role, rows, bound) : DQ_OK;
 }
 
-/* Rounds rows from `first` on to fp32 and makes sure that nothing overflowed on the way. */
+/* Whether a number of that magnitude could become infinite as `dtype` (with room for what sums round). */
+static bool may_overflow(double bound, dq_dtype dtype) { return !(bound <= (dtype == DQ_F16 ? 65000.0 : 1e38)); }
+
+/* Rounds rows from `first` on to fp32 and makes sure that nothing overflowed on the way: what was read is finite, so that a
+ * bound of the magnitudes answers nearly always, and nobody waits for the device. */
 static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, int64_t first, const dq_tensor *from,
-                              dq_tensor *to)
+                              double bound, dq_tensor *to)
 {
     int64_t at;
     DQ_TRY(dq_op_convert(from, to));
+    if (!may_overflow(bound, from->view.dtype)) return DQ_OK;
     DQ_TRY(dq_op_find_nonfinite(to, &at));
     if (at < 0) return DQ_OK;
     char name[DQ_TENSOR_NAME];
@@ -76,11 +81,12 @@ dq_status dq_model_read_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor
     }
     dq_tensor wide = {0}, bias = {0};
     dq_status status;
+    double bound;
     dq_arch_shape(&m->arch, role, &rows, &cols);
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, rows, &wide));
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, rows, &bias));
-    DQ_GO(bias64(m, layer, role, &wide));
-    DQ_GO(round_weight(m, layer, role, 0, &wide, &bias));
+    DQ_GO(bias64(m, layer, role, &wide, &bound));
+    DQ_GO(round_weight(m, layer, role, 0, &wide, bound, &bias));
     *out = bias;
     bias = (dq_tensor){0};
 done:
@@ -92,6 +98,7 @@ done:
 static dq_status read_transformed(dq_model *m, int64_t layer, dq_role role, dq_tensor *w)
 {
     int64_t rows = w->view.rows, cols = w->view.cols, step = rows;
+    double bound;
     dq_tensor wide = {0};
     dq_status status;
     if (rows_stand_alone(m)) { /* in whole heads: files may keep the rows of one in another order */
@@ -103,8 +110,8 @@ static dq_status read_transformed(dq_model *m, int64_t layer, dq_role role, dq_t
     for (int64_t first = 0; first < rows; first += step) {
         int64_t n = rows - first < step ? rows - first : step;
         dq_tensor block = dq_tensor_rows(&wide, 0, n), part = dq_tensor_rows(w, first, n);
-        DQ_GO(linear64(m, layer, role, first, &block));
-        DQ_GO(round_weight(m, layer, role, first, &block, &part));
+        DQ_GO(linear64(m, layer, role, first, &block, &bound));
+        DQ_GO(round_weight(m, layer, role, first, &block, bound, &part));
     }
 done:
     dq_tensor_free(&wide);
@@ -115,6 +122,7 @@ done:
 static dq_status read_float(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
 {
     int64_t rows, cols;
+    double bound;
     dq_tensor w = {0};
     dq_status status;
     dq_arch_shape(&m->arch, role, &rows, &cols);
@@ -123,7 +131,7 @@ static dq_status read_float(dq_model *m, int64_t layer, dq_role role, dq_tensor 
         DQ_GO(read_transformed(m, layer, role, &w));
     } else {
         const dq_model *root = dq_model_root(m);
-        DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &w));
+        DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &w, &bound));
     }
     *out = w;
     w = (dq_tensor){0};
@@ -176,23 +184,25 @@ done:
 }
 
 /* A norm's weight; ones once it is fused. */
-static dq_status norm64(dq_model *m, int64_t layer, dq_role role, dq_tensor *weight)
+static dq_status norm64(dq_model *m, int64_t layer, dq_role role, dq_tensor *weight, double *bound)
 {
     if (m->kind == DQ_MODEL_ROOT && !m->fused)
-        return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, weight);
+        return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, weight, bound);
+    *bound = 1;
     if (m->kind == DQ_MODEL_ROOT || m->kind == DQ_MODEL_FUSED) return dq_op_fill(1.0, weight);
-    DQ_TRY(norm64(m->base, layer, role, weight));
-    return m->kind == DQ_MODEL_SCALED ? dq_scale_norm(m, layer, role, weight) : DQ_OK;
+    DQ_TRY(norm64(m->base, layer, role, weight, bound));
+    return m->kind == DQ_MODEL_SCALED ? dq_scale_norm(m, layer, role, weight, bound) : DQ_OK;
 }
 
 static dq_status read_scaled_norm(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
 {
     dq_tensor wide = {0}, t = {0};
     dq_status status;
+    double bound;
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, m->arch.hidden, &wide));
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t));
-    DQ_GO(norm64(m, layer, role, &wide));
-    DQ_GO(round_weight(m, layer, role, 0, &wide, &t));
+    DQ_GO(norm64(m, layer, role, &wide, &bound));
+    DQ_GO(round_weight(m, layer, role, 0, &wide, bound, &t));
     *out = t;
     t = (dq_tensor){0};
 done:
@@ -204,6 +214,7 @@ done:
 dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out)
 {
     dq_tensor t = {0};
+    double bound;
     if (role != DQ_ATTN_NORM && role != DQ_MLP_NORM && role != DQ_FINAL_NORM)
         return dq_fail(DQ_E_INVALID, "%s is not a norm", dq_role_name(role));
     if (role != DQ_FINAL_NORM) DQ_TRY(check_layer(model, layer));
@@ -214,7 +225,7 @@ dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_te
     if (model->scaled) return read_scaled_norm(model, layer, role, out);
     const dq_model *root = dq_model_root(model);
     DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, 1, model->arch.hidden, &t));
-    dq_status status = dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &t);
+    dq_status status = dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &t, &bound);
     if (status == DQ_OK)
         *out = t;
     else
@@ -222,11 +233,12 @@ dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_te
     return status;
 }
 
-static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first, dq_tensor *out)
+static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first, dq_tensor *out, double *bound)
 {
     int64_t hidden = m->arch.hidden, end = first + out->view.rows;
     dq_tensor wide = {0};
     dq_status status;
+    *bound = 0;
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, ROW_BLOCK, hidden, &wide));
     for (int64_t start = first / ROW_BLOCK * ROW_BLOCK; start < end; start += ROW_BLOCK) {
         int64_t rows = m->arch.vocab - start < ROW_BLOCK ? m->arch.vocab - start : ROW_BLOCK;
@@ -235,8 +247,10 @@ static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first,
         dq_tensor block = dq_tensor_rows(&wide, 0, rows);
         dq_tensor wanted = dq_tensor_rows(&block, from - start, to - from);
         dq_tensor part = dq_tensor_rows(out, from - first, to - from);
-        DQ_GO(rows64(m, role, start, &block));
-        DQ_GO(round_weight(m, 0, role, from, &wanted, &part));
+        double here;
+        DQ_GO(rows64(m, role, start, &block, &here));
+        DQ_GO(round_weight(m, 0, role, from, &wanted, here, &part));
+        if (!(here <= *bound)) *bound = here;
     }
 done:
     dq_tensor_free(&wide);
@@ -251,14 +265,14 @@ dq_dtype dq_model_vocab_dtype(const dq_model *m)
 }
 
 /* Rounds to the element type that the vocabulary tables of a quantized model have. */
-static dq_status round_rows(const dq_model *m, dq_role role, int64_t first, dq_tensor *rows)
+static dq_status round_rows(const dq_model *m, dq_role role, int64_t first, double bound, dq_tensor *rows)
 {
     dq_dtype dtype = dq_model_vocab_dtype(m);
     dq_tensor narrow = {0};
     if (dtype == DQ_F32) return DQ_OK;
     DQ_TRY(dq_tensor_alloc(m->dev, dtype, rows->view.rows, rows->view.cols, &narrow));
     dq_status status = dq_op_convert(rows, &narrow);
-    if (status == DQ_OK) status = round_weight(m, 0, role, first, &narrow, rows);
+    if (status == DQ_OK) status = round_weight(m, 0, role, first, &narrow, bound, rows);
     dq_tensor_free(&narrow);
     return status;
 }
@@ -267,6 +281,7 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
 {
     dq_tensor rows = {0};
     dq_status status;
+    double bound;
     if (role != DQ_EMBED && role != DQ_HEAD) return dq_fail(DQ_E_INVALID, "%s has no rows", dq_role_name(role));
     if (first < 0 || count < 1 || count > model->arch.vocab - first)
         return dq_fail(DQ_E_INVALID, "rows %lld..%lld of a vocabulary of %lld", (long long)first,
@@ -274,10 +289,10 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
     DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, count, model->arch.hidden, &rows));
     const dq_model *root = dq_model_root(model);
     if (is_transformed(model))
-        DQ_GO(read_transformed_rows(model, role, first, &rows));
+        DQ_GO(read_transformed_rows(model, role, first, &rows, &bound));
     else
-        DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, 0, role), first, &rows));
-    DQ_GO(round_rows(model, role, first, &rows));
+        DQ_GO(dq_root_read(root, role, false, dq_root_weight(root, 0, role), first, &rows, &bound));
+    DQ_GO(round_rows(model, role, first, bound, &rows));
     *out = rows;
     return DQ_OK;
 done:

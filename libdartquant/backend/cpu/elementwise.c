@@ -5,6 +5,7 @@
 
 #include "backend/cpu/forward.h"
 #include "base/dtype.h"
+#include "base/half.h"
 
 enum { BLOCK = 32768 }; /* elements in a task */
 
@@ -112,6 +113,20 @@ static void copy2(const void *x, void *y, int64_t n) { memcpy(y, x, (size_t)n * 
 static void copy4(const void *x, void *y, int64_t n) { memcpy(y, x, (size_t)n * 4); }
 static void copy8(const void *x, void *y, int64_t n) { memcpy(y, x, (size_t)n * 8); }
 
+/* Weights on their way to double precision; memory decides. */
+static void bf16_to_f64(const void *x, void *y, int64_t n)
+{
+    const uint16_t *from = x;
+    double *to = y;
+    for (int64_t i = 0; i < n; i++) to[i] = (double)dq_bf16_to_f32(from[i]);
+}
+static void f16_to_f64(const void *x, void *y, int64_t n)
+{
+    const uint16_t *from = x;
+    double *to = y;
+    for (int64_t i = 0; i < n; i++) to[i] = (double)dq_f16_to_f32(from[i]);
+}
+
 /* The kernel for a pair of types; NULL for the rare pairs, which the reference converts. */
 static void (*converter(const dq_row_kernels *k, dq_dtype from, dq_dtype to))(const void *, void *, int64_t)
 {
@@ -125,6 +140,8 @@ static void (*converter(const dq_row_kernels *k, dq_dtype from, dq_dtype to))(co
     if (from == DQ_F32 && to == DQ_BF16) return k->f32_to_bf16;
     if (from == DQ_F32 && to == DQ_F16) return k->f32_to_f16;
     if (from == DQ_F32 && to == DQ_F64) return k->f32_to_f64;
+    if (from == DQ_BF16 && to == DQ_F64) return bf16_to_f64;
+    if (from == DQ_F16 && to == DQ_F64) return f16_to_f64;
     return NULL;
 }
 
