@@ -59,8 +59,9 @@ DQ_API dq_status dq_generator_add_stop(dq_generator *generator, const char *text
 DQ_API dq_status dq_generator_add_stop_id(dq_generator *generator, int32_t id);
 /* Does a part of the work: loads one layer or one tile of the vocabulary, or takes in up to `prefill` prompt tokens, or makes
  * one token for each sequence. *done = 1 when all have ended. `token` (may be NULL) is called on this thread for each new
- * token. Errors: DQ_E_STATE (nothing added), DQ_E_CANCELLED, DQ_E_NONFINITE (logits), those of reading the weights, DQ_E_BACKEND,
- * DQ_E_NOMEM. After an error the step may be tried again. */
+ * token. Errors: DQ_E_STATE (nothing added), DQ_E_CANCELLED, DQ_E_NONFINITE (logits), DQ_E_UNSUPPORTED
+ * (int8_products for a model none of whose linears can have them), those of reading the weights, DQ_E_BACKEND, DQ_E_NOMEM.
+ * After an error the step may be tried again. */
 DQ_API dq_status dq_generator_step(dq_generator *generator, const dq_cancel *cancel, dq_token_fn token, void *user,
                                    int32_t *done);
 /* Steps until all sequences have ended. Errors as dq_generator_step. */

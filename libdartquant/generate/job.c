@@ -137,9 +137,30 @@ dq_status dq_generate_add_stop_id(dq_generate_job *j, int32_t id)
     return DQ_OK;
 }
 
+/* An option that would change nothing is refused; one that reaches some linears only is worth a word. */
+static dq_status check_int8(const dq_generate_job *j)
+{
+    if (!(j->spec.math & DQ_MATH_INT8)) return DQ_OK;
+    dq_int8_linears n = dq_resident_int8(j->resident);
+    long long all = (long long)(n.possible + n.uneven + n.plain);
+    if (n.possible == 0 && !n.head)
+        return dq_fail(
+            DQ_E_UNSUPPORTED,
+            "int8_products: none of the model's %lld linears can have them: %lld hold no integer codes, %lld "
+            "have groups that are no multiple of 32 columns",
+            all, (long long)n.plain, (long long)n.uneven);
+    if (n.plain + n.uneven > 0)
+        dq_log(j->env, DQ_LOG_WARNING,
+               "int8_products: %lld of %lld linears are multiplied in floats (%lld hold no integer codes, %lld have "
+               "groups that are no multiple of 32 columns)",
+               (long long)(n.plain + n.uneven), all, (long long)n.plain, (long long)n.uneven);
+    return DQ_OK;
+}
+
 static dq_status begin(dq_generate_job *j)
 {
     int64_t capacity = 0, slots;
+    DQ_TRY(check_int8(j));
     for (int64_t i = 0; i < j->count; i++)
         if (j->sequences[i].prompt + j->spec.max_tokens > capacity)
             capacity = j->sequences[i].prompt + j->spec.max_tokens;

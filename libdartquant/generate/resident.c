@@ -6,7 +6,7 @@
 #include "base/status.h"
 #include "generate/pack.h"
 
-enum { TILE_ROWS = 8192 };
+enum { TILE_ROWS = 8192, INT8_RUN = 32 /* columns: dq_packed_desc */ };
 
 dq_status dq_resident_new(dq_model *model, int head_bits, dq_resident **out)
 {
@@ -224,6 +224,30 @@ dq_status dq_resident_load(dq_resident *r, bool *done)
     }
     *done = r->ready;
     return DQ_OK;
+}
+
+static void count_int8(const dq_linear *l, dq_int8_linears *n)
+{
+    if (dq_linear_is_empty(l)) return;
+    if (dq_tensor_is_empty(&l->packed.codes))
+        n->plain++;
+    else if (l->packed.group % INT8_RUN == 0 || l->packed.scale.view.cols == 1)
+        n->possible++;
+    else
+        n->uneven++;
+}
+
+dq_int8_linears dq_resident_int8(const dq_resident *r)
+{
+    dq_int8_linears n = {0}, head = {0};
+    for (int64_t l = 0; l < r->layers; l++) {
+        for (int i = 0; i < DQ_BLOCK_LINEARS; i++) count_int8(&r->blocks[l].linear[i], &n);
+        count_int8(&r->blocks[l].qkv, &n);
+        count_int8(&r->blocks[l].gate_up, &n);
+    }
+    for (int64_t i = 0; i < r->tiles; i++) count_int8(&r->head[i], &head);
+    n.head = head.possible > 0;
+    return n;
 }
 
 /* ---- the two ends ---- */

@@ -28,6 +28,13 @@ dq_status dq_resident_load(dq_resident *r, bool *done);
 int64_t dq_resident_steps(const dq_resident *r);
 /* h [count, hidden] = embedding of ids within the vocabulary. */
 dq_status dq_resident_embed(dq_resident *r, const int32_t *ids, int64_t count, dq_tensor *h);
+/* How many linears of the blocks can round their inputs under DQ_MATH_INT8, are packed in groups that runs of 32 columns do
+ * not fit in, are not packed; whether the head can. Everything must be loaded. */
+typedef struct dq_int8_linears {
+    int64_t possible, uneven, plain;
+    bool head;
+} dq_int8_linears;
+dq_int8_linears dq_resident_int8(const dq_resident *r);
 /* Logits of normed hidden states x [rows, hidden] to host memory [rows, vocab]. */
 dq_status dq_resident_logits(dq_resident *r, const dq_tensor *x, int math, float *out);
 

@@ -264,6 +264,7 @@ json generate_sampled_again 0 'r["results"] == load("generate_sampled")["results
 json generate_stop 0 'r["results"][0]["finish"] == "stop" and load("generate")["results"][0]["text"].startswith(r["results"][0]["text"])' generate $model --prompt "Ada found" --max-tokens 12 --ignore-eos --stop "$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["results"][0]["text"][6:10], end="")' "$work/generate.out")"
 says generate_no_prompt 2 'give --prompt' generate $model
 says generate_bad_kv 2 'kv' generate $model --prompt a --kv f64
+says generate_int8_plain 1 'int8_products: none of the model.s 28 linears can have them' generate $model --prompt Ada --max-tokens 2 --int8-products
 says generate_chat_unknown 0 'no chat template' generate $model --prompt Ada --chat --max-tokens 2
 mkdir -p "$work/chat" && cp $model/* "$work/chat"
 printf '%s' "{% for m in messages %}{{ m.content }}{% endfor %}{{ more }}" > "$work/chat/chat_template.jinja"
