@@ -24,8 +24,10 @@ $(FARSIM): $(wildcard tests/fakes/farsim/*.[ch]) $(INSTALLED)/usr/include/dartqu
 	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 -ffp-contract=off $(WARN) -fPIC -fvisibility=hidden $(SANFLAGS) \
 	  $(CFLAGS) -shared $(if $(SANITIZE),,-Wl,-z,defs) $(LDFLAGS) $(filter %.c,$^) -o $@ -lm -lpthread
 
-$(O)/tests/fakes/%: tests/fakes/%.c $(FARSIM) $(SHARED)
-	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) $< -o $@ \
+FAKES_SUPPORT := $(foreach name,farsim_jobs host refusing_heap,tests/support/$(name).c)
+$(O)/tests/fakes/%: tests/fakes/%.c $(FAKES_SUPPORT) $(FAKES_SUPPORT:.c=.h) tests/support/ok.h $(FARSIM) $(SHARED)
+	$(CC) -I$(INSTALLED)/usr/include -Itests/support -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) \
+	  $< $(FAKES_SUPPORT) -o $@ \
 	  -L$(O) -ldartquant -lcmocka -lm -ldl -lpthread -Wl,-rpath,$(abspath $(O))
 
 # Whole jobs on a card, or on the simulated one.

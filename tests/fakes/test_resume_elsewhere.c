@@ -1,11 +1,6 @@
 /* A job whose device is lost goes on on another backend from its checkpoint, through the installed headers and the shared
  * library alone. SPDX-License-Identifier: Apache-2.0 */
-#include <dartquant.h>
-
-#include <limits.h>
-#include <math.h>
 #include <setjmp.h>
-#include <stdbool.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,106 +8,32 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define MODEL "tests/data/tiny"
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        dq_status s_ = (call);                                                                                         \
-        if (s_ != DQ_OK) fail_msg("%s: %d %s", #call, s_, dq_error_text());                                            \
-    } while (0)
+#include "farsim_jobs.h"
 
-enum { SEQLEN = 16, WINDOWS = 3 };
 static const char *const takers[] = {"cpu", "ref"};
-
-static int warnings;
-static char last_warning[256], plugin[PATH_MAX], dir[64];
-
-static void count_log(void *user, int32_t level, const char *text)
-{
-    (void)user;
-    if (level != DQ_LOG_WARNING) return;
-    warnings++;
-    snprintf(last_warning, sizeof last_warning, "%s", text);
-}
+static char dir[64];
 
 static int set_up(void **state)
 {
     (void)state;
-    ssize_t n = readlink("/proc/self/exe", plugin, sizeof plugin - 64);
-    if (n <= 0) return -1;
-    plugin[n] = '\0';
-    strcpy(strrchr(plugin, '/') + 1, "libdartquant-farsim.so");
     strcpy(dir, "/tmp/dq_test_resume.XXXXXX");
     return mkdtemp(dir) ? 0 : -1;
 }
 
 /* ---- one device with its model, data and options ---- */
 
-typedef struct place {
-    dq_context *ctx;
-    dq_config *config;
-    dq_dataset *set;
-    dq_model *model; /* fused and rotated */
-} place;
-
-/* `backend` "farsim" or "farsim:options" stands for the plug-in's path. */
-static dq_context *context_on(const char *backend)
+static host_bench open_place(const char *backend, const char *mode)
 {
-    const dq_services services = {.struct_size = sizeof services, .abi = 1, .log = count_log};
-    char text[PATH_MAX + 128];
-    dq_config *config = NULL;
-    dq_context *ctx = NULL;
-    bool far = strncmp(backend, "farsim", 6) == 0;
-    snprintf(text, sizeof text, "%s%s", far ? plugin : "", far ? backend + 6 : backend);
-    OK(dq_config_new(&config));
-    OK(dq_config_set(config, "threads", "1"));
-    OK(dq_config_set(config, "backend", text));
-    OK(dq_config_set(config, "policy", "allow")); /* farsim has no qr */
-    OK(dq_context_new(config, &services, &ctx));
-    dq_config_free(config);
-    return ctx;
+    char settings[128];
+    snprintf(settings, sizeof settings,
+             "seqlen=%d nsamples=3 w_bits=4 w_groupsize=32 a_bits=4 k_bits=4 v_bits=4 seed=3 rotate_mode=%s", SEQLEN,
+             mode);
+    return host_bench_on(context_on(backend, "allow"), settings, IDS, true); /* farsim has no qr */
 }
 
-static place open_place(const char *backend, const char *mode)
-{
-    place p = {.ctx = context_on(backend)};
-    static const char *const settings[][2] = {{"seqlen", "16"},      {"nsamples", "3"}, {"w_bits", "4"},
-                                              {"w_groupsize", "32"}, {"a_bits", "4"},   {"k_bits", "4"},
-                                              {"v_bits", "4"},       {"seed", "3"}};
-    int32_t ids[WINDOWS * SEQLEN + 5];
-    dq_model *model = NULL, *fused = NULL;
-    dq_rotation *rotation = NULL;
-    OK(dq_config_new(&p.config));
-    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
-        OK(dq_config_set(p.config, settings[i][0], settings[i][1]));
-    OK(dq_config_set(p.config, "rotate_mode", mode));
-    for (int i = 0; i < (int)(sizeof ids / sizeof *ids); i++) ids[i] = (i * i * 7 + i * 13 + 5) % 500;
-    OK(dq_dataset_from_ids(p.ctx, ids, sizeof ids / sizeof *ids, "numbers", &p.set));
-    OK(dq_model_open(p.ctx, MODEL, &model));
-    OK(dq_model_fuse_norms(model, p.config, &fused));
-    OK(dq_rotation_new(fused, p.config, &rotation));
-    OK(dq_model_rotate(fused, rotation, &p.model));
-    dq_rotation_free(rotation);
-    dq_model_free(fused);
-    dq_model_free(model);
-    return p;
-}
+static long long ops_of(const host_bench *p) { return (long long)counters_of(p->ctx).ops; }
 
-static void close_place(place *p)
-{
-    dq_model_free(p->model);
-    dq_dataset_free(p->set);
-    dq_config_free(p->config);
-    dq_context_free(p->ctx);
-}
-
-static long long ops_of(const place *p)
-{
-    dq_device_counters c = {.struct_size = sizeof c};
-    OK(dq_context_counters(p->ctx, &c));
-    return (long long)c.ops;
-}
-
-static dq_evaluator *new_evaluator(const place *p, dq_model *model)
+static dq_evaluator *new_evaluator(const host_bench *p, dq_model *model)
 {
     dq_evaluator *e = NULL;
     OK(dq_evaluator_new(model, p->config, &e));
@@ -120,7 +41,7 @@ static dq_evaluator *new_evaluator(const place *p, dq_model *model)
     return e;
 }
 
-static dq_quantizer *new_quantizer(const place *p)
+static dq_quantizer *new_quantizer(const host_bench *p)
 {
     dq_quantizer *q = NULL;
     OK(dq_quantizer_new(p->model, p->config, &q));
@@ -141,7 +62,7 @@ typedef struct outcome {
     double ppl, error, bits;
 } outcome;
 
-static outcome finish_quantizer(const place *p, dq_quantizer *q)
+static outcome finish_quantizer(const host_bench *p, dq_quantizer *q)
 {
     outcome o;
     dq_model *model = NULL;
@@ -157,12 +78,6 @@ static outcome finish_quantizer(const place *p, dq_quantizer *q)
 
 /* ---- checks ---- */
 
-static void assert_near(double got, double want, double relative)
-{
-    if (!(fabs(got - want) <= relative * fabs(want)))
-        fail_msg("%.12g instead of %.12g: off by %.3g, allowed %.3g", got, want, fabs(got / want - 1), relative);
-}
-
 static void assert_lost(dq_status status)
 {
     assert_int_equal(status, DQ_E_DEVICE_LOST);
@@ -171,10 +86,10 @@ static void assert_lost(dq_status status)
 
 static void assert_warned(const char *taker)
 {
-    assert_int_equal(warnings, 1);
-    assert_non_null(strstr(last_warning, "written on farsim:0"));
-    assert_non_null(strstr(last_warning, taker));
-    warnings = 0;
+    assert_int_equal(farsim_log.warnings, 1);
+    assert_non_null(strstr(farsim_log.last, "written on farsim:0"));
+    assert_non_null(strstr(farsim_log.last, taker));
+    farsim_log.warnings = 0;
 }
 
 /* ---- GPTQ ---- */
@@ -183,7 +98,7 @@ enum { STEPS = 2 }; /* done before the device goes, each with a checkpoint */
 
 static dq_status quantize_until_lost(const char *backend, const char *mode, long long *ops)
 {
-    place p = open_place(backend, mode);
+    host_bench p = open_place(backend, mode);
     dq_quantizer *q = new_quantizer(&p);
     int32_t done = 0;
     dq_status status = dq_quantizer_checkpoint(q, dir);
@@ -196,7 +111,7 @@ static dq_status quantize_until_lost(const char *backend, const char *mode, long
     status = dq_quantizer_step(q, NULL, NULL, NULL, &done);
     if (status != DQ_OK) assert_lost(status);
     dq_quantizer_free(q);
-    close_place(&p);
+    host_bench_close(&p);
     return status;
 }
 
@@ -207,9 +122,9 @@ static void quantizer(void **state)
     for (int m = 0; m < 2; m++) {
         long long ops = 0;
         char backend[64];
-        place p = open_place("ref", modes[m]);
+        host_bench p = open_place("ref", modes[m]);
         outcome want = finish_quantizer(&p, new_quantizer(&p)), got;
-        close_place(&p);
+        host_bench_close(&p);
         assert_int_equal(quantize_until_lost("farsim", modes[m], &ops), DQ_OK);
         snprintf(backend, sizeof backend, "farsim:lost_at=%lld", ops + 20);
         for (int t = 0; t < 2; t++) {
@@ -217,7 +132,7 @@ static void quantizer(void **state)
             assert_int_equal(quantize_until_lost(backend, modes[m], &ops), DQ_E_DEVICE_LOST);
             p = open_place(takers[t], modes[m]);
             dq_quantizer *q = new_quantizer(&p);
-            warnings = 0;
+            farsim_log.warnings = 0;
             OK(dq_quantizer_restore(q, dir));
             assert_warned(dq_context_device_name(p.ctx));
             OK(dq_quantizer_get_float(q, "layers_done", &layers));
@@ -229,7 +144,7 @@ static void quantizer(void **state)
             assert_near(got.error, want.error, 1e-3);
             assert_true(got.bits == want.bits);
             OK(dq_checkpoint_remove(p.ctx, dir));
-            close_place(&p);
+            host_bench_close(&p);
         }
     }
 }
@@ -238,7 +153,7 @@ static void quantizer(void **state)
 
 static dq_status measure_until_lost(const char *backend, long long *ops)
 {
-    place p = open_place(backend, "hadamard");
+    host_bench p = open_place(backend, "hadamard");
     dq_evaluator *e = new_evaluator(&p, p.model);
     int32_t done = 0;
     dq_status status = DQ_OK;
@@ -252,7 +167,7 @@ static dq_status measure_until_lost(const char *backend, long long *ops)
     if (status == DQ_OK) status = dq_evaluator_step(e, NULL, NULL, NULL, &done); /* the stream is late */
     if (status != DQ_OK) assert_lost(status);
     dq_evaluator_free(e);
-    close_place(&p);
+    host_bench_close(&p);
     return status;
 }
 
@@ -261,29 +176,29 @@ static void evaluator(void **state)
     (void)state;
     long long ops = 0;
     char backend[64];
-    place p = open_place("ref", "hadamard");
+    host_bench p = open_place("ref", "hadamard");
     double want = finish_evaluator(new_evaluator(&p, p.model));
-    close_place(&p);
+    host_bench_close(&p);
     assert_int_equal(measure_until_lost("farsim", &ops), DQ_OK);
     snprintf(backend, sizeof backend, "farsim:depth=1,lost_at=%lld", ops + 5);
     for (int t = 0; t < 2; t++) {
         assert_int_equal(measure_until_lost(backend, &ops), DQ_E_DEVICE_LOST);
         p = open_place(takers[t], "hadamard");
         dq_evaluator *e = new_evaluator(&p, p.model);
-        warnings = 0;
+        farsim_log.warnings = 0;
         OK(dq_evaluator_restore(e, dir));
         assert_warned(dq_context_device_name(p.ctx));
         double got = finish_evaluator(e);
         print_message("perplexity goes on on %s: %.9g, on ref alone %.9g\n", takers[t], got, want);
         assert_near(got, want, 1e-5);
         OK(dq_checkpoint_remove(p.ctx, dir));
-        close_place(&p);
+        host_bench_close(&p);
     }
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test_setup(quantizer, set_up),
-                                       cmocka_unit_test_setup(evaluator, set_up)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(quantizer, set_up, farsim_no_leaks),
+                                       cmocka_unit_test_setup_teardown(evaluator, set_up, farsim_no_leaks)};
+    return cmocka_run_group_tests(tests, farsim_setup, NULL);
 }

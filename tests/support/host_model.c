@@ -8,76 +8,6 @@
 
 #include "host_model.h"
 
-/* ---- memory ---- */
-
-long host_live_blocks;
-
-static void *count_alloc(void *user, size_t bytes)
-{
-    (void)user;
-    void *p = malloc(bytes);
-    if (p) __atomic_add_fetch(&host_live_blocks, 1, __ATOMIC_SEQ_CST);
-    return p;
-}
-
-static void count_free(void *user, void *ptr, size_t bytes)
-{
-    (void)user;
-    (void)bytes;
-    __atomic_sub_fetch(&host_live_blocks, 1, __ATOMIC_SEQ_CST);
-    free(ptr);
-}
-
-dq_context *host_context(int threads)
-{
-    dq_services services = {.struct_size = sizeof services, .abi = 1, .allocator = {count_alloc, count_free, NULL}};
-    dq_config *config = NULL;
-    dq_context *ctx = NULL;
-    OK(dq_config_new(&config));
-    OK(dq_config_set_int(config, "threads", threads));
-    OK(dq_context_new(config, &services, &ctx));
-    dq_config_free(config);
-    return ctx;
-}
-
-dq_config *host_config(const char *settings)
-{
-    char text[512];
-    dq_config *config = NULL;
-    OK(dq_config_new(&config));
-    snprintf(text, sizeof text, "%s", settings);
-    char *rest = text;
-    for (char *item; (item = strsep(&rest, " ")) != NULL;) {
-        char *value = strchr(item, '=');
-        if (!value) continue;
-        *value = '\0';
-        OK(dq_config_set(config, item, value + 1));
-    }
-    return config;
-}
-
-dq_dataset *host_ids(dq_context *ctx, size_t count)
-{
-    int32_t *ids = malloc(count * sizeof *ids);
-    for (size_t i = 0; i < count; i++) ids[i] = (int32_t)((i * i * 7 + i * 13 + 5) % 500);
-    dq_dataset *set = NULL;
-    OK(dq_dataset_from_ids(ctx, ids, count, "numbers", &set));
-    free(ids);
-    return set;
-}
-
-double host_perplexity(dq_model *model, const dq_config *config, const dq_dataset *set)
-{
-    dq_evaluator *e = NULL;
-    double ppl = 0;
-    OK(dq_evaluator_new(model, config, &e));
-    OK(dq_evaluator_bind(e, set));
-    OK(dq_evaluator_run(e, NULL, NULL, NULL));
-    OK(dq_evaluator_get_float(e, "ppl", &ppl));
-    dq_evaluator_free(e);
-    return ppl;
-}
-
 /* ---- the engine's weights ---- */
 
 static char *read_text(const char *path)
@@ -258,32 +188,4 @@ void host_model_assert_same(const host_model *a, const host_model *b)
             memcmp(t->shape, u->shape, sizeof t->shape) != 0 || memcmp(t->data, u->data, (size_t)t->bytes) != 0)
             fail_msg("%s differs", t->name);
     }
-}
-
-host_bench host_bench_open(const char *settings, int threads, bool rotate)
-{
-    host_bench b = {.ctx = host_context(threads), .config = host_config(settings)};
-    dq_model *model = NULL, *fused = NULL;
-    dq_rotation *rotation = NULL;
-    b.set = host_ids(b.ctx, 400);
-    OK(dq_model_open(b.ctx, "tests/data/tiny", &model));
-    if (!rotate) {
-        b.model = model;
-        return b;
-    }
-    OK(dq_model_fuse_norms(model, b.config, &fused));
-    OK(dq_rotation_new(fused, b.config, &rotation));
-    OK(dq_model_rotate(fused, rotation, &b.model));
-    dq_rotation_free(rotation);
-    dq_model_free(fused);
-    dq_model_free(model);
-    return b;
-}
-
-void host_bench_close(host_bench *b)
-{
-    dq_model_free(b->model);
-    dq_dataset_free(b->set);
-    dq_config_free(b->config);
-    dq_context_free(b->ctx);
 }

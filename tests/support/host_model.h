@@ -3,14 +3,7 @@
 #ifndef DQ_TESTS_HOST_MODEL_H
 #define DQ_TESTS_HOST_MODEL_H
 
-#include <dartquant.h>
-#include <stdbool.h>
-
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        dq_status s_ = (call);                                                                                         \
-        if (s_ != DQ_OK) fail_msg("%s: %d %s", #call, s_, dq_error_text());                                            \
-    } while (0)
+#include "host.h"
 
 /* Tensors in memory, by name; also a sink's content. */
 typedef struct host_tensor {
@@ -42,22 +35,6 @@ dq_tensor_source host_model_source(host_model *m);
 dq_tensor_sink host_model_sink(host_model *m, int pieces);
 const host_tensor *host_model_find(const host_model *m, const char *name);
 
-/* A context on `threads` threads whose allocator counts; host_live_blocks is 0 when all was given back. */
-dq_context *host_context(int threads);
-extern long host_live_blocks;
-/* "name=value name=value" */
-dq_config *host_config(const char *settings);
-dq_dataset *host_ids(dq_context *ctx, size_t count);
-/* What tests of a job work on: the tiny model, fused and rotated if asked, with options and 400 ids. */
-typedef struct host_bench {
-    dq_context *ctx;
-    dq_config *config;
-    dq_dataset *set;
-    dq_model *model;
-} host_bench;
-host_bench host_bench_open(const char *settings, int threads, bool rotate);
-void host_bench_close(host_bench *b);
-double host_perplexity(dq_model *model, const dq_config *config, const dq_dataset *set);
 /* Fails the test when the two do not hold the same tensors, bit for bit. */
 void host_model_assert_same(const host_model *a, const host_model *b);
 

@@ -74,7 +74,7 @@ static void forget(learnt *l)
     dq_rotation_free(l->rotation);
     dq_model_free(l->fused);
     host_bench_close(&l->b);
-    assert_int_equal(host_live_blocks, 0);
+    assert_int_equal(heap.live, 0);
 }
 
 static const json_t *rotation_of(const learnt *l, int i)

@@ -95,7 +95,7 @@ static void close_bench(bench *b)
     dq_config_free(b->config);
     dq_context_free(b->ctx);
     host_model_clear(&host);
-    assert_int_equal(host_live_blocks, 0);
+    assert_int_equal(heap.live, 0);
 }
 
 static const char *const LAYER_1[] = {"model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight", NULL};

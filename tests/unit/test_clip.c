@@ -317,23 +317,15 @@ static void without_weights(void **state)
     host_bench_close(&b);
 }
 
-static int no_leaks(void **state)
-{
-    (void)state;
-    long left = host_live_blocks;
-    host_live_blocks = 0;
-    return left == 0 ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(finds_the_optimum, no_leaks),
-        cmocka_unit_test_teardown(names_what_is_not_finite, no_leaks),
-        cmocka_unit_test_teardown(same_for_any_threads, no_leaks),
-        cmocka_unit_test_teardown(saved_models_keep_them, no_leaks),
-        cmocka_unit_test_teardown(resumes_to_the_same_bits, no_leaks),
-        cmocka_unit_test_teardown(without_weights, no_leaks),
+        cmocka_unit_test_teardown(finds_the_optimum, host_no_leaks),
+        cmocka_unit_test_teardown(names_what_is_not_finite, host_no_leaks),
+        cmocka_unit_test_teardown(same_for_any_threads, host_no_leaks),
+        cmocka_unit_test_teardown(saved_models_keep_them, host_no_leaks),
+        cmocka_unit_test_teardown(resumes_to_the_same_bits, host_no_leaks),
+        cmocka_unit_test_teardown(without_weights, host_no_leaks),
     };
     return cmocka_run_group_tests_name("clip ratios", tests, scratch_setup, scratch_teardown);
 }

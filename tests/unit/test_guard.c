@@ -253,7 +253,7 @@ static int tear_down(void **state)
 {
     (void)state;
     dq_cancel_free(token);
-    return host_live_blocks != 0;
+    return heap.live != 0;
 }
 
 static void close_all(void)
@@ -473,7 +473,7 @@ static void freed_inside(void **state)
     OK(dq_evaluator_new(model, config, &a.evaluator));
     OK(dq_evaluator_bind(a.evaluator, a.set));
     OK(dq_evaluator_run(a.evaluator, NULL, free_all, &a));
-    assert_int_equal(host_live_blocks, 0);
+    assert_int_equal(heap.live, 0);
     dq_config_free(config);
     model = NULL;
     ctx = NULL;
@@ -515,7 +515,7 @@ static void two_threads_at_once(void **state)
     assert_int_equal(mine[1] + theirs[1], 0);
     assert_true(mine[0] + theirs[0] > 100);
     close_all();
-    assert_int_equal(host_live_blocks, 0);
+    assert_int_equal(heap.live, 0);
 }
 
 static void what_it_costs(void **state)

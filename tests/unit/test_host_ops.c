@@ -10,15 +10,6 @@
 
 #include "host_model.h"
 
-static int no_leaks(void **state)
-{
-    (void)state;
-    if (host_live_blocks == 0) return 0;
-    print_error("%ld blocks were not given back\n", host_live_blocks);
-    host_live_blocks = 0;
-    return -1;
-}
-
 /* A fixed stream of numbers in (-1, 1). */
 static float noise(uint32_t *seed)
 {
@@ -404,15 +395,15 @@ static void scores_equal_the_evaluator(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(hessian_is_the_sum, no_leaks),
-        cmocka_unit_test_teardown(gptq_beats_rounding, no_leaks),
-        cmocka_unit_test_teardown(weight_misuse, no_leaks),
-        cmocka_unit_test_teardown(kv_rows_equal_fake_quant, no_leaks),
-        cmocka_unit_test_teardown(hadamard_is_orthogonal, no_leaks),
-        cmocka_unit_test_teardown(long_buffers, no_leaks),
-        cmocka_unit_test_teardown(folding_keeps_the_function, no_leaks),
-        cmocka_unit_test_teardown(scores, no_leaks),
-        cmocka_unit_test_teardown(scores_equal_the_evaluator, no_leaks),
+        cmocka_unit_test_teardown(hessian_is_the_sum, host_no_leaks),
+        cmocka_unit_test_teardown(gptq_beats_rounding, host_no_leaks),
+        cmocka_unit_test_teardown(weight_misuse, host_no_leaks),
+        cmocka_unit_test_teardown(kv_rows_equal_fake_quant, host_no_leaks),
+        cmocka_unit_test_teardown(hadamard_is_orthogonal, host_no_leaks),
+        cmocka_unit_test_teardown(long_buffers, host_no_leaks),
+        cmocka_unit_test_teardown(folding_keeps_the_function, host_no_leaks),
+        cmocka_unit_test_teardown(scores, host_no_leaks),
+        cmocka_unit_test_teardown(scores_equal_the_evaluator, host_no_leaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

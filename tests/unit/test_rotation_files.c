@@ -32,7 +32,7 @@ static int close_model(void **state)
     dq_model_free(model);
     dq_context_free(ctx);
     scratch_close();
-    return host_live_blocks != 0;
+    return heap.live != 0;
 }
 
 /* What dq_rotation_new says to the file as r1_path or r2_path. */
