@@ -13,24 +13,13 @@
 
 #include "base/status.h"
 #include "io/formats.h"
+#include "io/json.h"
+#include "paths.h"
 
 static void ok(dq_status status)
 {
     if (status != DQ_OK) print_message("%s\n", dq_error_text());
     assert_int_equal(status, DQ_OK);
-}
-
-void fixture_open(fixture *f, const char *device, int threads)
-{
-    ok(dq_env_init(&f->env, NULL, threads));
-    ok(dq_device_open(&f->env, device, "", DQ_POLICY_FORBID, &f->dev));
-}
-
-void fixture_close(fixture *f)
-{
-    dq_device_close(f->dev);
-    dq_env_clear(&f->env);
-    assert_int_equal(atomic_load(&f->env.memory_now), 0);
 }
 
 const char *tiny_path(const char *name)
@@ -64,6 +53,19 @@ void read_expected(fixture *f, const char *name, expected *out)
     ok(dq_source_read_raw(s, logits, 0, (uint64_t)(out->tokens * out->vocab) * 4, out->logits));
     ok(dq_source_read_raw(s, nll, 0, 8, &out->nll));
     dq_source_free(s);
+}
+
+bool open_stories(fixture *f, dq_model **model, json_t **figures)
+{
+    char path[1100];
+    const char *folder = shared_data("stories260k");
+    if (!folder) return false;
+    fixture_open(f, "cpu", 2);
+    snprintf(path, sizeof path, "%s/hf", folder);
+    ok(dq_model_open_path(f->dev, path, model));
+    snprintf(path, sizeof path, "%s/expected.json", folder);
+    ok(dq_json_load(&f->env, path, 1 << 24, figures));
+    return true;
 }
 
 double max_difference(const float *a, const float *b, int64_t n)

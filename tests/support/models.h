@@ -1,19 +1,12 @@
-/* What the tests of models share: devices, tiny models of tests/data/models, their expected logits, copies with changed
+/* What the tests of models share: tiny models of tests/data/models, their expected logits, copies with changed
  * tensors. SPDX-License-Identifier: Apache-2.0 */
 #ifndef DQ_TESTS_SUPPORT_MODELS_H
 #define DQ_TESTS_SUPPORT_MODELS_H
 
-#include "base/env.h"
+#include <jansson.h>
+
+#include "fixture.h"
 #include "model/model.h"
-
-typedef struct fixture {
-    dq_env env;
-    dq_device *dev;
-} fixture;
-
-/* device: "ref" or "cpu". Both assert success; close asserts that nothing leaked. */
-void fixture_open(fixture *f, const char *device, int threads);
-void fixture_close(fixture *f);
 
 /* tests/data/models/<name>, relative to the root of the repository. */
 const char *tiny_path(const char *name);
@@ -31,6 +24,9 @@ void read_expected(fixture *f, const char *name, expected *out);
 double logits_difference(dq_model *model, const expected *e);
 void logits_of(dq_model *model, const expected *e, float *out);
 double max_difference(const float *a, const float *b, int64_t n);
+
+/* The small trained model of the shared data with the figures published for it; false, with a note, where it is absent. */
+bool open_stories(fixture *f, dq_model **model, json_t **figures);
 
 /* A source in memory with the tensors of `from`; `change` may alter the values (F32), or return false to leave the
  * tensor out. */

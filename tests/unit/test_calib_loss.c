@@ -11,29 +11,23 @@
 #include "base/rng.h"
 #include "base/status.h"
 #include "calib/loss.h"
+#include "fixture.h"
 #include "golden.h"
+#include "ok.h"
 
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
-
-static dq_env env;
-static dq_device *dev;
+static fixture f;
 
 static int open_device(void **state)
 {
     (void)state;
-    OK(dq_env_init(&env, NULL, 2));
-    OK(dq_device_open(&env, "cpu", "", DQ_POLICY_ALLOW, &dev));
+    fixture_open(&f, "cpu", 2);
     return 0;
 }
 
 static int close_device(void **state)
 {
     (void)state;
-    dq_device_close(dev);
-    dq_env_clear(&env);
+    fixture_close(&f);
     return 0;
 }
 
@@ -53,7 +47,7 @@ static void sliced_losses_match_pytorch(void **state)
         char name[32];
         double value = 0;
         dq_loss loss = {.kind = batch_losses[i]};
-        OK(dq_loss_of_batch(&env, &loss, o->data, o->rows, o->cols, grad, &value));
+        OK(dq_loss_of_batch(&f.env, &loss, o->data, o->rows, o->cols, grad, &value));
         const double *expected = golden_find(&g, names[i])->data;
         assert_true(fabs(value - expected[0]) <= 1e-12 * expected[0]);
         snprintf(name, sizeof name, "%s_grad", names[i]);
@@ -83,7 +77,7 @@ static void row_losses_match_pytorch(void **state)
         dq_device *on = NULL;
         dq_tensor tx, tr, tg;
         float got[12 * 6];
-        OK(dq_device_open(&env, backends[d], "", DQ_POLICY_FORBID, &on));
+        OK(dq_device_open(&f.env, backends[d], "", DQ_POLICY_FORBID, &on));
         OK(dq_tensor_from_host(on, DQ_F32, x->rows, x->cols, x->data, &tx));
         OK(dq_tensor_from_host(on, DQ_F32, 12, 6, r->data, &tr));
         OK(dq_tensor_alloc(on, DQ_F32, 12, 6, &tg));
@@ -139,7 +133,7 @@ static void sliced_gradients_match_differences(void **state)
     for (int k = 0; k < 3; k++) {
         dq_loss loss = {.kind = batch_losses[k]};
         double value;
-        OK(dq_loss_of_batch(&env, &loss, o, ROWS, COLS, grad, &value));
+        OK(dq_loss_of_batch(&f.env, &loss, o, ROWS, COLS, grad, &value));
         for (int i = 0; i < COUNT; i += 3) {
             int channel = batch_losses[k] == DQ_FIT_SWD ? -1 : i % COLS, members = channel < 0 ? COUNT : ROWS;
             double rms = rms_of(o, ROWS, COLS, channel), by_scale = 0, side[2];
@@ -150,7 +144,7 @@ static void sliced_gradients_match_differences(void **state)
             const float kept = o[i], step = 0x1p-13f;
             for (int s = 0; s < 2; s++) {
                 o[i] = s ? kept - step : kept + step;
-                OK(dq_loss_of_batch(&env, &loss, o, ROWS, COLS, NULL, &side[s]));
+                OK(dq_loss_of_batch(&f.env, &loss, o, ROWS, COLS, NULL, &side[s]));
             }
             double difference = (side[0] - side[1]) / ((double)(kept + step) - (double)(kept - step));
             o[i] = kept;
@@ -178,8 +172,8 @@ static void make_problem(problem *p, int64_t n, int32_t heads, int32_t groups, i
     p->r = malloc((size_t)(groups * n * n) * sizeof *p->r);
     for (int64_t i = 0; i < rows * width; i++) p->x[i] = (float)dq_rng_normal(&rng);
     for (int64_t i = 0; i < groups * n * n; i++) p->r[i] = (float)(dq_rng_normal(&rng) / sqrt((double)n));
-    OK(dq_tensor_from_host(dev, DQ_F32, rows, width, p->x, &p->tx));
-    OK(dq_tensor_from_host(dev, DQ_F32, groups * n, n, p->r, &p->tr));
+    OK(dq_tensor_from_host(f.dev, DQ_F32, rows, width, p->x, &p->tx));
+    OK(dq_tensor_from_host(f.dev, DQ_F32, groups * n, n, p->r, &p->tr));
 }
 
 static void free_problem(problem *p)
@@ -211,7 +205,7 @@ static void gradients_match_differences(void **state)
     make_problem(&p, 8, 4, 2, 50);
     dq_tensor grad = {0};
     float slope[2 * 8 * 8];
-    OK(dq_tensor_alloc(dev, DQ_F32, 16, 8, &grad));
+    OK(dq_tensor_alloc(f.dev, DQ_F32, 16, 8, &grad));
     for (int k = 0; k < 3; k++)
         for (int relative = 0; relative < 2; relative++) {
             dq_loss loss = {.kind = kinds[k], .relative = relative != 0};
@@ -240,7 +234,7 @@ static void rotation_of_a_batch_loss(void **state)
     dq_tensor grad = {0};
     int64_t width = 24;
     float o[21 * 24], slope[21 * 24], got[72];
-    OK(dq_tensor_alloc(dev, DQ_F32, 12, 6, &grad));
+    OK(dq_tensor_alloc(f.dev, DQ_F32, 12, 6, &grad));
     for (int64_t t = 0; t < p.rows; t++)
         for (int64_t c = 0; c < width; c++) {
             double sum = 0;
@@ -251,7 +245,7 @@ static void rotation_of_a_batch_loss(void **state)
     for (int i = 0; i < 3; i++) {
         dq_loss loss = {.kind = batch_losses[i]};
         double value = 0, expected = 0, shift = 0.25;
-        OK(dq_loss_of_batch(&env, &loss, o, p.rows, width, slope, &expected));
+        OK(dq_loss_of_batch(&f.env, &loss, o, p.rows, width, slope, &expected));
         OK(dq_op_fill(2, &grad));
         OK(dq_loss_of_rotation(&loss, &p.orbit, &p.tx, &p.tr, 3, shift, 0.5, &grad, DQ_MATH_F32, &value));
         OK(dq_tensor_download(&grad, got));
@@ -281,7 +275,7 @@ static void quantization_error_pulls_to_levels(void **state)
     float slope[256];
     double before = 0, after = 0, norm = 0;
     dq_loss loss = {.kind = DQ_FIT_QUANT, .quant = {.bits = 4, .clip = 1}};
-    OK(dq_tensor_alloc(dev, DQ_F32, 16, 16, &grad));
+    OK(dq_tensor_alloc(f.dev, DQ_F32, 16, 16, &grad));
     OK(dq_loss_of_rotation(&loss, &p.orbit, &p.tx, &p.tr, 1, 0, 0, &grad, DQ_MATH_F32, &before));
     OK(dq_tensor_download(&grad, slope));
     for (int i = 0; i < 256; i++) norm += (double)slope[i] * slope[i];
@@ -305,8 +299,8 @@ static double whip_of(const float *x, int64_t rows, int64_t n)
     double value = 0;
     float *r = calloc((size_t)(n * n), sizeof *r);
     for (int64_t i = 0; i < n; i++) r[i * n + i] = 1;
-    OK(dq_tensor_from_host(dev, DQ_F32, rows, n, x, &tx));
-    OK(dq_tensor_from_host(dev, DQ_F32, n, n, r, &tr));
+    OK(dq_tensor_from_host(f.dev, DQ_F32, rows, n, x, &tx));
+    OK(dq_tensor_from_host(f.dev, DQ_F32, n, n, r, &tr));
     OK(dq_loss_of_rotation(&loss, &orbit, &tx, &tr, 1, 0, 0, NULL, DQ_MATH_F32, &value));
     dq_tensor_free(&tx);
     dq_tensor_free(&tr);
@@ -385,12 +379,12 @@ static void loss_of_the_host(void **state)
     float o[6] = {1, -2, 3, 0, 0.5f, 1}, grad[6];
     double value = 0;
     dq_loss loss = {.kind = DQ_FIT_HOST, .fn = square_loss, .user = &calls, .curvature = 2};
-    OK(dq_loss_of_batch(&env, &loss, o, 2, 3, grad, &value));
+    OK(dq_loss_of_batch(&f.env, &loss, o, 2, 3, grad, &value));
     assert_int_equal(calls, 1);
     assert_true(fabs(value - 15.25 / 2) < 1e-12 && grad[2] == 3.0f);
     assert_true(dq_loss_curvature(&loss, 3) == 2);
     loss.fn = failing_loss;
-    assert_int_equal(dq_loss_of_batch(&env, &loss, o, 2, 3, NULL, &value), DQ_E_CANCELLED);
+    assert_int_equal(dq_loss_of_batch(&f.env, &loss, o, 2, 3, NULL, &value), DQ_E_CANCELLED);
 }
 
 int main(void)

@@ -9,30 +9,24 @@
 #include "base/half.h"
 #include "base/status.h"
 #include "calib/rows.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
+#include "fixture.h"
+#include "ok.h"
 
 enum { WIDTH = 4 };
 
-static dq_env env;
-static dq_device *dev;
+static fixture f;
 
 static int open_device(void **state)
 {
     (void)state;
-    OK(dq_env_init(&env, NULL, 1));
-    OK(dq_device_open(&env, "cpu", "", DQ_POLICY_ALLOW, &dev));
+    fixture_open(&f, "cpu", 1);
     return 0;
 }
 
 static int close_device(void **state)
 {
     (void)state;
-    dq_device_close(dev);
-    dq_env_clear(&env);
+    fixture_close(&f);
     return 0;
 }
 
@@ -45,7 +39,7 @@ static dq_rows *new_set(int64_t rows_of_budget, double held_out, uint64_t seed)
                          .share = {0.5, 0.5, 0},
                          .held_out = held_out,
                          .seed = seed};
-    OK(dq_rows_new(dev, &spec, &rows));
+    OK(dq_rows_new(f.dev, &spec, &rows));
     return rows;
 }
 
@@ -55,7 +49,7 @@ static dq_status add_numbers(dq_rows *rows, dq_row_kind kind, int64_t first, int
     dq_tensor t = {0};
     float *x = malloc((size_t)(count * WIDTH) * sizeof *x);
     for (int64_t i = 0; i < count * WIDTH; i++) x[i] = (float)(first + i / WIDTH);
-    OK(dq_tensor_from_host(dev, DQ_F32, count, WIDTH, x, &t));
+    OK(dq_tensor_from_host(f.dev, DQ_F32, count, WIDTH, x, &t));
     dq_status status = dq_rows_add(rows, kind, &t);
     dq_tensor_free(&t);
     free(x);
@@ -68,7 +62,7 @@ static void take_numbers(dq_rows *rows, dq_row_kind kind, dq_row_part part, int6
 {
     dq_tensor t = {0};
     float *x = malloc((size_t)(count * WIDTH) * sizeof *x);
-    OK(dq_tensor_alloc(dev, DQ_F32, count, WIDTH, &t));
+    OK(dq_tensor_alloc(f.dev, DQ_F32, count, WIDTH, &t));
     OK(dq_rows_batch(rows, kind, part, epoch, first, count, &t));
     OK(dq_tensor_download(&t, x));
     for (int64_t r = 0; r < count; r++) {
@@ -167,11 +161,11 @@ static void stored_as_asked(void **state)
     float x[WIDTH] = {1.001f, -3.7f, 1e-20f, 300};
     uint16_t got[WIDTH];
     dq_rows_spec spec = {.width = WIDTH, .dtype = DQ_BF16, .budget = 0, .share = {1, 0, 0}};
-    OK(dq_rows_new(dev, &spec, &rows)); /* no budget still keeps one row */
-    OK(dq_tensor_from_host(dev, DQ_F32, 1, WIDTH, x, &t));
+    OK(dq_rows_new(f.dev, &spec, &rows)); /* no budget still keeps one row */
+    OK(dq_tensor_from_host(f.dev, DQ_F32, 1, WIDTH, x, &t));
     OK(dq_rows_add(rows, DQ_ROWS_ACTIVATION, &t));
     OK(dq_rows_seal(rows));
-    OK(dq_tensor_alloc(dev, DQ_BF16, 1, WIDTH, &out));
+    OK(dq_tensor_alloc(f.dev, DQ_BF16, 1, WIDTH, &out));
     OK(dq_rows_batch(rows, DQ_ROWS_ACTIVATION, DQ_ROWS_TRAIN, 0, 0, 1, &out));
     OK(dq_tensor_download(&out, got));
     for (int i = 0; i < WIDTH; i++) assert_int_equal(got[i], dq_f32_to_bf16(x[i]));
@@ -187,7 +181,7 @@ static void bad_rows_are_named(void **state)
     float x[3 * WIDTH] = {0};
     dq_rows *rows = new_set(50, 0, 0);
     x[2 * WIDTH + 1] = NAN;
-    OK(dq_tensor_from_host(dev, DQ_F32, 3, WIDTH, x, &t));
+    OK(dq_tensor_from_host(f.dev, DQ_F32, 3, WIDTH, x, &t));
     assert_int_equal(dq_rows_add(rows, DQ_ROWS_SINK, &t), DQ_E_NONFINITE);
     assert_non_null(strstr(dq_error_text(), "sink row 2 is not finite at column 1"));
     assert_int_equal(dq_rows_count(rows, DQ_ROWS_SINK), 0);

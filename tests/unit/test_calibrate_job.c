@@ -15,13 +15,10 @@
 #include "calib/folder.h"
 #include "calib/job.h"
 #include "io/file.h"
+#include "memory_stream.h"
 #include "models.h"
+#include "ok.h"
 #include "rotation/rotation.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
 
 enum { SAMPLES = 6, SEQLEN = 32, TOKENS = SAMPLES * SEQLEN };
 
@@ -169,29 +166,6 @@ static void threads_and_stream_change_nothing(void **state)
 
 /* ---- interruption ---- */
 
-typedef struct memory {
-    char *data;
-    size_t size, at;
-} memory;
-
-static dq_status write_memory(void *arg, const void *data, uint64_t bytes)
-{
-    memory *m = arg;
-    m->data = realloc(m->data, m->size + bytes + 1);
-    memcpy(m->data + m->size, data, bytes);
-    m->size += bytes;
-    return DQ_OK;
-}
-
-static dq_status read_memory(void *arg, void *data, uint64_t bytes)
-{
-    memory *m = arg;
-    if (bytes > m->size - m->at) return dq_fail(DQ_E_TRUNCATED, "the state ends early");
-    memcpy(data, m->data + m->at, bytes);
-    m->at += bytes;
-    return DQ_OK;
-}
-
 /* Goes on in a fresh job after every single step. */
 static void interrupted_at_every_step(void **state)
 {
@@ -204,21 +178,21 @@ static void interrupted_at_every_step(void **state)
     spec.fit[0].epochs = spec.fit[1].epochs = 2;
     dq_rotation_set *whole = run_all(&f, model, &spec, NULL);
     dq_calibrate_job *job = new_job(model, &spec, NULL);
-    memory bulk = {0}, rest = {0};
+    memory_stream bulk = {0}, rest = {0};
     int64_t saved = -1, jobs = 0;
     for (bool done = false;; jobs++) {
         if (dq_calibrate_job_generation(job) != saved) {
             bulk.size = 0;
-            OK(dq_calibrate_job_save_bulk(job, &(dq_put){write_memory, &bulk}));
+            OK(dq_calibrate_job_save_bulk(job, &(dq_put){memory_put, &bulk}));
             saved = dq_calibrate_job_generation(job);
         }
         rest.size = 0;
-        OK(dq_calibrate_job_save_rest(job, &(dq_put){write_memory, &rest}));
+        OK(dq_calibrate_job_save_rest(job, &(dq_put){memory_put, &rest}));
         dq_calibrate_job_free(job);
         job = new_job(model, &spec, NULL);
         bulk.at = rest.at = 0;
-        OK(dq_calibrate_job_load_bulk(job, &(dq_get){read_memory, &bulk}));
-        OK(dq_calibrate_job_load_rest(job, &(dq_get){read_memory, &rest}));
+        OK(dq_calibrate_job_load_bulk(job, &(dq_get){memory_get, &bulk}));
+        OK(dq_calibrate_job_load_rest(job, &(dq_get){memory_get, &rest}));
         assert_int_equal(bulk.at, bulk.size);
         assert_int_equal(rest.at, rest.size);
         OK(dq_calibrate_job_step(job, NULL, &done));
@@ -230,9 +204,9 @@ static void interrupted_at_every_step(void **state)
     dq_calibrate_job_free(job);
     /* Damaged state is refused. */
     for (size_t cut = 0; cut < bulk.size; cut += 1 + bulk.size / 20) {
-        memory part = {bulk.data, cut, 0};
+        memory_stream part = {bulk.data, cut, 0};
         job = new_job(model, &spec, NULL);
-        assert_int_not_equal(dq_calibrate_job_load_bulk(job, &(dq_get){read_memory, &part}), DQ_OK);
+        assert_int_not_equal(dq_calibrate_job_load_bulk(job, &(dq_get){memory_get, &part}), DQ_OK);
         dq_calibrate_job_free(job);
     }
     free(bulk.data);

@@ -9,12 +9,9 @@
 
 #include "base/status.h"
 #include "calib/gather.h"
+#include "memory_stream.h"
 #include "models.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
+#include "ok.h"
 
 enum { SAMPLES = 3, SEQLEN = 12, TOKENS = SAMPLES * SEQLEN };
 
@@ -371,35 +368,13 @@ static void sinks_are_told_apart(void **state)
 
 /* ---- state ---- */
 
-typedef struct memory {
-    char data[1 << 20];
-    size_t size, at;
-} memory;
-
-static dq_status write_memory(void *arg, const void *data, uint64_t bytes)
-{
-    memory *m = arg;
-    memcpy(m->data + m->size, data, bytes);
-    m->size += bytes;
-    return DQ_OK;
-}
-
-static dq_status read_memory(void *arg, void *data, uint64_t bytes)
-{
-    memory *m = arg;
-    if (bytes > m->size - m->at) return dq_fail(DQ_E_TRUNCATED, "the state ends early");
-    memcpy(data, m->data + m->at, bytes);
-    m->at += bytes;
-    return DQ_OK;
-}
-
 /* A set that was saved half-way draws the same rows as one that went on. */
 static void saved_rows_go_on(void **state)
 {
     (void)state;
     fixture f;
     fixture_open(&f, "cpu", 1);
-    static memory m;
+    memory_stream m = {0};
     float x[40 * 6];
     dq_tensor t;
     uint64_t one, other;
@@ -407,8 +382,8 @@ static void saved_rows_go_on(void **state)
     OK(dq_tensor_from_host(f.dev, DQ_F32, 40, 6, x, &t));
     dq_rows *a = make_rows(&f, 6, 16, 0, 4), *b = make_rows(&f, 6, 16, 0, 4);
     OK(dq_rows_add(a, DQ_ROWS_ACTIVATION, &t));
-    OK(dq_rows_save(a, &(dq_put){write_memory, &m}));
-    OK(dq_rows_load(b, &(dq_get){read_memory, &m}));
+    OK(dq_rows_save(a, &(dq_put){memory_put, &m}));
+    OK(dq_rows_load(b, &(dq_get){memory_get, &m}));
     assert_int_equal(m.at, m.size);
     OK(dq_rows_add(a, DQ_ROWS_ACTIVATION, &t));
     OK(dq_rows_add(b, DQ_ROWS_ACTIVATION, &t));
@@ -418,10 +393,11 @@ static void saved_rows_go_on(void **state)
     OK(dq_rows_fingerprint(b, &other));
     assert_true(one == other);
     assert_int_equal(dq_rows_seen(b, DQ_ROWS_ACTIVATION), 80);
-    assert_int_equal(dq_rows_load(b, &(dq_get){read_memory, &m}), DQ_E_STATE);
+    assert_int_equal(dq_rows_load(b, &(dq_get){memory_get, &m}), DQ_E_STATE);
     dq_rows *c = make_rows(&f, 6, 4, 0, 4); /* smaller */
     m.at = 0;
-    assert_int_equal(dq_rows_load(c, &(dq_get){read_memory, &m}), DQ_E_FORMAT);
+    assert_int_equal(dq_rows_load(c, &(dq_get){memory_get, &m}), DQ_E_FORMAT);
+    free(m.data);
     dq_rows_free(a);
     dq_rows_free(b);
     dq_rows_free(c);

@@ -312,22 +312,12 @@ static void description(void **state)
 static void stories(void **state)
 {
     (void)state;
-    const char *shared = getenv("DQ_SHARED");
-    char path[512], prompt[512];
-    snprintf(path, sizeof path, "%s/data/stories260k/hf", shared ? shared : "../shared");
-    snprintf(prompt, sizeof prompt, "%s/data/stories260k/expected.json", shared ? shared : "../shared");
-    if (!dq_path_exists(path)) {
-        print_message("skipped: %s is absent\n", path);
-        return;
-    }
     fixture f;
     dq_model *m;
     json_t *o;
     static float logits[256 * 512];
     int32_t ids[256];
-    fixture_open(&f, "cpu", 2);
-    assert_int_equal(dq_model_open_path(f.dev, path, &m), DQ_OK);
-    assert_int_equal(dq_json_load(&f.env, prompt, 1 << 24, &o), DQ_OK);
+    if (!open_stories(&f, &m, &o)) return;
     const json_t *greedy = json_object_get(json_object_get(o, "greedy"), "ids");
     size_t n = json_array_size(greedy) < 200 ? json_array_size(greedy) : 200;
     assert_true(n > 50);

@@ -9,7 +9,6 @@
 
 #include "base/status.h"
 #include "eval/perplexity.h"
-#include "io/file.h"
 #include "io/json.h"
 #include "models.h"
 
@@ -153,21 +152,11 @@ static void what_is_refused(void **state)
 static void stories(void **state)
 {
     (void)state;
-    const char *shared = getenv("DQ_SHARED");
-    char model[512], file[512];
-    snprintf(model, sizeof model, "%s/data/stories260k/hf", shared ? shared : "../shared");
-    snprintf(file, sizeof file, "%s/data/stories260k/expected.json", shared ? shared : "../shared");
-    if (!dq_path_exists(model)) {
-        print_message("skipped: %s is absent\n", model);
-        return;
-    }
     fixture f;
     dq_model *m;
     json_t *o;
     int32_t ids[512];
-    fixture_open(&f, "cpu", 2);
-    assert_int_equal(dq_model_open_path(f.dev, model, &m), DQ_OK);
-    assert_int_equal(dq_json_load(&f.env, file, 1 << 24, &o), DQ_OK);
+    if (!open_stories(&f, &m, &o)) return;
     const json_t *logits = json_object_get(o, "logits"), *given = json_object_get(logits, "ids");
     const json_t *last = json_object_get(logits, "last_position");
     size_t n = json_array_size(given);
