@@ -31,10 +31,10 @@ $(O)/tests/fakes/%: tests/fakes/%.c $(FAKES_SUPPORT) $(FAKES_SUPPORT:.c=.h) test
 	  -L$(O) -ldartquant -lcmocka -lm -ldl -lpthread -Wl,-rpath,$(abspath $(O))
 
 # Whole jobs on a card, or on the simulated one.
-$(O)/tests/cuda/test_%: tests/cuda/test_%.c $(INSTALLED)/usr/include/dartquant.h $(SHARED)
+$(O)/tests/cuda/test_%: tests/cuda/test_%.c $(wildcard tests/cuda/*.h) $(INSTALLED)/usr/include/dartquant.h $(SHARED)
 	@mkdir -p $(@D)
 	$(CC) -I$(INSTALLED)/usr/include -D_GNU_SOURCE -std=c11 $(WARN) $(SANFLAGS) $(CFLAGS) $(LDFLAGS) $< -o $@ \
-	  -L$(O) -ldartquant -lcmocka -lm -Wl,-rpath,$(abspath $(O))
+	  -L$(O) -ldartquant -lcmocka -lm -ldl -lpthread -Wl,-rpath,$(abspath $(O))
 
 $(filter $(O)/tests/conformance/%,$(TESTS)): | $(FARSIM)
 

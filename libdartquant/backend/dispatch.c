@@ -44,6 +44,21 @@ static dq_status stage(dq_device *dev, const dq_op_call *call, int i, dq_view *v
     return read ? dq_tensor_download(call->operands[i].tensor, copies[i]) : DQ_OK;
 }
 
+/* A device that fails need not know what it worked for. An error of queued work may show up in a later op than its own. */
+static dq_status in_op(const dq_op_call *call, dq_status status)
+{
+    if (status != DQ_E_BACKEND && status != DQ_E_DEVICE_LOST && status != DQ_E_DEVICE_MEMORY && status != DQ_E_NOMEM)
+        return status;
+    (void)dq_error_append(status, " (op %s:", call->name);
+    for (int i = 0; i < call->count; i++) {
+        if (!is_given(call, i)) continue;
+        const dq_view *v = dq_operand_view(call, i);
+        (void)dq_error_append(status, "%s %s %s [%lld, %lld]", i ? "," : "", call->operands[i].role,
+                              dq_dtype_name(v->dtype), (long long)v->rows, (long long)v->cols);
+    }
+    return dq_error_append(status, ")");
+}
+
 static dq_status call_ref(dq_device *dev, const dq_op_call *call, const dq_view *views)
 {
     const dq_view *given[DQ_OP_MAX_OPERANDS];
@@ -112,5 +127,5 @@ dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const d
     /* What ref itself does not serve has nowhere to fall. */
     if (status == DQ_E_UNSUPPORTED && memcmp(&dev->table, dev->ref, sizeof dev->table) != 0)
         return fall_back(dev, call, compose);
-    return dq_device_finish(dev, status, call->name, "");
+    return in_op(call, dq_device_finish(dev, status, call->name, ""));
 }

@@ -24,7 +24,10 @@ dq_status dq_tensor_alloc(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t 
     void *mem = NULL;
     DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
-    DQ_TRY(dq_device_finish(dev, dev->table.alloc(dev->state, bytes, &mem), "alloc", ""));
+    dq_status status = dq_device_finish(dev, dev->table.alloc(dev->state, bytes, &mem), "alloc", "");
+    if (status != DQ_OK)
+        return dq_error_append(status, " (tensor %s [%lld, %lld] of %zu bytes)", dq_dtype_name(dtype), (long long)rows,
+                               (long long)cols, bytes);
     if (!mem)
         return dq_error_in_backend(dq_fail(DQ_E_BACKEND, "alloc of %zu bytes succeeded without memory", bytes),
                                    dev->name, 0);
@@ -73,7 +76,11 @@ static dq_status copy_rows(dq_device *dev, const dq_view *v, const char *src, ch
         uint64_t at = v->offset + (uint64_t)i * (uint64_t)v->stride * size;
         dq_status status = src ? dev->table.upload(dev->state, v->mem, at, src + (uint64_t)i * bytes, bytes)
                                : dev->table.download(dev->state, dst + (uint64_t)i * bytes, v->mem, at, bytes);
-        DQ_TRY(dq_device_finish(dev, status, src ? "upload" : "download", ""));
+        status = dq_device_finish(dev, status, src ? "upload" : "download", "");
+        if (status != DQ_OK)
+            return dq_error_append(status, " (%s of %llu bytes, %s [%lld, %lld])", src ? "upload" : "download",
+                                   (unsigned long long)bytes, dq_dtype_name(v->dtype), (long long)v->rows,
+                                   (long long)v->cols);
         *(src ? &dev->counters.uploads : &dev->counters.downloads) += 1;
         *(src ? &dev->counters.upload_bytes : &dev->counters.download_bytes) += bytes;
     }

@@ -82,6 +82,16 @@ dq_status dq_error_at_byte(dq_status status, uint64_t byte)
     return status;
 }
 
+dq_status dq_error_append(dq_status status, const char *fmt, ...)
+{
+    size_t used = strlen(record.message);
+    va_list args;
+    va_start(args, fmt);
+    if (status != DQ_OK) vsnprintf(record.message + used, sizeof record.message - used, fmt, args);
+    va_end(args);
+    return status;
+}
+
 dq_status dq_error_in_backend(dq_status status, const char *backend, int64_t vendor_code)
 {
     if (status == DQ_OK) return status;

@@ -15,6 +15,8 @@ dq_status dq_fail_errno(dq_status status, const char *fmt, ...) __attribute__((f
  * unchanged so that they can stand in a return statement; with status 0 they do nothing. */
 dq_status dq_error_in_file(dq_status status, const char *path);
 dq_status dq_error_in_tensor(dq_status status, const char *tensor);
+/* More words behind the message of the error that is on its way. */
+dq_status dq_error_append(dq_status status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 dq_status dq_error_at_byte(dq_status status, uint64_t byte);
 dq_status dq_error_in_backend(dq_status status, const char *backend, int64_t vendor_code);
 

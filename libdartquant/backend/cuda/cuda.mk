@@ -46,7 +46,7 @@ CUDASIM_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -fPIC -fvisibility=hidden -
 $(O)/obj/cudasim/%.o: %.cu $(CUDA_HEADERS) $(wildcard tests/fakes/cudasim/include/*.h)
 	@mkdir -p $(@D)
 	$(CXX) -x c++ $(CUDASIM_FLAGS) -c $< -o $@
-$(O)/obj/cudasim/%.o: %.cc $(wildcard tests/fakes/cudasim/include/*.h)
+$(O)/obj/cudasim/%.o: %.cc $(wildcard tests/fakes/cudasim/*.h tests/fakes/cudasim/include/*.h)
 	@mkdir -p $(@D)
 	$(CXX) $(CUDASIM_FLAGS) -c $< -o $@
 $(CUDASIM): $(CUDASIM_OBJ)

@@ -263,10 +263,10 @@ template <class T> __global__ void dot_kernel(cu_mat<const T> x, cu_mat<const T>
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void dot_finish_kernel(const double *partial, double *out)
+__global__ void dot_finish_kernel(const double *partial, unsigned count, double *out)
 {
     __shared__ double slots[CU_THREADS / CU_WARP];
-    double sum = cu_block_sum(partial[threadIdx.x], slots);
+    double sum = cu_block_sum(threadIdx.x < count ? partial[threadIdx.x] : 0.0, slots);
     if (threadIdx.x == 0) *out = sum;
 }
 
@@ -274,14 +274,16 @@ DQ_CUDA_SLOT dq_cuda_dot(void *device, const dq_view *x, const dq_view *y, doubl
 {
     CU_ENTER(device);
     dq_cuda_block partial = {};
+    unsigned blocks = cu_grid(x->rows * x->cols, CU_THREADS); /* by shape alone: the order of the sum */
+    if (blocks > DOT_BLOCKS) blocks = DOT_BLOCKS;
     CU_TRY(dq_cuda_scratch(dev, DOT_BLOCKS * sizeof(double), "dot", &partial));
     if (x->dtype == DQ_F64)
-        CU_LAUNCH(dev, dot_kernel<double>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const double>(x),
-                  cu_view<const double>(y), (double *)partial.address);
-    else
-        CU_LAUNCH(dev, dot_kernel<float>, DOT_BLOCKS, CU_THREADS, 0, cu_view<const float>(x), cu_view<const float>(y),
+        CU_LAUNCH(dev, dot_kernel<double>, blocks, CU_THREADS, 0, cu_view<const double>(x), cu_view<const double>(y),
                   (double *)partial.address);
-    CU_LAUNCH(dev, dot_finish_kernel, 1, DOT_BLOCKS, 0, (const double *)partial.address, (double *)dev->result);
+    else
+        CU_LAUNCH(dev, dot_kernel<float>, blocks, CU_THREADS, 0, cu_view<const float>(x), cu_view<const float>(y),
+                  (double *)partial.address);
+    CU_LAUNCH(dev, dot_finish_kernel, 1, DOT_BLOCKS, 0, (const double *)partial.address, blocks, (double *)dev->result);
     dq_status status = dq_cuda_launched(dev, "dot");
     dq_cuda_release(dev, &partial);
     return status == DQ_OK ? dq_cuda_fetch(dev, dev->result, out, sizeof *out) : status;

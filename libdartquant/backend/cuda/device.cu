@@ -21,22 +21,36 @@ dq_status dq_cuda_fail(dq_cuda_device *dev, dq_status status, int64_t code, cons
     return dev->host->fail(dev->host->self, status, code, text);
 }
 
-/* After these the context of the process is gone for good. */
+/* After these the driver, or the process's context in it, is gone for good. */
 static bool is_fatal(cudaError_t error)
 {
-    switch (error) {
+    switch ((int)error) {
+        case cudaErrorInitializationError:
+        case cudaErrorCudartUnloading:
+        case cudaErrorInsufficientDriver:
+        case cudaErrorDevicesUnavailable:
+        case cudaErrorNoDevice:
+        case cudaErrorDeviceUninitialized:
+        case cudaErrorECCUncorrectable:
+        case cudaErrorNvlinkUncorrectable:
+        case 226: /* cudaErrorContained, since CUDA 12.8 */
+        case cudaErrorOperatingSystem:
         case cudaErrorIllegalAddress:
         case cudaErrorLaunchTimeout:
+        case cudaErrorContextIsDestroyed:
+        case cudaErrorAssert:
         case cudaErrorHardwareStackError:
         case cudaErrorIllegalInstruction:
         case cudaErrorMisalignedAddress:
         case cudaErrorInvalidAddressSpace:
         case cudaErrorInvalidPc:
         case cudaErrorLaunchFailure:
-        case cudaErrorECCUncorrectable:
-        case cudaErrorAssert:
-        case cudaErrorDevicesUnavailable:
+        case 721: /* cudaErrorTensorMemoryLeak, since CUDA 12.8 */
+        case cudaErrorSystemNotReady:
         case cudaErrorSystemDriverMismatch:
+        case cudaErrorMpsRpcFailure:
+        case cudaErrorMpsClientTerminated:
+        case cudaErrorExternalDevice:
         case cudaErrorUnknown: return true;
         default: return false;
     }
@@ -53,18 +67,32 @@ dq_status dq_cuda_check(dq_cuda_device *dev, cudaError_t error, const char *what
                         cudaGetErrorString(error));
 }
 
+/* Of cuBLAS and cuSOLVER. Where the card is lost, that is the reason, which their own codes hide. */
+static dq_status library_failed(dq_cuda_device *dev, bool memory, int64_t code, const char *what, const char *words)
+{
+    cudaError_t beneath = dev->stream ? cudaStreamQuery(dev->stream) : cudaSuccess;
+    (void)cudaGetLastError();
+    if (is_fatal(beneath)) {
+        dev->lost = 1;
+        return dq_cuda_fail(dev, DQ_E_DEVICE_LOST, beneath, "%s: %s: %s", what, words, cudaGetErrorString(beneath));
+    }
+    return dq_cuda_fail(dev, memory ? DQ_E_DEVICE_MEMORY : DQ_E_BACKEND, code, "%s: %s", what, words);
+}
+
 dq_status dq_cuda_check_blas(dq_cuda_device *dev, cublasStatus_t status, const char *what)
 {
     if (status == CUBLAS_STATUS_SUCCESS) return DQ_OK;
-    return dq_cuda_fail(dev, status == CUBLAS_STATUS_ALLOC_FAILED ? DQ_E_DEVICE_MEMORY : DQ_E_BACKEND, status,
-                        "%s: cuBLAS %s", what, cublasGetStatusString(status));
+    char words[120];
+    snprintf(words, sizeof words, "cuBLAS status %d, %s", (int)status, cublasGetStatusString(status));
+    return library_failed(dev, status == CUBLAS_STATUS_ALLOC_FAILED, status, what, words);
 }
 
 dq_status dq_cuda_check_solver(dq_cuda_device *dev, cusolverStatus_t status, const char *what)
 {
     if (status == CUSOLVER_STATUS_SUCCESS) return DQ_OK;
-    return dq_cuda_fail(dev, status == CUSOLVER_STATUS_ALLOC_FAILED ? DQ_E_DEVICE_MEMORY : DQ_E_BACKEND, status,
-                        "%s: cuSOLVER status %d", what, (int)status);
+    char words[40];
+    snprintf(words, sizeof words, "cuSOLVER status %d", (int)status);
+    return library_failed(dev, status == CUSOLVER_STATUS_ALLOC_FAILED, status, what, words);
 }
 
 dq_status dq_cuda_launched(dq_cuda_device *dev, const char *op) { return dq_cuda_check(dev, cudaGetLastError(), op); }

@@ -5,8 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include <mutex>
 #include <vector>
+
+#include "sim.h"
 
 #ifndef __x86_64__
 #error "cudasim switches stacks in x86-64 assembly"
@@ -217,15 +218,23 @@ void copies_done(int pending)
     }
 }
 
-void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
+bool check_launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared)
 {
-    int count = (int)(block.x * block.y * block.z);
-    if (count < 1 || count > MOST_THREADS || shared > SHARED - 1024 || grid.y > 65535 || grid.z > 65535) {
+    int64_t count = (int64_t)block.x * block.y * block.z;
+    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || count < 1 || count > MOST_THREADS || shared > SHARED - 1024 ||
+        grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535) {
         fprintf(stderr, "cudasim: a launch no card would take\n");
         abort();
     }
-    static std::mutex one; /* two devices may be used by two threads */
-    std::lock_guard<std::mutex> lock(one);
+    cudaError_t error = step(CUDASIM_LAUNCH);
+    if (error == cudaSuccess && card_of(stream) != current_card()) error = cudaErrorInvalidResourceHandle;
+    if (error != cudaSuccess) (void)keep(error);
+    return error == cudaSuccess;
+}
+
+void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel)
+{
+    int count = (int)(block.x * block.y * block.z);
     prepare(count);
     body = &kernel;
     shared_bytes = shared;

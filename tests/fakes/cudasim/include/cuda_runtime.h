@@ -1,7 +1,8 @@
 /* cudasim: enough of the CUDA runtime to run the kernels of libdartquant/backend/cuda on a CPU, thread by thread, so
  * that their arithmetic and indexing are tested on machines without a card. Our own declarations of the few names used;
- * memory is host memory, streams are synchronous, threads of a block are fibers that switch at barriers and shuffles.
- * What it cannot show: races that need true concurrency, alignment traps, speed. SPDX-License-Identifier: Apache-2.0 */
+ * memory is host memory, streams are queues that run as late, or as early, as events let them (streams.cc), threads of a
+ * block are fibers that switch at barriers and shuffles. What it cannot show: races that need true concurrency, alignment
+ * traps, speed. SPDX-License-Identifier: Apache-2.0 */
 #ifndef CUDASIM_CUDA_RUNTIME_H
 #define CUDASIM_CUDA_RUNTIME_H
 
@@ -13,6 +14,7 @@
 #include <string.h>
 
 #include <functional>
+#include <tuple>
 
 /* ---- language ---- */
 #define __global__
@@ -29,6 +31,9 @@ struct dim3 {
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
 
+typedef struct cusim_stream *cudaStream_t;
+typedef struct cusim_event *cudaEvent_t;
+
 namespace cusim
 {
 struct place {
@@ -36,7 +41,8 @@ struct place {
 };
 extern place here; /* of the fiber that runs */
 unsigned char *dynamic_shared();
-void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
+/* Runs all blocks, one after the other. */
+void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
 void block_barrier();
 /* Leaves 8 bytes for the other lanes of the warp, waits for them, and reads those of `lane`. */
 uint64_t exchange(uint64_t bits, int lane);
@@ -47,6 +53,19 @@ int lane();
 void copy_later(void *to, const void *from);
 void copies_commit();
 void copies_done(int pending);
+/* Puts work in the stream's queue. `name` and `amount` (bytes, or operations of a product) are for CUDASIM_REPORT. */
+void enqueue(cudaStream_t stream, const char *name, double amount, std::function<void()> work);
+/* Ends the program when no card would take the launch; false when a test wants it refused. */
+bool check_launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared);
+/* Arguments are taken now, as a card takes them; the kernel runs when its turn comes. */
+template <class... P, class... A>
+void launch(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
+            A... arguments)
+{
+    std::tuple<P...> bound(static_cast<P>(arguments)...);
+    if (!check_launch(stream, grid, block, shared)) return;
+    enqueue(stream, name, 0, [=]() { run_grid(grid, block, shared, [&]() { std::apply(kernel, bound); }); });
+}
 } // namespace cusim
 
 #define threadIdx (cusim::here.thread)
@@ -54,7 +73,7 @@ void copies_done(int pending);
 #define blockDim (cusim::here.block_dim)
 #define gridDim (cusim::here.grid_dim)
 #define CU_LAUNCH(dev, kernel, grid, block, shared, ...)                                                               \
-    cusim::launch(dim3(grid), dim3(block), (shared), [=]() { kernel(__VA_ARGS__); })
+    cusim::launch((dev)->stream, #kernel, dim3(grid), dim3(block), (shared), kernel, __VA_ARGS__)
 #define CU_DYNAMIC_SHARED(name) unsigned char *name = cusim::dynamic_shared()
 
 static inline void __syncthreads() { cusim::block_barrier(); }
@@ -88,15 +107,24 @@ static inline unsigned long long atomicMax(unsigned long long *p, unsigned long 
 /* ---- runtime ---- */
 enum cudaError_t {
     cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
-    cudaErrorSystemDriverMismatch = 803,
+    cudaErrorInitializationError = 3,
+    cudaErrorCudartUnloading = 4,
+    cudaErrorInsufficientDriver = 35,
     cudaErrorDevicesUnavailable = 46,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
-    cudaErrorNotReady = 600,
+    cudaErrorDeviceUninitialized = 201,
     cudaErrorECCUncorrectable = 214,
+    cudaErrorNvlinkUncorrectable = 220,
+    cudaErrorOperatingSystem = 304,
+    cudaErrorInvalidResourceHandle = 400,
+    cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchOutOfResources = 701,
     cudaErrorLaunchTimeout = 702,
+    cudaErrorContextIsDestroyed = 709,
     cudaErrorAssert = 710,
     cudaErrorHardwareStackError = 714,
     cudaErrorIllegalInstruction = 715,
@@ -104,6 +132,11 @@ enum cudaError_t {
     cudaErrorInvalidAddressSpace = 717,
     cudaErrorInvalidPc = 718,
     cudaErrorLaunchFailure = 719,
+    cudaErrorSystemNotReady = 802,
+    cudaErrorSystemDriverMismatch = 803,
+    cudaErrorMpsRpcFailure = 806,
+    cudaErrorMpsClientTerminated = 810,
+    cudaErrorExternalDevice = 911,
     cudaErrorUnknown = 999
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
@@ -116,8 +149,6 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
-typedef struct cusim_stream *cudaStream_t;
-typedef struct cusim_event *cudaEvent_t;
 typedef struct cusim_pool *cudaMemPool_t;
 struct cudaDeviceProp {
     char name[256];
@@ -138,6 +169,8 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);

@@ -1,0 +1,358 @@
+/* cudasim: cuBLAS and cuSOLVER by the CPU's BLAS and LAPACK. SPDX-License-Identifier: Apache-2.0 */
+#include <cusolverDn.h>
+#include <stdlib.h>
+
+#include <vector>
+
+#include "sim.h"
+
+using cusim::enqueue;
+
+struct cusim_blas {
+    cudaStream_t stream;
+    bool numbers_on_card;
+    int card;
+};
+struct cusim_solver {
+    cudaStream_t stream;
+    int card;
+};
+
+/* A failure that was asked for, in this library's numbers; a handle belongs to the card that was current when it was made. */
+static cublasStatus_t blas_step(cublasHandle_t handle)
+{
+    cudaError_t error = cusim::step(CUDASIM_CALL);
+    if (error != cudaSuccess) return (void)cusim::keep(error), CUBLAS_STATUS_EXECUTION_FAILED;
+    return handle && handle->card != cusim::current_card() ? CUBLAS_STATUS_NOT_INITIALIZED : CUBLAS_STATUS_SUCCESS;
+}
+static cusolverStatus_t solver_step(cusolverDnHandle_t handle)
+{
+    cudaError_t error = cusim::step(CUDASIM_CALL);
+    if (error != cudaSuccess) return (void)cusim::keep(error), CUSOLVER_STATUS_EXECUTION_FAILED;
+    return handle && handle->card != cusim::current_card() ? CUSOLVER_STATUS_NOT_INITIALIZED : CUSOLVER_STATUS_SUCCESS;
+}
+#define BLAS_STEP(handle)                                                                                              \
+    do {                                                                                                               \
+        cublasStatus_t s_ = blas_step(handle);                                                                         \
+        if (s_ != CUBLAS_STATUS_SUCCESS) return s_;                                                                    \
+    } while (0)
+#define SOLVER_STEP(handle)                                                                                            \
+    do {                                                                                                               \
+        cusolverStatus_t s_ = solver_step(handle);                                                                     \
+        if (s_ != CUSOLVER_STATUS_SUCCESS) return s_;                                                                  \
+    } while (0)
+
+/* All of a column-major matrix lies in memory of the card. */
+static void need_matrix(const char *call, const void *p, int64_t rows, int64_t cols, int64_t ld, size_t size)
+{
+    if (rows > 0 && cols > 0) cusim::need_on_card(call, p, (size_t)(ld * (cols - 1) + rows) * size);
+}
+static size_t size_of(cudaDataType_t type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; }
+
+/* ---- the CPU's BLAS and LAPACK ---- */
+
+extern "C" {
+void dgemm_(const char *, const char *, const int *, const int *, const int *, const double *, const double *,
+            const int *, const double *, const int *, const double *, double *, const int *);
+void strsm_(const char *, const char *, const char *, const char *, const int *, const int *, const float *,
+            const float *, const int *, float *, const int *);
+void dgetrf_(const int *, const int *, double *, const int *, int *, int *);
+void dgetrs_(const char *, const int *, const int *, const double *, const int *, const int *, double *, const int *,
+             int *);
+void dtrsm_(const char *, const char *, const char *, const char *, const int *, const int *, const double *,
+            const double *, const int *, double *, const int *);
+void dpotrf_(const char *, const int *, double *, const int *, int *);
+void dgeqrf_(const int *, const int *, double *, const int *, double *, double *, const int *, int *);
+void dorgqr_(const int *, const int *, const int *, double *, const int *, const double *, double *, const int *,
+             int *);
+}
+
+/* ---- cuBLAS: column-major, sums in double ---- */
+
+static double element(const void *p, cudaDataType_t type, int64_t i)
+{
+    uint32_t h;
+    switch (type) {
+        case CUDA_R_64F: return ((const double *)p)[i];
+        case CUDA_R_32F: return ((const float *)p)[i];
+        case CUDA_R_16BF: {
+            uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
+            float f;
+            memcpy(&f, &u, 4);
+            return f;
+        }
+        default: break;
+    }
+    h = ((const uint16_t *)p)[i];
+    int e = (int)(h >> 10 & 31u);
+    double m = (double)(h & 1023u), sign = h >> 15 ? -1.0 : 1.0;
+    if (e == 31) return m != 0 ? NAN : sign * INFINITY;
+    return sign * (e ? ldexp(1024.0 + m, e - 25) : ldexp(m, -24));
+}
+
+/* op(x), rows x cols, widened, column-major without gaps */
+static std::vector<double> widen(const void *p, cudaDataType_t type, int64_t ld, cublasOperation_t op, int64_t rows,
+                                 int64_t cols)
+{
+    std::vector<double> out((size_t)(rows * cols));
+    for (int64_t c = 0; c < cols; c++)
+        for (int64_t r = 0; r < rows; r++)
+            out[(size_t)(r + c * rows)] = element(p, type, op == CUBLAS_OP_N ? r + c * ld : c + r * ld);
+    return out;
+}
+
+const char *cublasGetStatusString(cublasStatus_t status)
+{
+    switch (status) {
+        case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
+        case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
+        case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
+        case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
+        default: return "an error of the simulation";
+    }
+}
+cublasStatus_t cublasCreate(cublasHandle_t *handle)
+{
+    BLAS_STEP((cublasHandle_t)NULL);
+    cusim::count(&cudasim_ledger::handles, 1);
+    *handle = new cusim_blas();
+    (*handle)->card = cusim::current_card();
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasDestroy(cublasHandle_t handle)
+{
+    cusim::count(&cudasim_ledger::handles, -1);
+    delete handle;
+    BLAS_STEP((cublasHandle_t)NULL);
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream)
+{
+    BLAS_STEP(handle);
+    handle->stream = stream;
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void *, size_t) { return blas_step(handle); }
+cublasStatus_t cublasSetPointerMode(cublasHandle_t handle, cublasPointerMode_t mode)
+{
+    BLAS_STEP(handle);
+    handle->numbers_on_card = mode == CUBLAS_POINTER_MODE_DEVICE;
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasGetVersion(cublasHandle_t handle, int *version)
+{
+    BLAS_STEP(handle);
+    *version = 0;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+namespace
+{
+
+struct gemm {
+    cublasOperation_t op_a, op_b;
+    int64_t m, n, k;
+    const void *a, *b;
+    void *c;
+    cudaDataType_t type, c_type;
+    int64_t lda, ldb, ldc;
+};
+
+void multiply(const gemm &g, double alpha, double beta)
+{
+    std::vector<double> left = widen(g.a, g.type, g.lda, g.op_a, g.m, g.k);
+    std::vector<double> right = widen(g.b, g.type, g.ldb, g.op_b, g.k, g.n), product((size_t)(g.m * g.n));
+    double one = 1, zero = 0;
+    int rows = (int)g.m, cols = (int)g.n, depth = (int)g.k;
+    dgemm_("N", "N", &rows, &cols, &depth, &one, left.data(), &rows, right.data(), &depth, &zero, product.data(),
+           &rows);
+    for (int64_t j = 0; j < g.n; j++)
+        for (int64_t i = 0; i < g.m; i++) {
+            int64_t at = i + j * g.ldc;
+            double old = beta == 0 ? 0.0 : beta * element(g.c, g.c_type, at);
+            double value = alpha * product[(size_t)(i + j * g.m)] + old;
+            if (g.c_type == CUDA_R_64F)
+                ((double *)g.c)[at] = value;
+            else
+                ((float *)g.c)[at] = (float)value;
+        }
+}
+
+} // namespace
+
+cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int64_t m,
+                               int64_t n, int64_t k, const void *alpha, const void *a, cudaDataType_t a_type,
+                               int64_t lda, const void *b, cudaDataType_t b_type, int64_t ldb, const void *beta,
+                               void *c, cudaDataType_t c_type, int64_t ldc, cublasComputeType_t compute,
+                               cublasGemmAlgo_t)
+{
+    BLAS_STEP(handle);
+    bool f64 = compute == CUBLAS_COMPUTE_64F;
+    /* What the library refuses, too. */
+    if (a_type != b_type || f64 != (a_type == CUDA_R_64F) || lda < (op_a == CUBLAS_OP_N ? m : k) ||
+        ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 || k < 1)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    need_matrix("gemm: a", a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda, size_of(a_type));
+    need_matrix("gemm: b", b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb, size_of(b_type));
+    need_matrix("gemm: c", c, m, n, ldc, size_of(c_type));
+    if (handle->numbers_on_card != cusim::is_on_card(alpha, f64 ? 8 : 4) ||
+        handle->numbers_on_card != cusim::is_on_card(beta, f64 ? 8 : 4))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    gemm g = {op_a, op_b, m, n, k, a, b, c, a_type, c_type, lda, ldb, ldc};
+    auto number = [=](const void *p) { return f64 ? *(const double *)p : (double)*(const float *)p; };
+    const char *name = a_type == CUDA_R_16BF  ? "gemm bf16"
+                       : a_type == CUDA_R_16F ? "gemm fp16"
+                       : f64                  ? "gemm fp64"
+                                              : "gemm fp32";
+    double work = 2.0 * (double)m * (double)n * (double)k;
+    if (handle->numbers_on_card) {
+        enqueue(handle->stream, name, work, [=]() { multiply(g, number(alpha), number(beta)); });
+    } else {
+        double x = number(alpha), y = number(beta); /* they may be gone when the product runs */
+        enqueue(handle->stream, name, work, [=]() { multiply(g, x, y); });
+    }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasDtrsm(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t uplo, cublasOperation_t trans,
+                           cublasDiagType_t diag, int m, int n, const double *alpha, const double *a, int lda,
+                           double *b, int ldb)
+{
+    BLAS_STEP(handle);
+    if (handle->numbers_on_card) return CUBLAS_STATUS_INVALID_VALUE;
+    need_matrix("trsm: a", a, side == CUBLAS_SIDE_LEFT ? m : n, side == CUBLAS_SIDE_LEFT ? m : n, lda, 8);
+    need_matrix("trsm: b", b, m, n, ldb, 8);
+    double factor = *alpha;
+    enqueue(handle->stream, "trsm", (double)m * (double)m * (double)n, [=]() {
+        dtrsm_(side == CUBLAS_SIDE_LEFT ? "L" : "R", uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U",
+               trans == CUBLAS_OP_N ? "N" : "T", diag == CUBLAS_DIAG_UNIT ? "U" : "N", &m, &n, &factor, a, &lda, b,
+               &ldb);
+    });
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasStrsm(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t uplo, cublasOperation_t trans,
+                           cublasDiagType_t diag, int m, int n, const float *alpha, const float *a, int lda, float *b,
+                           int ldb)
+{
+    BLAS_STEP(handle);
+    if (handle->numbers_on_card) return CUBLAS_STATUS_INVALID_VALUE;
+    need_matrix("trsm: a", a, side == CUBLAS_SIDE_LEFT ? m : n, side == CUBLAS_SIDE_LEFT ? m : n, lda, 4);
+    need_matrix("trsm: b", b, m, n, ldb, 4);
+    float factor = *alpha;
+    enqueue(handle->stream, "trsm", (double)m * (double)m * (double)n, [=]() {
+        strsm_(side == CUBLAS_SIDE_LEFT ? "L" : "R", uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U",
+               trans == CUBLAS_OP_N ? "N" : "T", diag == CUBLAS_DIAG_UNIT ? "U" : "N", &m, &n, &factor, a, &lda, b,
+               &ldb);
+    });
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* ---- cuSOLVER ---- */
+
+cusolverStatus_t cusolverDnDgetrf_bufferSize(cusolverDnHandle_t handle, int, int, double *, int, int *words)
+{
+    SOLVER_STEP(handle);
+    *words = 1;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDgetrf(cusolverDnHandle_t handle, int m, int n, double *a, int lda, double *, int *pivots,
+                                  int *info)
+{
+    SOLVER_STEP(handle);
+    need_matrix("getrf", a, m, n, lda, 8);
+    cusim::need_on_card("getrf: info", info, 4);
+    cusim::need_on_card("getrf: pivots", pivots, (size_t)(m < n ? m : n) * 4);
+    enqueue(handle->stream, "getrf", 0, [=]() { dgetrf_(&m, &n, a, &lda, pivots, info); });
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDgetrs(cusolverDnHandle_t handle, cublasOperation_t trans, int n, int columns,
+                                  const double *a, int lda, const int *pivots, double *b, int ldb, int *info)
+{
+    SOLVER_STEP(handle);
+    need_matrix("getrs", a, n, n, lda, 8);
+    need_matrix("getrs: b", b, n, columns, ldb, 8);
+    cusim::need_on_card("getrs: info", info, 4);
+    enqueue(handle->stream, "getrs", 0,
+            [=]() { dgetrs_(trans == CUBLAS_OP_N ? "N" : "T", &n, &columns, a, &lda, pivots, b, &ldb, info); });
+    return CUSOLVER_STATUS_SUCCESS;
+}
+
+cusolverStatus_t cusolverGetVersion(int *version)
+{
+    *version = 0;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *handle)
+{
+    SOLVER_STEP((cusolverDnHandle_t)NULL);
+    cusim::count(&cudasim_ledger::handles, 1);
+    *handle = new cusim_solver();
+    (*handle)->card = cusim::current_card();
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle)
+{
+    cusim::count(&cudasim_ledger::handles, -1);
+    delete handle;
+    SOLVER_STEP((cusolverDnHandle_t)NULL);
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream)
+{
+    SOLVER_STEP(handle);
+    handle->stream = stream;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDpotrf_bufferSize(cusolverDnHandle_t handle, cublasFillMode_t, int, double *, int,
+                                             int *words)
+{
+    SOLVER_STEP(handle);
+    *words = 1;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDpotrf(cusolverDnHandle_t handle, cublasFillMode_t uplo, int n, double *a, int lda, double *,
+                                  int, int *info)
+{
+    SOLVER_STEP(handle);
+    need_matrix("potrf", a, n, n, lda, 8);
+    cusim::need_on_card("potrf: info", info, 4);
+    enqueue(handle->stream, "potrf", 0,
+            [=]() { dpotrf_(uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U", &n, a, &lda, info); });
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDgeqrf_bufferSize(cusolverDnHandle_t handle, int, int n, double *, int, int *words)
+{
+    SOLVER_STEP(handle);
+    *words = 64 * n + 1;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDgeqrf(cusolverDnHandle_t handle, int m, int n, double *a, int lda, double *tau,
+                                  double *work, int words, int *info)
+{
+    SOLVER_STEP(handle);
+    need_matrix("geqrf", a, m, n, lda, 8);
+    cusim::need_on_card("geqrf: work", work, (size_t)words * 8);
+    cusim::need_on_card("geqrf: tau", tau, (size_t)(m < n ? m : n) * 8);
+    cusim::need_on_card("geqrf: info", info, 4);
+    enqueue(handle->stream, "geqrf", 0, [=]() { dgeqrf_(&m, &n, a, &lda, tau, work, &words, info); });
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDorgqr_bufferSize(cusolverDnHandle_t handle, int, int n, int, const double *, int,
+                                             const double *, int *words)
+{
+    SOLVER_STEP(handle);
+    *words = 64 * n + 1;
+    return CUSOLVER_STATUS_SUCCESS;
+}
+cusolverStatus_t cusolverDnDorgqr(cusolverDnHandle_t handle, int m, int n, int k, double *a, int lda, const double *tau,
+                                  double *work, int words, int *info)
+{
+    SOLVER_STEP(handle);
+    need_matrix("orgqr", a, m, n, lda, 8);
+    cusim::need_on_card("orgqr: work", work, (size_t)words * 8);
+    cusim::need_on_card("orgqr: tau", tau, (size_t)k * 8);
+    cusim::need_on_card("orgqr: info", info, 4);
+    enqueue(handle->stream, "orgqr", 0, [=]() { dorgqr_(&m, &n, &k, a, &lda, tau, work, &words, info); });
+    return CUSOLVER_STATUS_SUCCESS;
+}
