@@ -26,10 +26,14 @@ DQ_API void dq_rotation_free(dq_rotation *rotation);
  * Errors: DQ_E_INVALID (another ending), DQ_E_UNSUPPORTED (.bin and R2 that differ between the heads of a layer),
  * DQ_E_STATE (neither R1 nor R2), DQ_E_IO, DQ_E_NOMEM. */
 DQ_API dq_status dq_rotation_save(const dq_rotation *rotation, const char *path);
-/* JSON text: which parts exist, their orders and origin. *out is owned by the rotation. Errors: DQ_E_INVALID. */
+/* JSON text: which parts exist, their orders and origin, and the sizes of the model. *out is owned by the rotation. Errors: DQ_E_INVALID. */
 DQ_API dq_status dq_rotation_describe(const dq_rotation *rotation, const char **out);
 /* *out = largest |(R^T R - I)| entry over R1 and all R2; 0 when there are none. Errors: DQ_E_INVALID. */
 DQ_API dq_status dq_rotation_error(const dq_rotation *rotation, double *out);
+/* Copies matrices row by row to out, capacity in numbers: layer -1 is R1 [hidden, hidden], others R2 of that layer
+ * [kv_heads, head_dim, head_dim] (sizes: dq_rotation_describe). Row vectors turn: x R.
+ * Errors: DQ_E_INVALID (no such layer, capacity), DQ_E_NOTFOUND (the set has no such matrix). */
+DQ_API dq_status dq_rotation_copy(const dq_rotation *rotation, int64_t layer, double *out, size_t capacity);
 
 #ifdef __cplusplus
 }

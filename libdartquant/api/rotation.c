@@ -1,6 +1,8 @@
 /* dartquant/rotation.h. SPDX-License-Identifier: Apache-2.0 */
 #include "rotation/rotation.h"
 
+#include <string.h>
+
 #include "api/check.h"
 #include "api/config.h"
 #include "api/handles.h"
@@ -15,14 +17,21 @@ static json_t *describe_hadamard(const dq_hadamard *h)
                      (json_int_t)h->k);
 }
 
+static json_t *describe_sizes(const dq_rotation_set *set)
+{
+    return json_pack("{s:I, s:I, s:I, s:I}", "hidden", (json_int_t)set->hidden, "layers", (json_int_t)set->layers,
+                     "kv_heads", (json_int_t)set->kv_heads, "head_dim", (json_int_t)set->head_dim);
+}
+
 dq_status dq_rotation_refresh(dq_rotation *rotation)
 {
     static const char *const modes[] = {"none", "offline", "online"};
     const dq_rotation_set *set = rotation->set;
-    json_t *facts = json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:b}", "origin", set->origin ? set->origin : "", "r1",
-                              set->r1 ? json_integer((json_int_t)set->hidden) : json_null(), "r2", modes[set->r2_mode],
-                              "r2_heads", describe_hadamard(&set->r2_heads), "r3", describe_hadamard(&set->r3), "r4",
-                              describe_hadamard(&set->r4), "learnt", set->manifest != NULL);
+    json_t *facts =
+        json_pack("{s:s, s:o, s:s, s:o, s:o, s:o, s:b, s:o}", "origin", set->origin ? set->origin : "", "r1",
+                  set->r1 ? json_integer((json_int_t)set->hidden) : json_null(), "r2", modes[set->r2_mode], "r2_heads",
+                  describe_hadamard(&set->r2_heads), "r3", describe_hadamard(&set->r3), "r4",
+                  describe_hadamard(&set->r4), "learnt", set->manifest != NULL, "sizes", describe_sizes(set));
     char *text = NULL;
     dq_status status = dq_json_dump(set->env, facts, false, &text);
     json_decref(facts);
@@ -95,6 +104,26 @@ dq_status dq_rotation_describe(const dq_rotation *rotation, const char **out)
 {
     DQ_ENTER_CONTEXT(rotation->ctx, rotation && out);
     *out = rotation->text;
+    return DQ_OK;
+}
+
+dq_status dq_rotation_copy(const dq_rotation *rotation, int64_t layer, double *out, size_t capacity)
+{
+    DQ_ENTER_CONTEXT(rotation->ctx, rotation && out);
+    const dq_rotation_set *set = rotation->set;
+    int64_t count = set->hidden * set->hidden;
+    if (layer < -1 || layer >= set->layers)
+        return dq_fail(DQ_E_INVALID, "there is no layer %lld, the model has %lld", (long long)layer,
+                       (long long)set->layers);
+    const double *from = set->r1;
+    if (layer >= 0) {
+        count = set->kv_heads * set->head_dim * set->head_dim;
+        from = set->r2 ? set->r2 + layer * count : NULL;
+    }
+    if (!from) return dq_fail(DQ_E_NOTFOUND, "the set has no %s", layer < 0 ? "R1" : "R2 that is folded in");
+    if (capacity < (size_t)count)
+        return dq_fail(DQ_E_INVALID, "room for %zu numbers, %lld needed", capacity, (long long)count);
+    memcpy(out, from, (size_t)count * sizeof *out);
     return DQ_OK;
 }
 

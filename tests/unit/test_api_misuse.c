@@ -44,6 +44,7 @@ static void null_arguments(void **state)
     INVALID(dq_rotation_save(NULL, "x"));
     INVALID(dq_rotation_describe(NULL, &text));
     INVALID(dq_rotation_error(NULL, &f));
+    INVALID(dq_rotation_copy(NULL, -1, &f, 1));
     INVALID(dq_tokenizer_open(ctx, NULL, &tokenizer));
     INVALID(dq_tokenizer_encode(NULL, "a", 1, 0, NULL, 0, &needed));
     INVALID(dq_tokenizer_decode(NULL, NULL, 0, 0, NULL, 0, &needed));

@@ -97,6 +97,43 @@ static void matrices_that_are_no_rotations(void **state)
     expect("r1_path", write_tensor("zero.safetensors", "R1", N, N, r), DQ_E_NUMERIC, "= 1,");
 }
 
+static void matrices_come_out(void **state)
+{
+    (void)state;
+    enum { R2 = 2 * 16 * 16 };
+    static float r[N * N];
+    static double got[N * N], r2[R2];
+    dq_config *config = NULL;
+    dq_rotation *rotation = NULL;
+    for (int i = 0; i < N; i++) r[i * N + (i + 5) % N] = i % 3 ? 1 : -1;
+    OK(dq_config_new(&config));
+    OK(dq_config_set(config, "r1_path", write_tensor("out.safetensors", "R1", N, N, r)));
+    OK(dq_rotation_new(model, config, &rotation));
+    OK(dq_rotation_copy(rotation, -1, got, N * N));
+    for (int i = 0; i < N * N; i++) assert_true(got[i] == r[i]);
+    OK(dq_rotation_copy(rotation, 3, r2, R2));
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) {
+            double dot = 0;
+            for (int k = 0; k < 16; k++) dot += r2[256 + k * 16 + i] * r2[256 + k * 16 + j];
+            assert_float_equal(dot, i == j, 1e-12);
+        }
+    got[0] = 7;
+    assert_int_equal(dq_rotation_copy(rotation, -1, got, N * N - 1), DQ_E_INVALID);
+    assert_int_equal(dq_rotation_copy(rotation, 4, got, N * N), DQ_E_INVALID);
+    assert_int_equal(dq_rotation_copy(rotation, -2, got, N * N), DQ_E_INVALID);
+    dq_rotation_free(rotation);
+    OK(dq_config_set(config, "use_r1", "false"));
+    OK(dq_config_set(config, "r1_path", ""));
+    OK(dq_config_set(config, "use_r2", "online"));
+    OK(dq_rotation_new(model, config, &rotation));
+    assert_int_equal(dq_rotation_copy(rotation, -1, got, N * N), DQ_E_NOTFOUND);
+    assert_int_equal(dq_rotation_copy(rotation, 0, got, N * N), DQ_E_NOTFOUND);
+    assert_true(got[0] == 7);
+    dq_rotation_free(rotation);
+    dq_config_free(config);
+}
+
 /* ---- pickles ---- */
 
 static const char *write_archive(const char *file, const char *pickle)
@@ -143,6 +180,6 @@ static void foreign_pickles(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(matrices_that_are_no_rotations),
-                                       cmocka_unit_test(foreign_pickles)};
+                                       cmocka_unit_test(matrices_come_out), cmocka_unit_test(foreign_pickles)};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

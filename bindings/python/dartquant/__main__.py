@@ -47,7 +47,7 @@ def main(words: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--version", action="version",
                         version="dartquant %s (%s, %s)" % (__version__, library_version, library_path))
     commands = parser.add_subparsers(dest="command", required=True)
-    draw = commands.add_parser("plot", help="draw the JSON of `dartquant ppl` and `dartquant quantize`")
+    draw = commands.add_parser("plot", help="draw the JSON of `dartquant ppl`, `quantize`, `calibrate` and `compare`")
     draw.add_argument("files", nargs="+", metavar="FILE.json")
     draw.add_argument("-o", "--output", default="dartquant.png", help="image file (default dartquant.png)")
     draw.set_defaults(run=_plot)

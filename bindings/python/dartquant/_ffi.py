@@ -169,6 +169,7 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_rotation_save": (I32, [HANDLE, STR]),
     "dq_rotation_describe": (I32, [HANDLE, PTR(STR)]),
     "dq_rotation_error": (I32, [HANDLE, PTR(F64)]),
+    "dq_rotation_copy": (I32, [HANDLE, I64, PTR(F64), SIZE]),
     # source.h
     "dq_model_open_source": (I32, [HANDLE, STR, PTR(TensorSource), PTR(HANDLE)]),
     "dq_model_save_to": (I32, [HANDLE, PTR(TensorSink), HANDLE, PROGRESS_FN, VOID]),

@@ -136,6 +136,14 @@ class Model(Handle):
         given = any(arguments.get(n) is not None for n in ("text", "file")) or isinstance(arguments.get("dataset"), str)
         return dataset_of(self.tokenizer if given else None, self.context, **arguments)
 
+    def _calibration(self, settings: Config, cal_text: Optional[str], cal_ids: Any, cal_file: Optional[Path],
+                     cal_dataset: Union[None, str, Dataset], data_dir: Optional[Path]) -> Optional[Dataset]:
+        """Calibration data as the jobs' arguments name it; None when they name none."""
+        if cal_dataset is None and data_dir is not None and cal_text is None and cal_ids is None and cal_file is None:
+            cal_dataset = "wikitext2"
+        return self._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
+                              "data_dir": data_dir, "part": "train", "seqlen": int(settings["seqlen"]), "prefix": "cal_"})
+
     # ---- deriving ----
 
     def fuse(self, *, config: Optional[Config] = None, **options: Any) -> Model:
@@ -162,11 +170,7 @@ class Model(Handle):
         if no_rotation:
             settings.update(**_ROTATION_OFF)
         settings.update(**options)
-        if cal_dataset is None and data_dir is not None and cal_text is None and cal_ids is None and cal_file is None:
-            cal_dataset = "wikitext2"
-        seqlen = int(settings["seqlen"])
-        calibration = self._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
-                                     "data_dir": data_dir, "part": "train", "seqlen": seqlen, "prefix": "cal_"})
+        calibration = self._calibration(settings, cal_text, cal_ids, cal_file, cal_dataset, data_dir)
         if calibration is None and int(settings["w_bits"]) < 16 and (settings["w_awq"] or not settings["w_rtn"]):
             raise TypeError("GPTQ and AWQ need calibration text: cal_text, cal_file, cal_ids, or cal_dataset with data_dir "
                             "(or choose w_rtn=True without w_awq)")
@@ -219,6 +223,23 @@ class Model(Handle):
             result = job.result()
         checkpoint_remove(checkpoint, context=self.context)  # after the job let go of its files
         return result
+
+    def capture(self, folder: Path, *, cal_text: Optional[str] = None, cal_ids: Any = None,
+                cal_file: Optional[Path] = None, cal_dataset: Union[None, str, Dataset] = None,
+                data_dir: Optional[Path] = None, config: Optional[Config] = None, progress: ProgressArgument = None,
+                cancel: Optional[Cancel] = None, **options: Any) -> None:
+        """Writes what rotations are learnt from to `folder`, for `Rotation.calibrate(data=folder)`. Calibration data as for
+        `quantize`; options: capture_format, target, nsamples, seqlen, budget, ...
+        `Tensors.open(folder + "/rows-r1.safetensors")["activation"]` are inputs of the linears that R1 turns."""
+        settings = merged(config, None, options)
+        text = self._calibration(settings, cal_text, cal_ids, cal_file, cal_dataset, data_dir)
+        if text is None:
+            raise TypeError("give calibration data: one of cal_text, cal_ids, cal_file, cal_dataset")
+        same_context(self, text)
+        fused = self if self.info["fused"] else self.fuse(config=settings)
+        with Reporter(progress) as report:
+            run_job(self._core, lambda token, on: lib.dq_model_capture(
+                fused.handle, settings.handle, text.handle, os.fsencode(folder), token, on, None), report, cancel)
 
     # ---- measuring ----
 

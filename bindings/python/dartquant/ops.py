@@ -5,15 +5,16 @@ Everything takes and returns arrays; inputs are never changed. SPDX-License-Iden
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple, Optional
+from typing import Any, Mapping, NamedTuple, Optional
 
 import numpy as np
 
 from . import errors
 from ._arrays import matrix, pointer
-from ._core import Handle, expect
+from ._core import Cancel, Handle, expect, run_job, text_of
 from ._ctypes import F64, I64
 from ._ffi import lib
+from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
 from .context import Context, context_or_default
 from .memory import Lent
@@ -179,3 +180,56 @@ def score_logits(logits: Any, targets: Any, *, context: Optional[Context] = None
     ctx._core.call("dq_score_logits", ctx.handle, pointer(x), *x.shape, x.shape[1], pointer(t), pointer(nll),
                    pointer(best))
     return nll, best
+
+
+class LearntRotation(NamedTuple):
+    """What `learn_rotation` found."""
+
+    matrices: np.ndarray
+    """float64 [groups, n, n], for row vectors: x @ matrices[g]; orthogonal to 1e-12."""
+    report: dict[str, Any]
+    """Losses, errors and history, as in `Rotation.report`."""
+
+
+class _RowsCalibrator(Handle):
+    _free_name = "dq_calibrator_free"
+
+
+_KINDS = {"activation": 0, "sink": 1, "weight": 2}
+
+
+def learn_rotation(rows: Any, *, heads: int = 1, groups: int = 1, initial: Any = None, config: Optional[Config] = None,
+                   progress: ProgressArgument = None, cancel: Optional[Cancel] = None,
+                   context: Optional[Context] = None, **options: Any) -> LearntRotation:
+    """Fits a rotation to rows that the caller brings, without any model.
+
+    rows       activations [tokens, heads * n], float32, float16 or (torch) bfloat16; or {"activation": ..., "sink": ...,
+               "weight": ...}: massive activations and weight rows have shares of their own in the loss
+    heads, groups   for R2: head i turns by matrix i // (heads / groups); R1 has one of each
+    initial    float64 [groups, n, n] to start from, instead of a Hadamard matrix with random signs
+    options    loss, method, ep, seed, a_bits (the target) and the others of rotation fitting"""
+    ctx, settings = context_or_default(context), merged(config, None, options)
+    kinds = rows if isinstance(rows, Mapping) else {"activation": rows}
+    lent = {name: Lent(name, x) for name, x in kinds.items()}
+    lent = {name: x if x.address is not None else Lent(name, kinds[name].cpu()) for name, x in lent.items()}
+    for name, x in lent.items():
+        if name not in _KINDS:
+            raise errors.make(-1, "rows of kind %r: there are %s" % (name, ", ".join(_KINDS)))
+        if len(x.shape) != 2 or heads < 1 or x.shape[1] % heads:
+            raise errors.make(-1, "%s rows of shape %s for %d heads" % (name, x.shape, heads))
+    if len({x.shape[1] for x in lent.values()}) != 1:
+        raise errors.make(-1, "rows of one width are needed, not %s" % sorted(x.shape[1] for x in lent.values()))
+    width = next(iter(lent.values())).shape[1]
+    n, core = width // heads, ctx._core
+    with _RowsCalibrator(core, core.make("dq_calibrator_new_rows", ctx.handle, settings.handle, n, heads, groups)) as job:
+        for name, x in lent.items():
+            core.call("dq_calibrator_add_rows", job.handle, _KINDS[name], x.address, x.shape[0], width,
+                      DTYPES.index(x.dtype))
+        if initial is not None:
+            start = np.ascontiguousarray(initial, np.float64)
+            core.call("dq_calibrator_set_initial", job.handle, pointer(start), start.size)
+        with Reporter(progress) as on_event:
+            run_job(core, lambda token, on: lib.dq_calibrator_run(job.handle, token, on, None), on_event, cancel)
+        out = np.empty((groups, n, n), np.float64)
+        core.call("dq_calibrator_copy_rotation", job.handle, pointer(out), out.size)
+        return LearntRotation(out, text_of(core, "dq_calibrator_report", job.handle))

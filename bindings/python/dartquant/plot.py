@@ -4,7 +4,8 @@ Each function takes matplotlib axes (or makes a figure) and returns the axes. SP
 """
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Sequence, Union
+import functools
+from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
@@ -54,7 +55,26 @@ def calibration(report: Mapping[str, Any], *, axes: Any = None) -> Any:
                       label=r["name"] if main or len(rotations) < 8 else None)
     axes.set_xlabel("step")
     axes.set_ylabel("loss / first loss")
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    return axes
+
+
+def calibration_error(report: Mapping[str, Any], *, axes: Any = None) -> Any:
+    """Quantization error of held-out activations before and after, of each rotation that was learnt."""
+    rotations = [r for r in report.get("rotations") or [] if r["kinds"]]
+    if not rotations:
+        raise ValueError("the report has no rotations: nothing was learnt")
+    axes = _axes(axes)
+    places = list(range(len(rotations)))
+    for key, label in (("error_before", "before"), ("error_after", "after")):
+        axes.plot(places, [r["kinds"][0][key] for r in rotations], "o", markersize=4, label=label)
+    names = [r["name"].replace("R2 of layer ", "") for r in rotations]
+    axes.set_xticks(places, names, fontsize="small", rotation=90 if len(names) > 16 else 0)
+    axes.set_xlabel("R2 of layer, and R1" if "R1" in names else "R2 of layer")
+    axes.set_ylabel("relative error")
+    axes.set_ylim(bottom=0)
+    axes.legend()
     return axes
 
 
@@ -112,10 +132,25 @@ def channel_ranges(values: Mapping[str, Any], *, axes: Any = None) -> Any:
 
 
 def draw(reports: Union[Mapping[str, Any], Sequence[Mapping[str, Any]]], path: str) -> list[str]:
-    """Draws what JSON results of `dartquant ppl` and `dartquant quantize` hold to an image file; names of the panels."""
+    """Draws what JSON results of `dartquant ppl`, `quantize`, `calibrate` and `compare` hold to an image file; names of the
+    panels."""
     from matplotlib.figure import Figure
 
     rows = [reports] if isinstance(reports, Mapping) else list(reports)
+    panels = _panels(rows)
+    if not panels:
+        raise ValueError("nothing to draw: no perplexities, layers or learnt rotations in these results")
+    figure = Figure(figsize=(8, 4.5 * len(panels)), layout="constrained")
+    for axes, (title, drawn) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels):
+        drawn(axes)
+        axes.set_title(title)
+    figure.savefig(path)
+    return [title for title, _ in panels]
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Callable[[Any], Any]]]:
+    """Title of each panel and what draws it."""
+    panels: list[tuple[str, Callable[[Any], Any]]] = []
     measured, baseline = {}, None
     for row in rows:
         for result in row.get("results") or []:
@@ -123,23 +158,30 @@ def draw(reports: Union[Mapping[str, Any], Sequence[Mapping[str, Any]]], path: s
             if label == "none" and baseline is None:
                 baseline = result["ppl"]
             measured["%s\n%s" % (label, result["dataset"]) if len(row["results"]) > 1 else label] = result["ppl"]
-    panels = ["perplexity"] if measured else []
-    panels += ["error of %s" % scheme_name(row) for row in rows if row.get("layers")]
-    if not panels:
-        raise ValueError("nothing to draw: no perplexities and no layers in these results")
-    figure = Figure(figsize=(8, 4.5 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
-    at = 0
     if measured:
-        perplexity_by_scheme(measured, baseline=baseline, axes=axes[0])
-        at = 1
+        panels.append(("perplexity", functools.partial(_bars, measured, baseline)))
     for row in rows:
+        schemes = row.get("rows") or []
+        compared = {r["scheme"]: r["ppl"] for r in schemes}
+        if compared:
+            panels.append(("perplexity, compared", functools.partial(_bars, compared, compared.pop("full precision", None))))
         if row.get("layers"):
-            layer_error(row, axes=axes[at])
-            axes[at].set_title(scheme_name(row))
-            at += 1
-    figure.savefig(path)
+            panels.append(("error of %s" % scheme_name(row), functools.partial(_drawn, layer_error, row)))
+        learnt = [("", row), ("", row.get("calibration_of_rotations") or {})]
+        learnt += [(": " + r["scheme"], r.get("calibration_of_rotations") or {}) for r in schemes]
+        for name, report in learnt:
+            if isinstance(report.get("rotations"), list):
+                panels.append(("learning rotations" + name, functools.partial(_drawn, calibration, report)))
+                panels.append(("error at the target bits" + name, functools.partial(_drawn, calibration_error, report)))
     return panels
+
+
+def _bars(results: Mapping[str, float], baseline: Optional[float], axes: Any) -> None:
+    perplexity_by_scheme(results, baseline=baseline, axes=axes)
+
+
+def _drawn(function: Callable[..., Any], report: Mapping[str, Any], axes: Any) -> None:
+    function(report, axes=axes)
 
 
 def scheme_name(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,9 @@ import ctypes
 import os
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+import numpy as np
+
+from ._arrays import pointer
 from ._core import Cancel, Handle, Path, run_job, same_context, text_of
 from ._ctypes import F64
 from ._ffi import lib
@@ -56,11 +59,7 @@ class Rotation(Handle):
         `.report` tells losses and quantization errors before and after."""
         settings = merged(config, None, options)
         fused = model if model.info["fused"] else model.fuse(config=settings)
-        if cal_dataset is None and data_dir is not None and cal_text is None and cal_ids is None and cal_file is None:
-            cal_dataset = "wikitext2"
-        text = model._dataset({"text": cal_text, "ids": cal_ids, "file": cal_file, "dataset": cal_dataset,
-                               "data_dir": data_dir, "part": "train", "seqlen": int(settings["seqlen"]),
-                               "prefix": "cal_"})
+        text = model._calibration(settings, cal_text, cal_ids, cal_file, cal_dataset, data_dir)
         if (text is None) == (data is None):
             raise TypeError("give calibration data: either data, or one of cal_text, cal_ids, cal_file, cal_dataset")
         core = model._core
@@ -87,6 +86,28 @@ class Rotation(Handle):
         out = F64()
         self._core.call("dq_rotation_error", self.handle, ctypes.byref(out))
         return out.value
+
+    @property
+    def r1(self) -> Optional[np.ndarray]:
+        """R1 float64 [hidden, hidden], for row vectors: x @ r1. None when the residual stream is not turned."""
+        facts = self.info
+        hidden = facts["sizes"]["hidden"]
+        return self._copy(-1, (hidden, hidden)) if facts["r1"] else None
+
+    @property
+    def r2(self) -> Optional[np.ndarray]:
+        """R2 float64 [layers, kv_heads, head_dim, head_dim]. None when there is none, or it works online."""
+        facts = self.info
+        size = facts["sizes"]
+        if facts["r2"] != "offline":
+            return None
+        shape = (size["kv_heads"], size["head_dim"], size["head_dim"])
+        return np.stack([self._copy(layer, shape) for layer in range(size["layers"])])
+
+    def _copy(self, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+        out = np.empty(shape, np.float64)
+        self._core.call("dq_rotation_copy", self.handle, layer, pointer(out), out.size)
+        return out
 
     def save(self, path: Path) -> None:
         """Writes R1 and R2 to one file that r1_path and r2_path accept: .safetensors, .pt (DartQuant) or .bin (SpinQuant)."""

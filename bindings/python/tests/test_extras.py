@@ -174,16 +174,13 @@ def test_plots(small, model, texts, tmp_path):
     bold = [line for line in axes.lines if line.get_linewidth() == 2]
     assert len(axes.lines) == 5 and len(bold) == 1 and len(bold[0].get_ydata()) == len(of_r1)
     assert all(line.get_ydata()[0] == 1 and line.get_ydata()[-1] < 1 for line in axes.lines)
-    rotation.save(tmp_path / "r.safetensors")
-    raw = (tmp_path / "r.safetensors").read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    begin, end = json.loads(raw[8:8 + size])["R1"]["data_offsets"]
-    r1 = np.frombuffer(raw[8 + size + begin:8 + size + end], np.float64).reshape(64, 64)
-    turned = x @ r1.astype(np.float32)
-    axes = plot.histogram({"before": x, "after R1": turned})
+    axes = plot.histogram({"before": x, "after R1": x @ rotation.r1})
     assert [t.get_text().split(" (")[0] for t in axes.get_legend().get_texts()] == ["before", "after R1"]
-    with pytest.raises(ValueError):
-        plot.calibration({})
+    before, after = plot.calibration_error(rotation.report).lines
+    assert len(before.get_ydata()) == 5 and all(np.array(after.get_ydata()) <= np.array(before.get_ydata()))
+    for call in (plot.calibration, plot.calibration_error):
+        with pytest.raises(ValueError):
+            call({})
     for call in (lambda: plot.layer_error({}), lambda: plot.perplexity_by_scheme({}), lambda: plot.histogram({})):
         with pytest.raises(ValueError):
             call()
@@ -202,6 +199,17 @@ def test_plot_command(small, model, texts, dartquant_program, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout and "error of w4" in done.stdout
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    rotations = dartquant_program("calibrate", TINY, "--cal_file", texts[0], "--nsamples", 4, "--seqlen", 64, "--ep", 1,
+                                  "--quant_steps", 2, "--out", tmp_path / "r.safetensors")
+    compared = dartquant_program("compare", TINY, "--text_file", texts[1], "--cal_file", texts[0], "--nsamples", 4, "--seqlen",
+                                 64, "--limit", 4, "--schemes", "hadamard:a4,whip:a4:ep=1")
+    (tmp_path / "d.json").write_text(json.dumps([rotations, compared]))
+    done = subprocess.run(command + [str(tmp_path / "d.json"), "-o", str(tmp_path / "q.png")], capture_output=True,
+                          text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert [line.split(": ", 1)[1] for line in done.stdout.splitlines()] == [
+        "learning rotations", "error at the target bits", "perplexity, compared", "learning rotations: whip:a4:ep=1",
+        "error at the target bits: whip:a4:ep=1"]
     (tmp_path / "c.json").write_text("{}")
     done = subprocess.run(command + [str(tmp_path / "c.json")], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "nothing to draw" in done.stderr and not (tmp_path / "dartquant.png").exists()

@@ -222,6 +222,28 @@ def test_hadamard_and_rotation():
     assert np.allclose(X @ turned.T + bias, (X @ W.T + b) @ q, atol=1e-4)
 
 
+def test_learn_rotation():
+    mixed = rng.laplace(size=(2048, 32)) ** 3 @ rng.standard_normal((32, 32))  # few features are large at a time
+    x = mixed.astype(np.float32)
+    x /= np.sqrt(np.square(x).mean(axis=1, keepdims=True))
+    learnt = ops.learn_rotation(x, ep=2, quant_steps=4)
+    r = learnt.matrices[0]
+    assert np.abs(r.T @ r - np.eye(32)).max() < 1e-12
+    error = [np.square(ops.fake_quantize(y, 4) - y).mean() for y in (ops.hadamard(x), (x @ r).astype(np.float32))]
+    entry = learnt.report["rotations"][0]
+    assert error[1] < error[0] and entry["loss_after"] < entry["loss_before"]
+    heads = ops.learn_rotation({"activation": x, "weight": x[:64]}, heads=4, groups=2, ep=1, quant_steps=0)
+    assert heads.matrices.shape == (2, 8, 8) and [k["kind"] for k in heads.report["rotations"][0]["kinds"]] == ["activation", "weight"]
+    same = ops.learn_rotation(x, initial=np.eye(32)[None], ep=0, quant_steps=0)
+    assert np.allclose(same.matrices[0], np.eye(32), atol=1e-6)
+    for bad, said in ((x[:0], "0 activation rows"), (x * np.nan, "NaN or Inf"), ({"odd": x}, "kind"), (x[:, :30], "heads"),
+                      (np.zeros_like(x), "zero")):
+        with pytest.raises(dartquant.DartQuantError, match=said):
+            ops.learn_rotation(bad, heads=4, groups=2)
+    with pytest.raises(dartquant.NumericError, match="not orthogonal"):
+        ops.learn_rotation(x, initial=np.ones((1, 32, 32)))
+
+
 def test_score_logits(model):
     logits = model.logits(IDS)
     nll, best = ops.score_logits(logits, IDS[1:] + [-1])

@@ -139,6 +139,31 @@ def test_calibrate_rotation(model, texts, tmp_path):
         dartquant.Rotation.calibrate(model, data=tmp_path / "absent")
 
 
+def test_rotation_matrices(model):
+    fused = model.fuse()
+    rotation = dartquant.Rotation.make(fused)
+    r1, r2 = rotation.r1, rotation.r2
+    assert r1.shape == (64, 64) and r2.shape == (4, 2, 16, 16)
+    for r in (r1, *r2.reshape(-1, 16, 16)):
+        assert np.abs(r.T @ r - np.eye(len(r))).max() < 1e-10
+    none = dartquant.Rotation.make(fused, use_r1=False, use_r2="none")
+    assert none.r1 is None and none.r2 is None and dartquant.Rotation.make(fused, use_r2="online").r2 is None
+
+
+def test_capture(model, texts, tmp_path):
+    options = {"nsamples": 4, "seqlen": 64}
+    model.capture(tmp_path / "rows", cal_file=texts[0], rows_dtype="bf16", **options)
+    there = dartquant.Rotation.calibrate(model, cal_file=texts[0], ep=1, quant_steps=2, rows_dtype="bf16", **options)
+    read = dartquant.Rotation.calibrate(model, data=tmp_path / "rows", ep=1, quant_steps=2, rows_dtype="bf16",
+                                         **options)
+    assert np.array_equal(there.r1, read.r1) and np.array_equal(there.r2, read.r2)
+    with dartquant.Tensors.open(tmp_path / "rows" / "rows-r1.safetensors") as rows:
+        assert rows["activation"].shape == (2 * 4 * 256, 64) and rows.info("activation").dtype == "BF16"
+    with pytest.raises(TypeError):
+        model.capture(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_tokenizer(model):
     t = model.tokenizer
     ids = t.encode("Once upon a time")
