@@ -32,12 +32,6 @@ static const dq_calibrator_ops model_ops;
 
 /* ---- options ---- */
 
-static dq_dtype rows_dtype(const dq_config *config)
-{
-    (void)config;
-    return DQ_F32;
-}
-
 static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_calibrate_spec *out)
 {
     const dq_arch *a = dq_model_arch(model);
@@ -52,9 +46,11 @@ static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_c
                            .math = dq_config_math(config),
                            .stream_most = env->memory_budget ? env->memory_budget : STREAM_MOST,
                            .temp_dir = dq_config_text(config, "temp_dir")};
+    int64_t rows_dtype = dq_config_int(config, "rows_dtype"); /* auto, bf16, f32 */
+    dq_dtype kept = rows_dtype == 1 || (rows_dtype == 0 && s.math == DQ_MATH_BF16) ? DQ_BF16 : DQ_F32;
     for (int t = 0; t < DQ_TARGETS; t++) {
         DQ_TRY(dq_fit_spec_from_config(config, &orbits[t], &s.fit[t]));
-        DQ_TRY(dq_rows_spec_from_config(config, &orbits[t], rows_dtype(config), &s.rows[t]));
+        DQ_TRY(dq_rows_spec_from_config(config, &orbits[t], kept, &s.rows[t]));
     }
     *out = s;
     return DQ_OK;

@@ -93,6 +93,7 @@ P
 m="--cal_file $work/cal.txt --nsamples 256 --seqlen 64 --target r1 --ep 0 --quant_steps 1 --out $work/m.pt"
 rows='sum(k["rows_train"] + k["rows_held_out"] for k in r["rotations"][0]["kinds"])'
 json budget_small 0 "1000 < $rows <= 4096 and r['rotations'][0]['kinds'][0]['rows_seen'] >= r['rotations'][0]['kinds'][0]['rows_train']" calibrate $model $m --budget 1M
+json budget_small_bf16 0 "$rows == 2 * sum(k['rows_train'] + k['rows_held_out'] for k in load('budget_small')['rotations'][0]['kinds'])" calibrate $model $m --budget 1M --rows_dtype bf16
 json budget_large 0 "$rows > 80000 and 10e6 < r['peak_rss_bytes'] - load('budget_small')['peak_rss_bytes'] < 50e6" calibrate $model $m --budget 32M
 
 # ---- what it is good for ----
