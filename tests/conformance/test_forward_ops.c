@@ -37,8 +37,9 @@ static void gemm_one(gemm_case p, const int64_t *size, int layout)
 
 static void gemm_over(gemm_case p)
 {
-    static const int64_t sizes[][3] = {{1, 1, 1},      {1, 17, 5},   {4, 3, 0},      {0, 3, 4},     {33, 65, 127},
-                                       {130, 70, 257}, {5, 515, 64}, {64, 128, 576}, {257, 33, 31}, {2, 2, 1030}};
+    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 17, 5},     {4, 3, 0},     {0, 3, 4},
+                                       {33, 65, 127}, {130, 70, 257}, {5, 515, 64},  {64, 128, 576},
+                                       {257, 33, 31}, {2, 2, 1030},   {20, 37, 1500}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) gemm_one(p, sizes[i], (int)(i % LAYOUTS));
 }
 

@@ -83,6 +83,13 @@ static void packed_linear(void **state)
         {40, 99, 20, 104, 8, MIDDLE, false, 0, 0, false},
         {1, 576, 90, 64, 4, BYTES, false, 0, DQ_MATH_BF16, false},
         {50, 192, 90, 64, 4, BYTES, false, 1, DQ_MATH_BF16, false},
+        /* rows of weights in parts, rows of x in blocks, many rows */
+        {6, 1536, 37, 64, 4, BYTES, false, 0, 0, false},
+        {12, 1000, 21, 40, 8, MINIMUM, true, 1, 0, true},
+        {13, 771, 18, 16, 4, MIDDLE, false, -0.5, DQ_MATH_BF16, false},
+        {210, 200, 70, 40, 4, BYTES, true, 1, 0, false},
+        {201, 301, 19, 304, 8, MIDDLE, false, 0, 0, true},
+        {300, 100, 75, 32, 4, BYTES, true, 1, DQ_MATH_BF16, false},
         /* as GGUF's blocks */
         {1, 576, 33, 32, 4, MIDDLE, false, 0, 0, true},
         {2, 576, 33, 32, 4, MINIMUM, false, 1, 0, true},

@@ -35,6 +35,15 @@ typedef struct dq_packed_w {
     bool half, minimum;
 } dq_packed_w;
 
+/* y[r][o] = beta y[r][o] + alpha sum_j x[r][j] w[o][j], n a multiple of the kernels' lanes; beta 0 ignores the old y. */
+typedef struct dq_dots {
+    const float *w, *x;
+    float *y;
+    int64_t w_stride, x_stride, y_stride;
+    int64_t rows, outs, n;
+    float alpha, beta;
+} dq_dots;
+
 /* One head of cached tokens as floats. */
 typedef struct dq_keys {
     const float *at;
@@ -58,8 +67,11 @@ typedef struct dq_int8_kernels {
 typedef struct dq_decode_kernels {
     int lanes;
     dq_packed_fn packed4, packed8;
-    /* The first row of w: n codes of `group` columns a scale, one byte each, to weights: the reference's bits. `bits`: where the middle is. */
-    void (*dequantize)(const dq_packed_w *w, int bits, const uint8_t *codes, int64_t n, int64_t group, float *out);
+    /* The first row of w: n codes of `group` columns a scale as weights, the reference's bits. */
+    void (*dequantize)(const dq_packed_w *w, int bits, int64_t n, int64_t group, float *out);
+    /* The same in the order of x, blocks [first, end) of a row. */
+    void (*spread)(const dq_packed_x *x, int64_t first, int64_t end, const dq_packed_w *w, int bits, float *out);
+    void (*dots)(const dq_dots *d);
     /* The same for n plain weights, rows of x `stride` apart; dtype F32, F16 or BF16. */
     void (*dense)(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n, float *out);
     /* p[j] = scale q.k_j */
@@ -87,11 +99,16 @@ static inline const dq_decode_kernels *dq_cpu_decode(const dq_cpu_dev *dev) { re
 /* c = alpha a b^T + beta c for at most DQ_DECODE_ROWS rows of a; a, c F32, b F32, F16 or BF16; DQ_MATH_BF16 rounds both. */
 dq_status dq_cpu_gemm_few(dq_cpu_dev *dev, double alpha, const dq_view *a, const dq_view *b, double beta,
                           const dq_view *c, int32_t math);
+/* gemm_some.c */
+enum {
+    DQ_SOME_ROWS = 200 /* rows of x up to which products beat those of BLAS, which packs the weights at each call */
+};
+/* The same in fp32 for up to DQ_SOME_ROWS rows of a, and at least one column; b F16 or BF16. */
+dq_status dq_cpu_gemm_some(dq_cpu_dev *dev, double alpha, const dq_view *a, const dq_view *b, double beta,
+                           const dq_view *c);
 /* packed_linear.c */
 dq_status dq_cpu_packed_linear(void *device, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
                                const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);
-/* n codes of a row as bytes. */
-void dq_cpu_unpack(const uint8_t *codes, int bits, int64_t n, uint8_t *out);
 /* kv_attention.c */
 dq_status dq_cpu_kv_attention(void *device, const dq_kv_attention_desc *d, const dq_view *q, const dq_view *k,
                               const dq_view *k_grid, const dq_view *v, const dq_view *v_grid, const dq_view *span,

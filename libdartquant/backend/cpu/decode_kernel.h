@@ -1,6 +1,6 @@
 /* Kernels of generation for one instruction set, compiled by decode_avx512.c, decode_avx2.c and decode_plain.c. What a row
  * gets does not depend on how many rows there are. SPDX-License-Identifier: Apache-2.0 */
-#include "backend/cpu/packed_parts.h"
+#include "backend/cpu/dots_kernel.h"
 #include "backend/cpu/vec_exp.h"
 #include "base/half.h"
 
@@ -68,21 +68,43 @@ static float scale_at(const void *scale, bool half, int64_t g)
     return half ? dq_f16_to_f32(((const uint16_t *)scale)[g]) : ((const float *)scale)[g];
 }
 
-static void dequantize(const dq_packed_w *w, int bits, const uint8_t *codes, int64_t n, int64_t group, float *out)
+/* Codes [first, first + n) of a row, n <= RUN, as bytes; first is even. */
+enum { RUN = 256 };
+static void unpack(const uint8_t *codes, int bits, int64_t first, int64_t n, uint8_t *out)
 {
-    for (int64_t first = 0, g = 0; first < n; first += group, g++) {
-        int64_t end = dq_min64(n, first + group), c = first;
+    if (bits == 8) {
+        memcpy(out, codes + first, (size_t)n);
+        return;
+    }
+    const uint8_t *from = codes + first / 2;
+    for (int64_t i = 0; i < n / 2; i++) {
+        out[2 * i] = from[i] & 15;
+        out[2 * i + 1] = from[i] >> 4;
+    }
+    if (n & 1) out[n - 1] = from[n / 2] & 15;
+}
+
+static void dequantize(const dq_packed_w *w, int bits, int64_t n, int64_t group, float *out)
+{
+    uint8_t codes[RUN];
+    for (int64_t g = 0, next = group; g * group < n; g++, next += group) {
         float s = scale_at(w->scale, w->half, g), zero = (float)(1 << (bits - 1)), minimum = 0;
         if (w->minimum)
             minimum = scale_at(w->zero, w->half, g);
         else if (w->zero)
             zero = ((const uint8_t *)w->zero)[g];
-        if (w->minimum) {
-            for (; c + VF <= end; c += VF) vf_store(out + c, vf_set1(s) * vf_load_u8(codes + c) + vf_set1(minimum));
-            for (; c < end; c++) out[c] = s * (float)codes[c] + minimum;
-        } else {
-            for (; c + VF <= end; c += VF) vf_store(out + c, vf_set1(s) * (vf_load_u8(codes + c) - vf_set1(zero)));
-            for (; c < end; c++) out[c] = s * ((float)codes[c] - zero);
+        for (int64_t first = g * group; first < dq_min64(n, next); first += RUN) {
+            int64_t count = dq_min64(RUN, dq_min64(n, next) - first), c = 0;
+            float *to = out + first;
+            unpack(w->codes, bits, first, count, codes);
+            if (w->minimum) {
+                for (; c + VF <= count; c += VF)
+                    vf_store(to + c, vf_set1(s) * vf_load_u8(codes + c) + vf_set1(minimum));
+                for (; c < count; c++) to[c] = s * (float)codes[c] + minimum;
+            } else {
+                for (; c + VF <= count; c += VF) vf_store(to + c, vf_set1(s) * (vf_load_u8(codes + c) - vf_set1(zero)));
+                for (; c < count; c++) to[c] = s * ((float)codes[c] - zero);
+            }
         }
     }
 }
@@ -214,6 +236,8 @@ const dq_decode_kernels DQ_ISA(dq_decode) = {
     .packed4 = packed4,
     .packed8 = packed8,
     .dequantize = dequantize,
+    .spread = spread,
+    .dots = dots,
     .dense = dense,
     .scores = scores,
     .softmax = softmax,

@@ -94,8 +94,10 @@ dq_status dq_cpu_gemm(void *device, int32_t trans_a, int32_t trans_b, double alp
     dq_cpu_dev *dev = device;
     int64_t k = trans_a ? a->rows : a->cols;
     if (c->rows == 0 || c->cols == 0) return DQ_OK;
-    if (!trans_a && trans_b && c->dtype == DQ_F32 && a->dtype == DQ_F32 && c->rows <= DQ_DECODE_ROWS)
-        return dq_cpu_gemm_few(dev, alpha, a, b, beta, c, math);
+    bool rows = !trans_a && trans_b && c->dtype == DQ_F32 && a->dtype == DQ_F32;
+    if (rows && c->rows <= DQ_DECODE_ROWS) return dq_cpu_gemm_few(dev, alpha, a, b, beta, c, math);
+    if (rows && c->rows <= DQ_SOME_ROWS && k > 0 && math == DQ_MATH_F32 && b->dtype != DQ_F32)
+        return dq_cpu_gemm_some(dev, alpha, a, b, beta, c);
     if (c->dtype == DQ_F32 && math == DQ_MATH_BF16 && dq_cpu_packed(dev))
         return dq_packed_gemm(dev, trans_a, trans_b, (float)alpha, a, b, (float)beta, c);
     /* What BLAS's 32-bit integers cannot express goes to the reference. */

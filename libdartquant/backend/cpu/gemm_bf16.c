@@ -23,6 +23,12 @@ static __m512i load_32(const void *p, dq_dtype dtype, int64_t n)
 {
     __mmask32 all = n >= 32 ? 0xffffffffu : (1u << n) - 1u;
     if (dtype == DQ_BF16) return _mm512_maskz_loadu_epi16(all, p);
+    if (dtype == DQ_F16) {
+        __m512i h = _mm512_maskz_loadu_epi16(all, p);
+        __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(h)),
+               high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
+        return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    }
     const float *x = p;
     __m512 lo = _mm512_maskz_loadu_ps((__mmask16)all, x), hi = _mm512_maskz_loadu_ps((__mmask16)(all >> 16), x + 16);
     return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
@@ -46,7 +52,7 @@ static bool load_block(const dq_pack_source *s, int64_t row, int64_t k0, __m512i
 {
     int64_t rows = dq_max64(0, dq_min64(DQ_PANEL, s->rows - row)), n = dq_min64(DQ_TILE_DEPTH, s->depth - k0);
     int64_t first = s->row0 + row;
-    if (!s->depth_first && s->v->dtype != DQ_F16) {
+    if (!s->depth_first) {
         int64_t size = s->v->dtype == DQ_F32 ? 4 : 2;
         for (int64_t i = 0; i < 16; i++)
             block[i] =

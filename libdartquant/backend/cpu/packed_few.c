@@ -22,13 +22,18 @@ dq_packed_w dq_packed_from(const dq_packed_job *p, int64_t o)
     return w;
 }
 
-static void spread_row(const dq_packed_job *p, int64_t row, int64_t lanes, float *x, float *sum)
+void dq_packed_spread_x(const dq_packed_job *p, int64_t row, int64_t lanes, float *x)
 {
     int64_t per = 32 / p->d->bits;
     for (int64_t b = 0, j = 0; b < p->few.blocks; b++)
         for (int64_t l = 0; l < lanes; l++)
             for (int64_t i = 0; i < per; i++, j++)
                 x[(b * per + i) * lanes + l] = j < p->n ? dq_packed_x_at(p, row, j) : 0.0f;
+}
+
+static void spread_row(const dq_packed_job *p, int64_t row, int64_t lanes, float *x, float *sum)
+{
+    dq_packed_spread_x(p, row, lanes, x);
     for (int64_t g = 0; g < p->groups; g++) {
         double total = 0;
         for (int64_t j = g * p->d->group; j < dq_min64(p->n, (g + 1) * p->d->group); j++)
@@ -54,8 +59,7 @@ static void few_task(void *arg, int64_t i, int thread)
     }
 }
 
-/* Where the lanes of a block find their group. */
-static void place_lanes(dq_packed_job *p, int64_t lanes, int32_t *lane_group, int32_t *block_group)
+void dq_packed_place_lanes(dq_packed_job *p, int64_t lanes, int32_t *lane_group, int32_t *block_group)
 {
     int64_t per = 32 / p->d->bits;
     for (int64_t b = 0; b < p->few.blocks; b++) {
@@ -151,7 +155,7 @@ dq_status dq_packed_few(dq_cpu_dev *dev, dq_packed_job *p)
     p->few.row_bytes = p->codes->cols;
     float *memory = take_memory(dev, p, rows, lanes, int8 != NULL, &m);
     if (!memory) return DQ_E_NOMEM;
-    place_lanes(p, lanes, m.lane_group, m.block_group);
+    dq_packed_place_lanes(p, lanes, m.lane_group, m.block_group);
     p->few.x = m.x;
     p->few.codes = m.codes;
     p->few.sum = m.sum;

@@ -1,11 +1,14 @@
-/* Packed linears: few rows read the codes as they lie (packed_few.c), many rows multiply panels of dequantized weights.
+/* Packed linears: few rows read the codes as they lie (packed_few.c), some rows make floats of them in the cache (packed_some.c),
+ * many rows multiply panels of dequantized weights, in bf16 tile by tile (packed_tiles.c).
  * SPDX-License-Identifier: Apache-2.0 */
 #include <string.h>
 
+#include "backend/cpu/gemm_packed.h"
 #include "backend/cpu/packed_linear.h"
 #include "backend/ref/ops.h"
 
 enum {
+    FEW_MOST = 5,
     MANY_ROWS = 24,        /* from here on panels are worth their making */
     PANEL_BYTES = 4 << 20, /* of dequantized weights at a time, */
     PANEL_ROWS = 64,       /* but not fewer rows than this */
@@ -14,33 +17,13 @@ enum {
 
 /* ---- many rows ---- */
 
-void dq_cpu_unpack(const uint8_t *codes, int bits, int64_t n, uint8_t *out)
-{
-    int64_t j = 0;
-    if (bits == 8) {
-        memcpy(out, codes, (size_t)n);
-        return;
-    }
-    for (; j + 8 <= n; j += 8) { /* eight halves of bytes spread over eight bytes */
-        uint32_t word;
-        memcpy(&word, codes + j / 2, sizeof word);
-        uint64_t w = word;
-        w = (w | w << 16) & 0x0000ffff0000ffffu;
-        w = (w | w << 8) & 0x00ff00ff00ff00ffu;
-        w = (w | w << 4) & 0x0f0f0f0f0f0f0f0fu;
-        memcpy(out + j, &w, sizeof w);
-    }
-    for (; j < n; j++) out[j] = j & 1 ? codes[j / 2] >> 4 : codes[j / 2] & 15;
-}
-
 static void dequant_task(void *arg, int64_t i, int thread)
 {
     const dq_packed_job *p = arg;
-    uint8_t *bytes = (uint8_t *)p->scratch + (size_t)thread * p->scratch_each;
+    (void)thread;
     for (int64_t r = i * DEQUANT_ROWS; r < dq_min64((i + 1) * DEQUANT_ROWS, p->panel_rows); r++) {
         dq_packed_w w = dq_packed_from(p, p->panel_first + r);
-        dq_cpu_unpack(w.codes, p->d->bits, p->n, bytes);
-        p->kernels->dequantize(&w, p->d->bits, bytes, p->n, p->d->group, p->panel + r * p->n);
+        p->kernels->dequantize(&w, p->d->bits, p->n, p->d->group, p->panel + r * p->n);
     }
 }
 
@@ -85,16 +68,13 @@ static dq_status many_rows(dq_cpu_dev *dev, dq_packed_job *p)
     int64_t rows = dq_min64(p->y->cols, dq_max64(PANEL_ROWS, PANEL_BYTES / 4 / p->n / PANEL_ROWS * PANEL_ROWS));
     dq_status status = p->order ? ordered(dev, p, &x) : DQ_OK;
     if (status != DQ_OK) return status;
-    p->scratch_each = ((size_t)p->n + 127) / 64 * 64;
-    size_t floats = ((size_t)(rows * p->n) * sizeof(float) + 63) / 64 * 64;
-    char *scratch = dq_cpu_scratch_take(dev, floats + p->scratch_each * (size_t)dev->threads);
-    status = DQ_E_NOMEM;
-    if (scratch) {
-        p->panel = (float *)(void *)scratch;
-        p->scratch = scratch + floats;
-        status = panels(dev, p, &x, rows);
+    if ((p->d->math & DQ_MATH_BF16) && dq_cpu_packed(dev)) {
+        status = dq_packed_tiles_linear(dev, p, &x);
+    } else {
+        p->panel = dq_cpu_scratch_take(dev, (size_t)(rows * p->n) * sizeof *p->panel);
+        status = p->panel ? panels(dev, p, &x, rows) : DQ_E_NOMEM;
+        dq_cpu_scratch_give(dev, p->panel);
     }
-    dq_cpu_scratch_give(dev, scratch);
     if (p->order) dq_cpu_scratch_give(dev, x.mem);
     return status;
 }
@@ -109,5 +89,7 @@ dq_status dq_cpu_packed_linear(void *device, const dq_packed_desc *d, const dq_v
     p.kernels = dq_cpu_decode(dev);
     p.n = order ? order->cols : x->cols;
     p.groups = scale->cols;
-    return x->rows < MANY_ROWS ? dq_packed_few(dev, &p) : many_rows(dev, &p);
+    if (x->rows < FEW_MOST || (x->rows < MANY_ROWS && (d->math & DQ_MATH_INT8))) return dq_packed_few(dev, &p);
+    bool some = x->rows < MANY_ROWS || (x->rows <= DQ_SOME_ROWS && !(d->math & DQ_MATH_BF16));
+    return some ? dq_packed_some(dev, &p) : many_rows(dev, &p);
 }

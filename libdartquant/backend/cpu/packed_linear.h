@@ -15,8 +15,6 @@ typedef struct dq_packed_job {
     dq_packed_x few;
     int64_t first;
     /* many rows */
-    char *scratch;
-    size_t scratch_each;
     float *panel;
     int64_t panel_first, panel_rows;
 } dq_packed_job;
@@ -32,6 +30,14 @@ static inline float dq_packed_x_at(const dq_packed_job *p, int64_t row, int64_t 
 
 /* The weights from row o on. */
 dq_packed_w dq_packed_from(const dq_packed_job *p, int64_t o);
+/* Row `row` of x in the order of dq_packed_x. */
+void dq_packed_spread_x(const dq_packed_job *p, int64_t row, int64_t lanes, float *x);
+/* Where the lanes of a block find their group. */
+void dq_packed_place_lanes(dq_packed_job *p, int64_t lanes, int32_t *lane_group, int32_t *block_group);
 dq_status dq_packed_few(dq_cpu_dev *dev, dq_packed_job *p);
+/* packed_some.c */
+dq_status dq_packed_some(dq_cpu_dev *dev, dq_packed_job *p);
+/* packed_tiles.c: under DQ_MATH_BF16 where the processor multiplies bf16; x has the columns of the codes in their order. */
+dq_status dq_packed_tiles_linear(dq_cpu_dev *dev, const dq_packed_job *p, const dq_view *x);
 
 #endif
