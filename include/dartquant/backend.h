@@ -384,6 +384,12 @@ typedef struct dq_backend {
      * epsilon). The caller keeps the powers of the betas: root is sqrt(1 - beta2^t). */
     dq_status (*adam)(void *dev, double beta1, double beta2, double root, double epsilon, const dq_view *g,
                       const dq_view *mean, const dq_view *square);
+
+    /* ---- other families ---- */
+    /* y = (x - m) * rsqrt(mean((x - m)^2) + eps) * weight + bias with m = mean(x), row by row; weight, bias [1, cols], or NULL
+     * for ones and zeros. F32; in place allowed. (Ba, Kiros and Hinton, arXiv 1607.06450.) */
+    dq_status (*layernorm)(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                           const dq_view *y);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

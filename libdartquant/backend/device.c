@@ -140,6 +140,7 @@ const char *dq_device_missing_op(const dq_device *dev, int i)
                  SLOT(polar),
                  SLOT(compare_logits),
                  SLOT(adam),
+                 SLOT(layernorm),
                  SLOT(packed_linear),
                  SLOT(kv_store),
                  SLOT(kv_attention)};

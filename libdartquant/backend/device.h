@@ -70,6 +70,7 @@ dq_status dq_op_dot(const dq_tensor *x, const dq_tensor *y, double *out);
 dq_status dq_op_gemm(bool trans_a, bool trans_b, double alpha, const dq_tensor *a, const dq_tensor *b, double beta,
                      dq_tensor *c, int math);
 dq_status dq_op_rmsnorm(const dq_tensor *x, const dq_tensor *weight, double eps, dq_tensor *y);
+dq_status dq_op_layernorm(const dq_tensor *x, const dq_tensor *weight, const dq_tensor *bias, double eps, dq_tensor *y);
 dq_status dq_op_rope(const dq_tensor *cos, const dq_tensor *sin, int64_t head_dim, dq_tensor *x);
 dq_status dq_op_activation(int kind, const dq_tensor *gate, const dq_tensor *up, dq_tensor *y);
 dq_status dq_op_attention(const dq_attention_desc *d, const dq_tensor *q, const dq_tensor *k, const dq_tensor *v,

@@ -80,7 +80,8 @@ typedef enum dq_op_id {
     DQ_OP_PACKED_LINEAR,
     DQ_OP_KV_STORE,
     DQ_OP_KV_ATTENTION,
-    DQ_OP_ADAM
+    DQ_OP_ADAM,
+    DQ_OP_LAYERNORM
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };

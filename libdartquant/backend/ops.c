@@ -206,6 +206,24 @@ dq_status dq_op_rmsnorm(const dq_tensor *x, const dq_tensor *weight, double eps,
     return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
 }
 
+DQ_OP_CALLER(layernorm) { return DQ_SLOT(layernorm, v[0], v[1], v[2], *(const double *)args, v[3]); }
+
+dq_status dq_op_layernorm(const dq_tensor *x, const dq_tensor *weight, const dq_tensor *bias, double eps, dq_tensor *y)
+{
+    dq_op_call call = {DQ_OP_LAYERNORM,
+                       "layernorm",
+                       call_layernorm,
+                       &eps,
+                       4,
+                       {{"x", x, DQ_READ}, {"weight", weight, DQ_READ}, {"bias", bias, DQ_READ}, {"y", y, DQ_WRITE}}};
+    DQ_TRY(dq_check_operands(&call, 1u << 1 | 1u << 2));
+    for (int i = 0; i < 4; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    for (int i = 1; i < 3; i++) DQ_TRY(dq_check_shape(&call, i, 1, x->view.cols));
+    DQ_TRY(dq_check_shape(&call, 3, x->view.rows, x->view.cols));
+    if (!(eps >= 0) || !isfinite(eps)) return dq_fail(DQ_E_INVALID, "layernorm: eps %g must be finite and >= 0", eps);
+    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
+}
+
 DQ_OP_CALLER(rope) { return DQ_SLOT(rope, v[1], v[2], *(const int64_t *)args, v[0]); }
 
 dq_status dq_op_rope(const dq_tensor *cos, const dq_tensor *sin, int64_t head_dim, dq_tensor *x)

@@ -32,6 +32,7 @@ static const band bands[] = {
     {"gemm", "f64", 4e-15, 0},
     {"gemm", "bf16 math", 2e-6, 0}, /* from the rounded or from the unrounded product */
     {"rmsnorm", "f32", 0, 1e-6},
+    {"layernorm", "f32", 1e-6, 1e-6},  /* 1 */
     {"rope", "f32", 3e-7, 0},          /* 1 */
     {"activation", "f32", 1e-6, 2e-6}, /* 1 */
     {"attention", "f32", 4e-6, 0},     /* 1 */

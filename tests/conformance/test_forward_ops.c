@@ -171,6 +171,49 @@ static void rmsnorm(void **state)
     finish_cases();
 }
 
+static void layernorm_run(run_ctx *c, const void *params)
+{
+    const row_case *p = params;
+    const band *b = band_of("layernorm", "f32");
+    made *x = make_scaled(c, p->rows, p->cols, p->size);
+    made *w = make_random(c, DQ_F32, 1, p->cols), *bias = make_random(c, DQ_F32, 1, p->cols);
+    made *y = make_constant(c, DQ_F32, p->rows, p->cols, NAN);
+    must(dq_op_layernorm(&x->view, NULL, NULL, 1e-5, &y->view));
+    keep(c, "no weight, no bias", y, b, 1);
+    must(dq_op_layernorm(&x->view, &w->view, NULL, 1e-6, &y->view));
+    keep(c, "no bias", y, b, 1);
+    must(dq_op_layernorm(&x->view, &w->view, &bias->view, 1e-6, &x->view));
+    keep(c, "in place", x, b, 1);
+}
+
+/* A mean far from zero must not cost the digits of what is left. */
+static void layernorm_far_run(run_ctx *c, const void *params)
+{
+    const row_case *p = params;
+    double *values = random_values(c, p->rows * p->cols);
+    for (int64_t i = 0; i < p->rows * p->cols; i++) values[i] += p->size;
+    made *x = make_values(c, DQ_F32, p->rows, p->cols, values), *y = make_constant(c, DQ_F32, p->rows, p->cols, NAN);
+    free(values);
+    must(dq_op_layernorm(&x->view, NULL, NULL, 1e-5, &y->view));
+    keep(c, "far mean", y, band_of("layernorm", "f32"), 1);
+}
+
+static void layernorm(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {3, 16}, {0, 8}, {7, 576}, {2, 1031}, {33, 100}, {70, 576}};
+    static const double magnitude[] = {1, 1e-4, 3000};
+    for (int i = 0; i < 8; i++)
+        for (int k = 0; k < 3; k++) {
+            row_case p = {.rows = sizes[i][0], .cols = sizes[i][1], .size = magnitude[k]};
+            char label[80];
+            snprintf(label, sizeof label, "layernorm [%d, %d] size %g", (int)p.rows, (int)p.cols, p.size);
+            run_case(label, layernorm_run, &p, k);
+            if (p.cols > 1) run_case(label, layernorm_far_run, &p, k);
+        }
+    finish_cases();
+}
+
 static void rope_run(run_ctx *c, const void *params)
 {
     const row_case *p = params;
@@ -360,10 +403,10 @@ static void compare_logits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gemm),       cmocka_unit_test(gemm_mixed),     cmocka_unit_test(gemm_bf16),
-        cmocka_unit_test(gemm_large), cmocka_unit_test(gemm_f64),       cmocka_unit_test(rmsnorm),
-        cmocka_unit_test(rope),       cmocka_unit_test(activation),     cmocka_unit_test(attention),
-        cmocka_unit_test(head_nll),   cmocka_unit_test(compare_logits),
+        cmocka_unit_test(gemm),       cmocka_unit_test(gemm_mixed), cmocka_unit_test(gemm_bf16),
+        cmocka_unit_test(gemm_large), cmocka_unit_test(gemm_f64),   cmocka_unit_test(rmsnorm),
+        cmocka_unit_test(layernorm),  cmocka_unit_test(rope),       cmocka_unit_test(activation),
+        cmocka_unit_test(attention),  cmocka_unit_test(head_nll),   cmocka_unit_test(compare_logits),
     };
     return cmocka_run_group_tests_name("conformance: forward", tests, open_all, close_all);
 }

@@ -101,6 +101,15 @@ def rmsnorm():
     save("rmsnorm", x=x, weight=w, want=F.rms_norm(t64(x), (33,), t64(w), 1e-5), plain=F.rms_norm(t64(x), (33,), None, 1e-5))
 
 
+def layernorm():
+    rng = rng_of("layernorm")
+    x, w, b = normal(rng, 7, 33) * f32(3), normal(rng, 33), normal(rng, 33)
+    x[3] *= f32(1e-4)
+    x[4] += f32(500)
+    save("layernorm", x=x, weight=w, bias=b, want=F.layer_norm(t64(x), (33,), t64(w), t64(b), 1e-5),
+         plain=F.layer_norm(t64(x), (33,), None, None, 1e-5))
+
+
 def activation():
     rng = rng_of("activation")
     gate, up = normal(rng, 5, 40) * f32(4), normal(rng, 5, 40)
@@ -299,7 +308,7 @@ def qr():
 
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
-    for make in (half_bits, gemm, attention, rope, rmsnorm, activation, hadamard, fake_quant, weight_grid, gptq, head_nll,
+    for make in (half_bits, gemm, attention, rope, rmsnorm, layernorm, activation, hadamard, fake_quant, weight_grid, gptq, head_nll,
                  compare_logits, qr):
         make()
     print(sum(f.stat().st_size for f in OUT.iterdir()), "bytes in", OUT)

@@ -392,6 +392,12 @@ static dq_status call_norm(const machine *m, void *p, const dq_view *out)
     row_args *t = p;
     return m->b->rmsnorm(m->dev, t->in_place ? out : &t->x, t->none ? NULL : &t->v, 1e-5, out);
 }
+static dq_status call_layernorm(const machine *m, void *p, const dq_view *out)
+{
+    row_args *t = p;
+    const dq_view *weight = t->none ? NULL : &t->v;
+    return m->b->layernorm(m->dev, t->in_place ? out : &t->x, weight, weight, 1e-5, out);
+}
 static dq_status call_rope(const machine *m, void *p, const dq_view *out)
 {
     row_args *t = p;
@@ -418,6 +424,7 @@ static void test_norm_rope_activation(void **state)
                 for (int64_t c = 0; c < n; c++) dq_view_f32(&t.x, r)[c] *= c % 3 ? 4.0f : 30.0f;
             dq_view out = copy(&t.x);
             compare("rmsnorm", call_norm, &t, &out, 0, 4e-7);
+            compare("layernorm", call_layernorm, &t, &out, 5e-7, 4e-7);
             for (t.kind = 0; t.kind < 4; t.kind++) compare("activation", call_activation, &t, &out, 1e-12, 3e-6);
             free(out.mem);
             free(t.x.mem);

@@ -186,6 +186,8 @@ static void owners_and_shapes(void **state)
     assert_fails(dq_op_convert(&a, &codes), DQ_E_INVALID, "tensor y is U8");
     assert_fails(dq_op_rope(&a, &a, 3, &b), DQ_E_INVALID, "head_dim 3");
     assert_fails(dq_op_rmsnorm(&a, NULL, -1, &a), DQ_E_INVALID, "eps -1");
+    assert_fails(dq_op_layernorm(&a, NULL, NULL, -1, &a), DQ_E_INVALID, "eps -1");
+    assert_fails(dq_op_layernorm(&a, NULL, &b, 1e-5, &a), DQ_E_INVALID, "tensor bias is [3, 4], must be [1, 3]");
     assert_fails(dq_op_activation(9, &a, NULL, &a), DQ_E_INVALID, "DQ_ACT");
     dq_attention_desc d = {.seqlen = 2, .heads = 3, .kv_heads = 2, .head_dim = 1, .scale = 1};
     assert_fails(dq_op_attention(&d, &a, &a, &a, &f64), DQ_E_INVALID, "tensor o is F64");

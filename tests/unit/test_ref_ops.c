@@ -190,6 +190,21 @@ static void rmsnorm(void **state)
     golden_free(&g);
 }
 
+static void layernorm(void **state)
+{
+    (void)state;
+    golden g = golden_load("layernorm");
+    dq_tensor x = input(&g, "x"), w = input(&g, "weight"), b = input(&g, "bias");
+    dq_tensor y = empty(DQ_F32, x.view.rows, x.view.cols);
+    must(dq_op_layernorm(&x, NULL, NULL, 1e-5, &y));
+    check(&y, &g, "plain", 1e-12);
+    must(dq_op_layernorm(&x, &w, &b, 1e-5, &x));
+    check(&x, &g, "want", 1e-12);
+    dq_tensor_free(&w);
+    dq_tensor_free(&b);
+    golden_free(&g);
+}
+
 static void activation(void **state)
 {
     (void)state;
@@ -397,11 +412,11 @@ static void qr(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(half),        cmocka_unit_test(gemm),           cmocka_unit_test(attention),
-        cmocka_unit_test(rope),        cmocka_unit_test(rmsnorm),        cmocka_unit_test(activation),
-        cmocka_unit_test(hadamard),    cmocka_unit_test(fake_quant),     cmocka_unit_test(weight_grid),
-        cmocka_unit_test(gptq_factor), cmocka_unit_test(gptq_block),     cmocka_unit_test(head_nll),
-        cmocka_unit_test(qr),          cmocka_unit_test(compare_logits),
+        cmocka_unit_test(half),        cmocka_unit_test(gemm),        cmocka_unit_test(attention),
+        cmocka_unit_test(rope),        cmocka_unit_test(rmsnorm),     cmocka_unit_test(layernorm),
+        cmocka_unit_test(activation),  cmocka_unit_test(hadamard),    cmocka_unit_test(fake_quant),
+        cmocka_unit_test(weight_grid), cmocka_unit_test(gptq_factor), cmocka_unit_test(gptq_block),
+        cmocka_unit_test(head_nll),    cmocka_unit_test(qr),          cmocka_unit_test(compare_logits),
     };
     return cmocka_run_group_tests_name("reference ops", tests, open_ref, close_ref);
 }

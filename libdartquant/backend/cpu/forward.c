@@ -17,6 +17,7 @@ void dq_cpu_fill_forward(dq_backend *table)
     table->packed_linear = dq_cpu_packed_linear;
     table->kv_attention = dq_cpu_kv_attention;
     table->rmsnorm = dq_cpu_rmsnorm;
+    table->layernorm = dq_cpu_layernorm;
     table->rope = dq_cpu_rope;
     table->activation = dq_cpu_activation;
 }

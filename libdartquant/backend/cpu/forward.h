@@ -28,7 +28,9 @@ typedef struct dq_row_kernels {
     int (*nonfinite_f32)(const void *x, int64_t n);
     int (*nonfinite_f64)(const void *x, int64_t n);
     void (*rmsnorm)(const float *x, const float *weight, double eps, float *y, int64_t n); /* weight may be NULL */
-    void (*rope)(float *x, const float *cos, const float *sin, int64_t half);              /* one head */
+    void (*layernorm)(const float *x, const float *weight, const float *bias, double eps, float *y,
+                      int64_t n);                                                   /* weight and bias may be NULL */
+    void (*rope)(float *x, const float *cos, const float *sin, int64_t half);       /* one head */
     void (*activation[4])(const float *gate, const float *up, float *y, int64_t n); /* by DQ_ACT_*; up may be NULL */
     void (*max_sumexp)(const float *x, int64_t n, float *max, double *sum);
     /* sum of e^(a - top) (a - b) */
@@ -56,6 +58,8 @@ dq_status dq_cpu_find_nonfinite(void *device, const dq_view *x, int64_t *index);
 dq_status dq_cpu_dot(void *device, const dq_view *x, const dq_view *y, double *out);
 /* layer.c */
 dq_status dq_cpu_rmsnorm(void *device, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
+dq_status dq_cpu_layernorm(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                           const dq_view *y);
 dq_status dq_cpu_rope(void *device, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
 dq_status dq_cpu_activation(void *device, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
 /* attention.c */

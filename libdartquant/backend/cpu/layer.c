@@ -1,4 +1,4 @@
-/* RMS norm, rotary embedding and activation, by blocks of rows. SPDX-License-Identifier: Apache-2.0 */
+/* RMS norm, layer norm, rotary embedding and activation, by blocks of rows. SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cpu/forward.h"
 
 enum { BLOCK = 32768 }; /* elements in a task */
@@ -6,7 +6,8 @@ enum { BLOCK = 32768 }; /* elements in a task */
 typedef struct layer_job {
     const dq_row_kernels *kernels;
     const dq_view *x, *y;     /* of rope: x only */
-    const dq_view *weight;    /* norm */
+    const dq_view *weight;    /* norms */
+    const dq_view *bias;      /* layer norm */
     const dq_view *cos, *sin; /* rope */
     const dq_view *gate, *up; /* activation */
     double eps;
@@ -39,6 +40,23 @@ dq_status dq_cpu_rmsnorm(void *device, const dq_view *x, const dq_view *weight, 
 {
     layer_job j = {.x = x, .weight = weight, .eps = eps, .y = y};
     return run_rows(device, &j, norm_task, x);
+}
+
+static void layernorm_task(void *arg, int64_t i, int thread)
+{
+    const layer_job *j = arg;
+    (void)thread;
+    const float *weight = j->weight ? dq_view_f32(j->weight, 0) : NULL;
+    const float *bias = j->bias ? dq_view_f32(j->bias, 0) : NULL;
+    for (int64_t r = i * j->row_block; r < dq_min64(j->rows, (i + 1) * j->row_block); r++)
+        j->kernels->layernorm(dq_view_f32(j->x, r), weight, bias, j->eps, dq_view_f32(j->y, r), j->x->cols);
+}
+
+dq_status dq_cpu_layernorm(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                           const dq_view *y)
+{
+    layer_job j = {.x = x, .weight = weight, .bias = bias, .eps = eps, .y = y};
+    return run_rows(device, &j, layernorm_task, x);
 }
 
 static void rope_task(void *arg, int64_t i, int thread)

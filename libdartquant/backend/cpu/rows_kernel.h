@@ -182,6 +182,48 @@ static void rmsnorm(const float *x, const float *weight, double eps, float *y, i
     }
 }
 
+/* x less a mean given as the sum of two floats, so that a mean far from zero costs no digits of what is left. */
+static inline vf less_mean(vf x, vf high, vf low) { return (x - high) - low; }
+
+/* Sum of (x - mean), or of its square, over n elements: fp32 within a block, fp64 from block to block. */
+static inline double centered_sum(const float *x, int64_t n, double mean, bool square)
+{
+    enum { BLOCK = 512 };
+    float high = (float)mean;
+    vf h = vf_set1(high), l = vf_set1((float)(mean - (double)high));
+    double sum = 0;
+    for (int64_t b = 0; b < n; b += BLOCK) {
+        int64_t end = b + BLOCK < n ? b + BLOCK : n;
+        vf s[2] = {vf_zero(), vf_zero()};
+        for (int64_t i = b, k = 0; i < end; i += VF, k ^= 1) {
+            int64_t m = dq_min64(VF, end - i);
+            vf d = vf_keep_n(less_mean(vf_load_n(x + i, m), h, l), vf_zero(), m);
+            if (square)
+                s[k] = vf_madd(d, d, s[k]);
+            else
+                s[k] += d;
+        }
+        sum += (double)vf_sum(s[0] + s[1]);
+    }
+    return sum;
+}
+
+static void layernorm(const float *x, const float *weight, const float *bias, double eps, float *y, int64_t n)
+{
+    double mean = centered_sum(x, n, 0.0, false) / (double)n;
+    mean += centered_sum(x, n, mean, false) / (double)n; /* what rounding left of it */
+    double factor = 1.0 / sqrt(centered_sum(x, n, mean, true) / (double)n + eps);
+    float high = (float)mean;
+    vf h = vf_set1(high), l = vf_set1((float)(mean - (double)high)), f = vf_set1((float)factor);
+    for (int64_t i = 0; i < n; i += VF) {
+        int64_t m = dq_min64(VF, n - i);
+        vf v = less_mean(vf_load_n(x + i, m), h, l) * f;
+        if (weight) v *= vf_load_n(weight + i, m);
+        if (bias) v += vf_load_n(bias + i, m);
+        vf_store_n(y + i, v, m);
+    }
+}
+
 /* (x1, x2) becomes (x1 cos - x2 sin, x2 cos + x1 sin) for one head of 2 * half elements. */
 static void rope(float *restrict x, const float *restrict c, const float *restrict s, int64_t half)
 {
@@ -295,6 +337,7 @@ const dq_row_kernels DQ_ISA(dq_rows) = {
     .nonfinite_f32 = nonfinite_f32,
     .nonfinite_f64 = nonfinite_f64,
     .rmsnorm = rmsnorm,
+    .layernorm = layernorm,
     .rope = rope,
     .activation = {act_silu, act_gelu, act_gelu_tanh, act_relu},
     .max_sumexp = max_sumexp,

@@ -397,6 +397,7 @@ static dq_backend make_table(void)
     t.kv_store = dq_cuda_kv_store;
     t.kv_attention = dq_cuda_kv_attention;
     t.adam = dq_cuda_adam;
+    t.layernorm = dq_cuda_layernorm;
     return t;
 }
 

@@ -110,6 +110,8 @@ DQ_CUDA_SLOT dq_cuda_gemm(void *dev, int32_t trans_a, int32_t trans_b, double al
 DQ_CUDA_SLOT dq_cuda_syrk(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h);
 /* forward.cu */
 DQ_CUDA_SLOT dq_cuda_rmsnorm(void *dev, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
+DQ_CUDA_SLOT dq_cuda_layernorm(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                               const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_rope(void *dev, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
 DQ_CUDA_SLOT dq_cuda_activation(void *dev, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
 /* attention.cu, head.cu, fake_quant.cu, hadamard.cu */

@@ -1,4 +1,4 @@
-/* RMS norm, rotary position embedding, activations. SPDX-License-Identifier: Apache-2.0 */
+/* RMS norm, layer norm, rotary position embedding, activations. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
 #include "backend/cuda/kernel.h"
@@ -22,6 +22,38 @@ DQ_CUDA_SLOT dq_cuda_rmsnorm(void *device, const dq_view *x, const dq_view *weig
     CU_LAUNCH(dev, rmsnorm_kernel, (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x),
               weight ? (const float *)cu_at(weight) : NULL, eps, cu_view<float>(y));
     return dq_cuda_launched(dev, "rmsnorm");
+}
+
+/* One block a row; mean and variance in double, in a fixed order. */
+__global__ void layernorm_kernel(cu_mat<const float> x, const float *weight, const float *bias, double eps,
+                                 cu_mat<float> y)
+{
+    __shared__ double slots[CU_THREADS / CU_WARP];
+    const float *in = x.row(blockIdx.x);
+    float *out = y.row(blockIdx.x);
+    double mean = 0, sum = 0;
+    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) mean += (double)in[c];
+    mean = cu_block_sum(mean, slots) / (double)x.cols;
+    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
+        double d = (double)in[c] - mean;
+        sum += d * d;
+    }
+    sum = cu_block_sum(sum, slots);
+    float factor = (float)(1.0 / sqrt(sum / (double)x.cols + eps));
+    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
+        float v = (float)((double)in[c] - mean) * factor * (weight ? weight[c] : 1.0f);
+        out[c] = v + (bias ? bias[c] : 0.0f);
+    }
+}
+
+DQ_CUDA_SLOT dq_cuda_layernorm(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                               const dq_view *y)
+{
+    CU_ENTER(device);
+    CU_LAUNCH(dev, layernorm_kernel, (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x),
+              weight ? (const float *)cu_at(weight) : NULL, bias ? (const float *)cu_at(bias) : NULL, eps,
+              cu_view<float>(y));
+    return dq_cuda_launched(dev, "layernorm");
 }
 
 __global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int64_t head_dim, cu_mat<float> x)

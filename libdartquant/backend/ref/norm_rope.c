@@ -1,4 +1,4 @@
-/* RMS norm, rotary position embedding, activations. SPDX-License-Identifier: Apache-2.0 */
+/* RMS norm, layer norm, rotary position embedding, activations. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
 #include "backend/ref/ops.h"
@@ -14,6 +14,25 @@ dq_status dq_ref_rmsnorm(void *dev, const dq_view *x, const dq_view *weight, dou
         for (int64_t c = 0; c < x->cols; c++) sum += (double)in[c] * in[c];
         double factor = 1.0 / sqrt(sum / (double)x->cols + eps);
         for (int64_t c = 0; c < x->cols; c++) out[c] = (float)(in[c] * factor * (w ? w[c] : 1.0));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_ref_layernorm(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                           const dq_view *y)
+{
+    (void)dev;
+    const float *w = weight ? dq_view_f32(weight, 0) : NULL, *b = bias ? dq_view_f32(bias, 0) : NULL;
+    for (int64_t r = 0; r < x->rows; r++) {
+        const float *in = dq_view_f32(x, r);
+        float *out = dq_view_f32(y, r);
+        double mean = 0, sum = 0;
+        for (int64_t c = 0; c < x->cols; c++) mean += in[c];
+        mean /= (double)x->cols;
+        for (int64_t c = 0; c < x->cols; c++) sum += (in[c] - mean) * (in[c] - mean);
+        double factor = 1.0 / sqrt(sum / (double)x->cols + eps);
+        for (int64_t c = 0; c < x->cols; c++)
+            out[c] = (float)((in[c] - mean) * factor * (w ? w[c] : 1.0) + (b ? b[c] : 0.0));
     }
     return DQ_OK;
 }

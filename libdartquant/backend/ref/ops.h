@@ -64,6 +64,8 @@ dq_status dq_ref_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha,
 dq_status dq_ref_syrk(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h);
 /* norm_rope.c */
 dq_status dq_ref_rmsnorm(void *dev, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);
+dq_status dq_ref_layernorm(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                           const dq_view *y);
 dq_status dq_ref_rope(void *dev, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x);
 dq_status dq_ref_activation(void *dev, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y);
 /* attention.c, head_nll.c */

@@ -153,6 +153,7 @@ static const dq_backend table = {
     .kv_store = dq_ref_kv_store,
     .kv_attention = dq_ref_kv_attention,
     .adam = dq_ref_adam,
+    .layernorm = dq_ref_layernorm,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }

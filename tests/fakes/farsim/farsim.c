@@ -13,7 +13,7 @@ static const char *const op_names[] = {
     "fill",       "convert",       "axpy",    "scale_cols",  "gather_rows", "find_nonfinite",  "dot",
     "gemm",       "rmsnorm",       "rope",    "activation",  "attention",   "head_nll",        "fake_quant",
     "hadamard",   "syrk",          "diag",    "gptq_factor", "weight_grid", "quantize_weight", "dequantize_weight",
-    "gptq_block", "rotation_loss", "qr_grad",
+    "gptq_block", "rotation_loss", "qr_grad", "layernorm",
 };
 enum { OPS = sizeof op_names / sizeof op_names[0] };
 
@@ -195,6 +195,13 @@ static dq_status op_rmsnorm(void *device, const dq_view *x, const dq_view *weigh
     return DQ_OK;
 }
 
+static dq_status op_layernorm(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                              const dq_view *y)
+{
+    QUEUE(layernorm, 0, c->alpha = eps, x, weight, bias, y);
+    return DQ_OK;
+}
+
 static dq_status op_rope(void *device, const dq_view *cosine, const dq_view *sine, int64_t head_dim, const dq_view *x)
 {
     QUEUE(rope, 0, c->number = head_dim, cosine, sine, x);
@@ -337,6 +344,7 @@ static const dq_backend table = {
     .gptq_block = op_gptq_block,
     .rotation_loss = op_rotation_loss,
     .qr_grad = op_qr_grad,
+    .layernorm = op_layernorm,
 };
 
 DQ_API const dq_backend *dq_backend_entry(uint32_t abi);

@@ -134,6 +134,7 @@ void far_k_find_nonfinite(far_dev *dev, far_cmd *c);
 void far_k_dot(far_dev *dev, far_cmd *c);
 void far_k_gemm(far_dev *dev, far_cmd *c);
 void far_k_rmsnorm(far_dev *dev, far_cmd *c);
+void far_k_layernorm(far_dev *dev, far_cmd *c);
 void far_k_rope(far_dev *dev, far_cmd *c);
 void far_k_activation(far_dev *dev, far_cmd *c);
 void far_k_attention(far_dev *dev, far_cmd *c);

@@ -227,6 +227,22 @@ void far_k_rmsnorm(far_dev *dev, far_cmd *c)
     }
 }
 
+void far_k_layernorm(far_dev *dev, far_cmd *c)
+{
+    const far_mat *x = &c->mat[0], *w = &c->mat[1], *b = &c->mat[2];
+    (void)dev;
+    for (int64_t r = 0; r < x->rows; r++) {
+        double mean = 0, sum = 0;
+        for (int64_t k = 0; k < x->cols; k++) mean += far_get(x, r, k) / (double)x->cols;
+        for (int64_t k = 0; k < x->cols; k++) sum += (far_get(x, r, k) - mean) * (far_get(x, r, k) - mean);
+        double factor = 1 / sqrt(sum / (double)x->cols + c->alpha);
+        for (int64_t k = 0; k < x->cols; k++)
+            far_put(&c->mat[3], r, k,
+                    (far_get(x, r, k) - mean) * factor * (w->at ? far_get(w, 0, k) : 1) +
+                        (b->at ? far_get(b, 0, k) : 0));
+    }
+}
+
 void far_k_rope(far_dev *dev, far_cmd *c)
 {
     const far_mat *cosine = &c->mat[0], *sine = &c->mat[1], *x = &c->mat[2];
