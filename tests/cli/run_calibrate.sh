@@ -3,55 +3,8 @@
 # usage, a killed job that goes on. Usage: run_calibrate.sh [BUILD]. SPDX-License-Identifier: Apache-2.0
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-out=${1:-build}
-dq=$out/bin/dartquant
-model=tests/data/tiny
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-export PYTHONPATH=tests/golden PYTHONDONTWRITEBYTECODE=1
-python3 - "$work" <<'P' || { echo "not ok test_text_made"; exit 1; }
-import sys
-from tiny_text import text
-for name, seed, size in (("cal", 2, 60000), ("eval", 3, 12000)):
-    open(f"{sys.argv[1]}/{name}.txt", "w").write(text(seed, size))
-P
-status=0
-ok() { echo "ok $1"; }
-bad() { # name, reason
-    echo "not ok $1"
-    echo "  $2"
-    status=1
-}
-# json NAME EXPECTED_STATUS 'python condition on r' arguments...
-json() {
-    local name=$1 expected=$2 condition=$3 got text
-    shift 3
-    timeout 120 "$dq" "$@" --json > "$work/$name.out" 2> "$work/$name.err"
-    got=$?
-    if [ "$got" -ne "$expected" ]; then
-        bad "$name" "exit status $got instead of $expected: $(head -c 400 "$work/$name.err")"
-    elif text=$(python3 - "$work" "$name" "$condition" 2>&1 <<'P'
-import json, sys
-work, name, condition = sys.argv[1:]
-load = lambda n: json.loads(open(f"{work}/{n}.out").read())
-r = load(name)
-if not eval(condition):
-    sys.exit(f"{condition} is false: {json.dumps(r)[:600]}")
-P
-    ); then ok "$name"; else bad "$name" "$text"; fi
-}
-says() { # NAME EXPECTED_STATUS pattern arguments...
-    local name=$1 expected=$2 pattern=$3 got
-    shift 3
-    timeout 120 "$dq" "$@" > "$work/$name.out" 2> "$work/$name.err"
-    got=$?
-    if [ "$got" -eq "$expected" ] && grep -qE -- "$pattern" "$work/$name.err"; then ok "$name"; else
-        bad "$name" "exit status $got, stderr: $(head -c 400 "$work/$name.err")"
-    fi
-}
-same() { # name, file, file
-    if cmp -s "$2" "$3"; then ok "$1"; else bad "$1" "$2 and $3 differ"; fi
-}
+. tests/cli/lib.sh
+made_texts cal 2 60000 eval 3 12000
 
 for sub in capture calibrate; do
     if "$dq" $sub --help | grep -q "usage: dartquant $sub MODEL"; then ok "help_$sub"; else bad "help_$sub" "no usage line"; fi

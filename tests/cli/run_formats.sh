@@ -3,27 +3,10 @@
 # Usage: run_formats.sh [BUILD]. SPDX-License-Identifier: Apache-2.0
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-out=${1:-build}
-dq=$out/bin/dartquant
-model=tests/data/tiny
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-export PYTHONPATH=tests/golden PYTHONDONTWRITEBYTECODE=1
-python3 - "$work" <<'P' || { echo "not ok formats_text_made"; exit 1; }
-import sys
-from tiny_text import text
-for name, seed, size in (("cal", 2, 30000), ("eval", 3, 6000)):
-    open(f"{sys.argv[1]}/{name}.txt", "w").write(text(seed, size))
-P
-status=0
+. tests/cli/lib.sh
+made_texts cal 2 30000 eval 3 6000
 p="--text_file $work/eval.txt --seqlen 128"
 ppl() { python3 -c 'import json, sys; print(repr(json.load(open(sys.argv[1]))["results"][0]["ppl"]))' "$1"; }
-verdict() { # name, 0 = good
-    if [ "$2" -eq 0 ]; then echo "ok $1"; else
-        echo "not ok $1"
-        status=1
-    fi
-}
 # quantizes and exports in one go; the folder alone gives the same perplexity
 both() { # format, path to open, options...
     local f=$1 path=$2 name=${1//[:.]/_} a b

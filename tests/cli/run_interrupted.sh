@@ -3,23 +3,8 @@
 # of a run that nobody disturbed. Usage: run_interrupted.sh [BUILD]. SPDX-License-Identifier: Apache-2.0
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-out=${1:-build}
-dq=$out/bin/dartquant
-model=tests/data/tiny
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-PYTHONPATH=tests/golden PYTHONDONTWRITEBYTECODE=1 python3 - "$work/cal.txt" <<'P' || { echo "not ok test_text_made"; exit 1; }
-import sys
-from tiny_text import text
-open(sys.argv[1], "w").write(text(2, 30000))
-P
-status=0
-ok() { echo "ok $1"; }
-bad() { # name, reason
-    echo "not ok $1"
-    echo "  $2"
-    status=1
-}
+. tests/cli/lib.sh
+made_texts cal 2 30000
 data="--cal_file $work/cal.txt --nsamples 4 --seqlen 64 --threads 1 --quiet"
 fit="$data --ep 2 --quant_steps 4"
 tensors() { # file: what follows the header
