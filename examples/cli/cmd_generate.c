@@ -118,7 +118,8 @@ static void print_report(const cli *c, const json_t *report, int count)
              number(report, "cache_bytes") / 1e6, json_string_value(json_object_get(report, "kv")));
 }
 
-static int generate(cli *c, dq_model *model, const dq_tokenizer *tokenizer)
+/* `reports`: where the report goes with --strategies and --json, NULL = to stdout. */
+static int generate(cli *c, dq_model *model, const dq_tokenizer *tokenizer, json_t *reports)
 {
     dq_generator *g = NULL;
     int count = 0;
@@ -127,7 +128,9 @@ static int generate(cli *c, dq_model *model, const dq_tokenizer *tokenizer)
     screen s = {c, !c->json && count == 1};
     if (status == EXIT_OK && dq_generator_run(g, c->cancel, show, &s) != DQ_OK) status = cli_failed(c);
     json_t *report = status == EXIT_OK ? report_of(c, g, count) : NULL;
-    if (report && c->json) {
+    if (report && reports) {
+        json_array_append_new(reports, report);
+    } else if (report && c->json) {
         status = cli_print_json(c, report);
     } else if (report) {
         print_report(c, report, count);
@@ -137,13 +140,14 @@ static int generate(cli *c, dq_model *model, const dq_tokenizer *tokenizer)
     return status;
 }
 
-static int open_and_generate(cli *c)
+static int open_and_generate(cli *c, json_t *reports)
 {
     dq_model *model = NULL;
     dq_tokenizer *tokenizer = NULL;
     int status = cli_open_tokenizer(c, c->operand, &tokenizer);
     if (status == EXIT_OK)
-        status = dq_model_open(c->ctx, c->operand, &model) == DQ_OK ? generate(c, model, tokenizer) : cli_failed(c);
+        status =
+            dq_model_open(c->ctx, c->operand, &model) == DQ_OK ? generate(c, model, tokenizer, reports) : cli_failed(c);
     dq_model_free(model);
     dq_tokenizer_free(tokenizer);
     return status;
@@ -168,7 +172,7 @@ static int parse_strategy(cli *c, const char *name, char *folder, size_t size, c
 }
 
 /* The strategy's weights: a folder of its name inside MODEL. */
-static int run_strategy(cli *c, const char *name)
+static int run_strategy(cli *c, const char *name, json_t *reports)
 {
     char folder[96], kv[16], path[4096];
     const char *model = c->operand;
@@ -183,21 +187,35 @@ static int run_strategy(cli *c, const char *name)
     snprintf(path, sizeof path, "%s/%s", model, folder);
     c->operand = path;
     if (!c->json) printf("== %s\n", name);
-    status = open_and_generate(c);
+    status = open_and_generate(c, reports);
     c->operand = model;
+    if (status == EXIT_OK && reports)
+        json_object_set_new(json_array_get(reports, json_array_size(reports) - 1), "strategy", json_string(name));
     return status;
+}
+
+static int run_strategies(cli *c, const char *list)
+{
+    char names[512], *rest = names;
+    int status = EXIT_OK;
+    if (strlen(list) >= sizeof names) return cli_usage(c, "--strategies is too long");
+    strcpy(names, list);
+    json_t *reports = c->json ? json_array() : NULL;
+    for (char *name; status == EXIT_OK && (name = strsep(&rest, ",")) != NULL;) status = run_strategy(c, name, reports);
+    if (status != EXIT_OK || !reports) {
+        json_decref(reports);
+        return status;
+    }
+    return cli_print_json(
+        c, json_pack("{s:s, s:s, s:o}", "command", "generate", "model", c->operand, "strategies", reports));
 }
 
 static int run(cli *c)
 {
     const char *list = cli_value(c, "strategies");
     int status = cli_open_context(c);
-    if (status != EXIT_OK || !list) return status == EXIT_OK ? open_and_generate(c) : status;
-    char names[512], *rest = names;
-    if (strlen(list) >= sizeof names) return cli_usage(c, "--strategies is too long");
-    strcpy(names, list);
-    for (char *name; status == EXIT_OK && (name = strsep(&rest, ",")) != NULL;) status = run_strategy(c, name);
-    return status;
+    if (status != EXIT_OK) return status;
+    return list ? run_strategies(c, list) : open_and_generate(c, NULL);
 }
 
 const cli_command command_generate = {

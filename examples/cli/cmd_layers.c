@@ -9,6 +9,12 @@
 static const char *const general[] = {"general", NULL};
 static const char *const forward_areas[] = {"general", "evaluation", NULL};
 static const cli_flag no_flags[] = {{NULL, 0, NULL, NULL}};
+static const cli_flag list_flags[] = {
+    {"reference", FLAG_VALUE, "MODEL",
+     "The model before it was quantized: adds how far each weight is from it, |W - R| / |R|. Rotated models cannot be "
+     "compared with unrotated ones."},
+    {NULL, 0, NULL, NULL},
+};
 static const char *const linears[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
 static int open_model(cli *c, dq_model **model)
@@ -85,14 +91,54 @@ static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *m
     return row;
 }
 
+/* What --reference adds to a row. */
+static int add_weight_error(cli *c, dq_model *model, dq_model *reference, int64_t layer, int linear, json_t *row)
+{
+    double error = 0;
+    int32_t rescaled = 0;
+    TRY(c, dq_model_weight_error(model, reference, layer, linears[linear], &error, &rescaled));
+    json_object_set_new(row, "weight_error", json_real(error));
+    json_object_set_new(row, "rescaled", json_boolean(rescaled));
+    return EXIT_OK;
+}
+
+/* Mean and largest of them; far ones are of no use. */
+static void add_summary(json_t *report)
+{
+    size_t i, count = json_array_size(json_object_get(report, "layers"));
+    json_t *r;
+    double sum = 0, most = 0;
+    json_array_foreach(json_object_get(report, "layers"), i, r)
+    {
+        double e = json_number_value(json_object_get(r, "weight_error"));
+        sum += e;
+        if (e > most) most = e;
+    }
+    json_object_set_new(report, "mean_weight_error", json_real(count ? sum / (double)count : 0));
+    json_object_set_new(report, "largest_weight_error", json_real(most));
+}
+
+static void print_summary(const json_t *report)
+{
+    double mean = json_number_value(json_object_get(report, "mean_weight_error"));
+    if (!json_object_get(report, "mean_weight_error")) return;
+    printf("weights against %s: mean error %.4g, largest %.4g; * = after undoing factors of the channels (AWQ)\n",
+           json_string_value(json_object_get(report, "reference")), mean,
+           json_number_value(json_object_get(report, "largest_weight_error")));
+    if (mean > 0.9)
+        printf("weights that have nothing in common: another model, or one that was rotated before it was written\n");
+}
+
 static void print_layers(const json_t *report)
 {
     size_t i;
     json_t *r;
-    printf("%5s  %-10s %14s  %-9s %6s  %-9s  %s\n", "layer", "linear", "out x in", "bits", "group", "error", "format");
+    bool compared = json_object_get(report, "reference") != NULL;
+    printf("%5s  %-10s %14s  %-9s %6s  %-9s  %s%s\n", "layer", "linear", "out x in", "bits", "group", "error",
+           compared ? "weight error  " : "", "format");
     json_array_foreach(json_object_get(report, "layers"), i, r)
     {
-        char shape[48], bits[24], group[24] = "-", error[24] = "-";
+        char shape[48], bits[24], group[24] = "-", error[24] = "-", distance[32] = "";
         snprintf(shape, sizeof shape, "%lld x %lld", whole(r, "rows"), whole(r, "cols"));
         snprintf(bits, sizeof bits, "%.20s", json_string_value(json_object_get(r, "dtype")));
         if (json_is_true(json_object_get(r, "quantized"))) {
@@ -101,43 +147,68 @@ static void print_layers(const json_t *report)
         }
         if (json_object_get(r, "error"))
             snprintf(error, sizeof error, "%.3g", json_number_value(json_object_get(r, "error")));
-        printf("%5lld  %-10s %14s  %-9s %6s  %-9s  %s\n", whole(r, "layer"),
-               json_string_value(json_object_get(r, "name")), shape, bits, group, error,
+        if (compared)
+            snprintf(distance, sizeof distance, "%-11.4g%-3s", json_number_value(json_object_get(r, "weight_error")),
+                     json_is_true(json_object_get(r, "rescaled")) ? "*" : "");
+        printf("%5lld  %-10s %14s  %-9s %6s  %-9s  %s%s\n", whole(r, "layer"),
+               json_string_value(json_object_get(r, "name")), shape, bits, group, error, distance,
                json_string_value(json_object_get(r, "format")));
     }
     printf("%lld quantized linears of %lld\n", whole(report, "quantized"), whole(report, "linears"));
+    print_summary(report);
+}
+
+static int list_rows(cli *c, dq_model *model, dq_model *reference, const json_t *facts, json_t *rows,
+                     int64_t *quantized)
+{
+    json_t *manifest = read_manifest(c->operand);
+    const json_t *measured = json_object_get(json_object_get(manifest, "provenance"), "layers");
+    int status = EXIT_OK;
+    for (int64_t layer = 0; status == EXIT_OK && layer < cli_model_int(model, "num_hidden_layers"); layer++)
+        for (int i = 0; status == EXIT_OK && i < 7; i++) {
+            json_t *row = linear_json(model, facts, measured, layer, i);
+            *quantized += json_is_true(json_object_get(row, "quantized"));
+            if (reference) status = add_weight_error(c, model, reference, layer, i, row);
+            json_array_append_new(rows, row);
+        }
+    json_decref(manifest);
+    return status;
+}
+
+static int report_layers(cli *c, dq_model *model, dq_model *reference)
+{
+    const char *text = NULL;
+    int64_t quantized = 0;
+    TRY(c, dq_model_describe(model, &text));
+    json_t *facts = cli_parse_json(text), *rows = json_array();
+    int status = list_rows(c, model, reference, facts, rows, &quantized);
+    json_t *report = json_pack("{s:s, s:s, s:I, s:I, s:o}", "command", "list-layers", "model", c->operand, "linears",
+                               (json_int_t)json_array_size(rows), "quantized", (json_int_t)quantized, "layers", rows);
+    json_decref(facts);
+    if (reference) {
+        json_object_set_new(report, "reference", json_string(cli_value(c, "reference")));
+        add_summary(report);
+    }
+    if (status == EXIT_OK) return finish(c, report, print_layers);
+    json_decref(report);
+    return status;
 }
 
 static int list_layers(cli *c)
 {
-    dq_model *model = NULL;
-    const char *text = NULL;
+    dq_model *model = NULL, *reference = NULL;
+    const char *other = cli_value(c, "reference");
     int status = open_model(c, &model);
-    if (status == EXIT_OK && dq_model_describe(model, &text) != DQ_OK) status = cli_failed(c);
-    if (status == EXIT_OK) {
-        json_t *facts = cli_parse_json(text), *rows = json_array(), *manifest = read_manifest(c->operand);
-        const json_t *measured = json_object_get(json_object_get(manifest, "provenance"), "layers");
-        int64_t quantized = 0;
-        for (int64_t layer = 0; layer < cli_model_int(model, "num_hidden_layers"); layer++)
-            for (int i = 0; i < 7; i++) {
-                json_t *row = linear_json(model, facts, measured, layer, i);
-                quantized += json_is_true(json_object_get(row, "quantized"));
-                json_array_append_new(rows, row);
-            }
-        json_t *report = json_pack("{s:s, s:s, s:I, s:I}", "command", "list-layers", "model", c->operand, "linears",
-                                   (json_int_t)json_array_size(rows), "quantized", (json_int_t)quantized);
-        json_object_set_new(report, "layers", rows);
-        json_decref(facts);
-        json_decref(manifest);
-        status = finish(c, report, print_layers);
-    }
+    if (status == EXIT_OK && other && dq_model_open(c->ctx, other, &reference) != DQ_OK) status = cli_failed(c);
+    if (status == EXIT_OK) status = report_layers(c, model, reference);
+    dq_model_free(reference);
     dq_model_free(model);
     return status;
 }
 
 const cli_command command_list_layers = {
-    "list-layers", "MODEL",  "Show each linear: shape, bits, group, format, and the error that quantizing measured.",
-    general,       no_flags, false,
+    "list-layers", "MODEL",    "Show each linear: shape, bits, group, format, and the error that quantizing measured.",
+    general,       list_flags, false,
     list_layers,
 };
 

@@ -61,6 +61,15 @@ DQ_API dq_status dq_model_codes_shape(dq_model *model, int64_t layer, const char
 DQ_API dq_status dq_model_copy_codes(dq_model *model, int64_t layer, const char *linear, uint8_t *codes, float *scale,
                                      float *zero, int32_t *g_idx);
 
+/* How far one linear's weight W is from the weight R of another model, e.g. the one it was quantized from: *error =
+ * |W - R| / |R| (Frobenius norms). `reference`: of the same context and sizes; it may be quantized too. Where the norms before
+ * q, k, v or gate, up differ they are multiplied into the columns of both, so fused norms do not count. AWQ's factors between v
+ * and o, up and down stand in no file: where the best factor per channel leaves less than 3/4 of the error, *error is what is
+ * left and *rescaled = 1. Errors: DQ_E_STATE (only one of the two is rotated: other bases), DQ_E_MISMATCH (other sizes),
+ * DQ_E_NOTFOUND (no such linear), DQ_E_INVALID (another context), those of reading the weights, DQ_E_NOMEM. */
+DQ_API dq_status dq_model_weight_error(dq_model *model, dq_model *reference, int64_t layer, const char *linear,
+                                       double *error, int32_t *rescaled);
+
 /* Writes the model to folder `dir` (created if absent) so that dq_model_open gives the same numbers to the last bit.
  * Files appear under their final names only when complete; the manifest comes last. Tokenizer files beside the source are
  * copied. `config` (NULL = defaults): part_size. `cancel`, `progress` may be NULL.

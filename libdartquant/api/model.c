@@ -198,6 +198,20 @@ dq_status dq_model_copy_codes(dq_model *model, int64_t layer, const char *linear
     return status;
 }
 
+dq_status dq_model_weight_error(dq_model *model, dq_model *reference, int64_t layer, const char *linear, double *error,
+                                int32_t *rescaled)
+{
+    DQ_ENTER_CONTEXT(dq_context_of_model(model), model && reference && linear && error && rescaled);
+    dq_role role = DQ_Q_PROJ;
+    bool undone = false;
+    double value = 0;
+    DQ_TRY(role_of(model, layer, linear, &role));
+    DQ_TRY(dq_model_compare_linear(model, reference, layer, role, &value, &undone));
+    *error = value;
+    *rescaled = undone;
+    return DQ_OK;
+}
+
 /* ---- output ---- */
 
 dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *config, const dq_cancel *cancel,

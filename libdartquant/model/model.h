@@ -104,6 +104,12 @@ dq_status dq_model_codes_layout(dq_model *model, int64_t layer, dq_role role, dq
 dq_status dq_model_read_blocks(dq_model *model, int64_t layer, dq_role role, int64_t first, int64_t count,
                                dq_host_codes *out, float **minimum, bool *found);
 
+/* |W - R| / |R| (Frobenius) of a linear's weight W and that of `reference`, which may hold codes too. Norms that are not alike in
+ * both are multiplied into the columns of both. Factors of the channels between v and o, up and down (AWQ) are undone where
+ * they explain the error: *rescaled. DQ_E_STATE where only one is rotated, DQ_E_MISMATCH for other sizes. */
+dq_status dq_model_compare_linear(dq_model *model, dq_model *reference, int64_t layer, dq_role role, double *error,
+                                  bool *rescaled);
+
 /* JSON text (fresh memory): architecture, sizes, dtype, quantization, rotations. */
 dq_status dq_model_describe_json(dq_model *model, char **out);
 /* Bits per weight over the quantizable linears, scales, zeros and indices included. */

@@ -233,5 +233,10 @@ run strategy_awq 0 quantize-model --model-path $model --output-path "$work/strat
 run strategies 0 generate "$work/strategies" --prompt "Ada found" --max-tokens 5 --ignore-eos --strategies gptq_w4a16_bf16kv,awq_w4a16_fp8kv && [ "$(grep -c '^== \(gptq\|awq\)_w4a16' "$work/strategies.out")" -eq 2 ] && ok strategies || bad strategies "$(cat "$work/strategies.out")"
 json list_layers 0 'r["linears"] == 28 and r["quantized"] == 0 and r["layers"][5]["name"] == "up_proj" and r["layers"][5]["rows"] == 192 and "error" not in r["layers"][0]' list-layers $model
 json list_layers_quantized 0 'r["quantized"] == 28 and all(x["bits"] == 4 and x["group"] == 32 and 0 < x["error"] < 0.05 for x in r["layers"])' list-layers "$work/strategies/gptq_w4a16"
+json list_layers_reference 0 'r["reference"].endswith("tiny") and all(0.01 < x["weight_error"] < 0.2 and not x["rescaled"] and abs(x["weight_error"] ** 2 - x["error"]) < 1e-6 for x in r["layers"]) and r["mean_weight_error"] < r["largest_weight_error"] < 0.2' list-layers "$work/strategies/gptq_w4a16" --reference $model
+run list_layers_text 0 list-layers "$work/strategies/awq_w4a16" --reference $model && grep -q '^weights against .*tiny: mean error 0\.0[0-9]*, largest' "$work/list_layers_text.out" && grep -q 'weight error' "$work/list_layers_text.out" && ok list_layers_text || bad list_layers_text "$(tail -3 "$work/list_layers_text.out")"
+says list_layers_rotated 1 'rotated' list-layers "$work/auto" --reference $model
+json list_layers_rotated_alike 0 'r["mean_weight_error"] == 0' list-layers "$work/auto" --reference "$work/auto"
+json strategies_json 0 'len(r["strategies"]) == 2 and [x["strategy"] for x in r["strategies"]] == ["gptq_w4a16_bf16kv", "awq_w4a16_fp8kv"] and [x["kv"] for x in r["strategies"]] == ["bf16", "fp8"] and all(len(x["results"][0]["ids"]) == 5 for x in r["strategies"])' generate "$work/strategies" --prompt "Ada found" --max-tokens 5 --ignore-eos --strategies gptq_w4a16_bf16kv,awq_w4a16_fp8kv
 json test_forward 0 'len(r["parts"]) >= 5 and r["nll"] > 0 and all(x["milliseconds"] >= 0 for x in r["parts"])' test-forward "$work/strategies/gptq_w4a16"
 exit $status

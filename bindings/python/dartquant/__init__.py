@@ -23,7 +23,7 @@ from .generation import Generation, Generator, Token
 from .jobs import (HostPerplexity, Perplexity, PerplexityJob, QuantizeJob, Reference, Step, checkpoint_exists,
                    checkpoint_remove)
 from .memory import Exported
-from .model import Model
+from .model import Model, WeightError
 from .ops import Hessian, QuantizedWeight
 from .rotation import Rotation
 from .tensors import TensorInfo, Tensors
@@ -37,6 +37,6 @@ __all__ = [
     "DeviceLostError", "DeviceMemoryError", "Exported", "FileError", "FormatError", "Hessian", "HostPerplexity", "IOError_", "InternalError", "InvalidError",
     "LibraryError", "MismatchError", "Model", "NoMemoryError", "NonFiniteError", "NotFoundError", "NumberError",
     "Generation", "Generator", "NumericError", "Option", "Perplexity", "PerplexityJob", "Preset", "Progress", "QuantizeJob", "QuantizedWeight", "Reference", "Rotation",
-    "StateError", "Step", "TensorInfo", "Tensors", "TextError", "Token", "Tokenizer", "TruncatedError", "UnsupportedError",
+    "StateError", "Step", "TensorInfo", "Tensors", "TextError", "Token", "Tokenizer", "TruncatedError", "UnsupportedError", "WeightError",
     "__version__", "checkpoint_exists", "checkpoint_remove", "default_context", "library_path", "library_version", "options", "presets",
 ]

@@ -137,6 +137,7 @@ TABLE: dict[str, tuple[Any, list[Any]]] = {
     "dq_model_rotate": (I32, [HANDLE, HANDLE, PTR(HANDLE)]),
     "dq_model_codes_shape": (I32, [HANDLE, I64, STR, PTR(I64), PTR(I64), PTR(I64), PTR(I32)]),
     "dq_model_copy_codes": (I32, [HANDLE, I64, STR, PTR(U8), PTR(F32), PTR(F32), PTR(I32)]),
+    "dq_model_weight_error": (I32, [HANDLE, HANDLE, I64, STR, PTR(F64), PTR(I32)]),
     "dq_model_save": (I32, [HANDLE, STR, HANDLE, HANDLE, PROGRESS_FN, VOID]),
     "dq_model_export": (I32, [HANDLE, STR, STR, HANDLE, HANDLE, PROGRESS_FN, VOID]),
     "dq_model_logits": (I32, [HANDLE, PTR(I32), I64, HANDLE, PTR(F32), SIZE]),

@@ -5,7 +5,7 @@ import ctypes
 import json
 import os
 import pathlib
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
@@ -26,6 +26,14 @@ from .tensors import TensorInfo, tensor_info
 from .tokenizer import Tokenizer, encode_with
 
 _ROTATION_OFF = {"fuse_norm": False, "use_r1": False, "use_r2": "none", "use_r3": False, "use_r4": False}
+
+
+class WeightError(NamedTuple):
+    """What `Model.weight_error` gives."""
+
+    error: float
+    rescaled: bool
+    """Factors of the channels were undone."""
 
 
 class Model(Handle):
@@ -322,6 +330,15 @@ class Model(Handle):
         self._core.call("dq_model_copy_codes", self.handle, layer, name, pointer(codes), pointer(scale), pointer(zero),
                         pointer(g_idx))
         return QuantizedWeight(codes, scale, zero, g_idx, float("nan"), float("nan"))
+
+    def weight_error(self, reference: Model, layer: int, linear: str) -> WeightError:
+        """How far a linear's weight is from that of `reference`, e.g. the model it was quantized from: |W - R| / |R|. Both must
+        be rotated alike, or neither. AWQ's factors between v and o, up and down are undone where they explain the error."""
+        same_context(self, expect(reference, Model, "reference"))
+        error, rescaled = ctypes.c_double(), ctypes.c_int32()
+        self._core.call("dq_model_weight_error", self.handle, reference.handle, layer, linear.encode(),
+                        ctypes.byref(error), ctypes.byref(rescaled))
+        return WeightError(error.value, bool(rescaled.value))
 
     # ---- saving ----
 

@@ -234,3 +234,15 @@ def test_codes_of_a_linear(model):
         model.codes(1, "down_proj")
     with pytest.raises(dartquant.NotFoundError):
         done.codes(1, "lm_head")
+
+
+def test_error_of_a_weight(model):
+    done = model.quantize(w_bits=4, w_groupsize=16, w_rtn=True, no_rotation=True)
+    found = done.weight_error(model, 1, "down_proj")
+    wanted = next(row["error"] for row in done.report["layers"] if (row["layer"], row["name"]) == (1, "down_proj"))
+    assert not found.rescaled and abs(found.error ** 2 - wanted) < 1e-6
+    assert model.weight_error(model, 0, "q_proj") == (0.0, False)
+    with pytest.raises(dartquant.StateError, match="rotated"):
+        model.fuse().rotate().weight_error(model, 0, "q_proj")
+    with pytest.raises(TypeError, match="reference must be"):
+        model.weight_error("model", 0, "q_proj")
