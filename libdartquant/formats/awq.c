@@ -11,14 +11,12 @@ static dq_status bind_parts(const dq_source *source, const char *name, dq_packed
     if (p->layout.bits != 4) return dq_fail(DQ_E_UNSUPPORTED, "AWQ with %d bits; 4 are known", p->layout.bits);
     DQ_TRY(dq_part_need(source, name, ".qweight", &p->part[DQ_PART_WEIGHT]));
     DQ_TRY(dq_part_need(source, name, ".qzeros", &p->part[DQ_PART_ZEROS]));
-    return dq_part_need(source, name, ".scales", &p->part[DQ_PART_SCALES]);
+    DQ_TRY(dq_part_need(source, name, ".scales", &p->part[DQ_PART_SCALES]));
+    return dq_part_matrix(source, p->part[DQ_PART_WEIGHT], DQ_I32, "a matrix of I32");
 }
 
 static dq_status set_groups(const dq_source *source, int64_t in, dq_packed *p)
 {
-    const dq_tensor_info *w = &source->tensors[p->part[DQ_PART_WEIGHT]];
-    if (w->ndim != 2 || w->dtype != DQ_I32 || w->shape[0] < 1 || w->shape[1] < 1 || w->shape[1] > INT64_C(1) << 28)
-        return dq_part_refuse(source, p->part[DQ_PART_WEIGHT], "a matrix of I32");
     if (in > 0 && p->in != in) return dq_part_refuse(source, p->part[DQ_PART_WEIGHT], "a linear of another width");
     p->group = p->layout.group > 0 && p->layout.group < p->in ? p->layout.group : p->in;
     p->groups = (p->in + p->group - 1) / p->group;
@@ -29,8 +27,8 @@ static dq_status bind_gemm(const dq_source *source, const char *name, int64_t in
 {
     DQ_TRY(bind_parts(source, name, p));
     const dq_tensor_info *w = &source->tensors[p->part[DQ_PART_WEIGHT]];
-    p->in = dq_info_rows(w);
-    p->out = w->ndim == 2 ? w->shape[1] * 8 : 0;
+    p->in = w->shape[0];
+    p->out = w->shape[1] * 8;
     DQ_TRY(set_groups(source, in, p));
     DQ_TRY(dq_part_check(source, p->part[DQ_PART_ZEROS], DQ_I32, p->groups, p->out / 8));
     return dq_part_check(source, p->part[DQ_PART_SCALES], DQ_F32, p->groups, p->out);
@@ -93,8 +91,8 @@ static dq_status bind_gemv(const dq_source *source, const char *name, int64_t in
 {
     DQ_TRY(bind_parts(source, name, p));
     const dq_tensor_info *w = &source->tensors[p->part[DQ_PART_WEIGHT]];
-    p->out = dq_info_rows(w);
-    p->in = w->ndim == 2 ? w->shape[1] * 8 : 0;
+    p->out = w->shape[0];
+    p->in = w->shape[1] * 8;
     DQ_TRY(set_groups(source, in, p));
     int64_t width = zeros_width(p->in, p->group);
     DQ_TRY(dq_part_check(source, p->part[DQ_PART_ZEROS], DQ_I32, p->out, width));

@@ -28,9 +28,10 @@ static dq_status bind(const dq_source *source, const char *name, int64_t in, dq_
     DQ_TRY(dq_part_need(source, name, ".qzeros", &p->part[DQ_PART_ZEROS]));
     DQ_TRY(dq_part_need(source, name, ".scales", &p->part[DQ_PART_SCALES]));
     const dq_tensor_info *w = &source->tensors[p->part[DQ_PART_WEIGHT]];
-    p->in = w->ndim == 2 ? w->shape[1] : 0;
-    p->out = dq_info_rows(w) * 4;
-    if (w->dtype != DQ_I16 || p->in < 1 || p->in % 64 != 0 || (in > 0 && in != p->in))
+    DQ_TRY(dq_part_matrix(source, p->part[DQ_PART_WEIGHT], DQ_I16, "I16 [out / 4, in]"));
+    p->in = w->shape[1];
+    p->out = w->shape[0] * 4;
+    if (p->in % 64 != 0 || (in > 0 && in != p->in))
         return dq_part_refuse(source, p->part[DQ_PART_WEIGHT], "I16 [out / 4, in], in a multiple of 64,");
     p->group = p->layout.group > 0 && p->layout.group < p->in ? p->layout.group : p->in;
     p->groups = (p->in + p->group - 1) / p->group;

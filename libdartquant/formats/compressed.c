@@ -41,6 +41,23 @@ static dq_status bind_shape(dq_source *source, const char *name, dq_packed *p)
     return DQ_OK;
 }
 
+/* Symmetric weights have no zero points. Old writers stored them all the same, as bytes; others than 0 contradict. */
+static dq_status check_symmetric(dq_source *source, const char *name)
+{
+    int64_t t = dq_part_find(source, name, ".weight_zero_point");
+    void *data;
+    if (t < 0 || source->tensors[t].bytes == 0) return DQ_OK;
+    DQ_TRY(dq_part_read(source, t, &data));
+    const uint8_t *bytes = data;
+    uint64_t i = 0;
+    while (i < source->tensors[t].bytes && bytes[i] == 0) i++;
+    dq_free(data);
+    if (i == source->tensors[t].bytes) return DQ_OK;
+    dq_status status =
+        dq_fail(DQ_E_MISMATCH, "the configuration says symmetric, but a zero point that is not 0 is stored");
+    return dq_error_in_tensor(dq_error_in_file(status, source->tensors[t].file), source->tensors[t].name);
+}
+
 static dq_status bind_packed(const dq_source *source, const char *name, int64_t in, dq_packed *p)
 {
     int bits = p->layout.bits;
@@ -56,7 +73,9 @@ static dq_status bind_packed(const dq_source *source, const char *name, int64_t 
     p->padded = words == padded && words != dense;
     DQ_TRY(dq_part_check(source, p->part[DQ_PART_WEIGHT], DQ_I32, p->out, p->padded ? padded : dense));
     DQ_TRY(bind_scale(source, name, p));
-    if (!p->layout.symmetric) {
+    if (p->layout.symmetric) {
+        DQ_TRY(check_symmetric((dq_source *)(uintptr_t)source, name));
+    } else {
         DQ_TRY(dq_part_need(source, name, ".weight_zero_point", &p->part[DQ_PART_ZEROS]));
         int64_t rows = dq_fields_words(order_of(p), bits, p->layout.per_tensor ? 1 : p->out);
         DQ_TRY(dq_part_check(source, p->part[DQ_PART_ZEROS], DQ_I32, rows, p->groups));
@@ -139,7 +158,7 @@ static dq_status bind_int(const dq_source *source, const char *name, int64_t in,
     p->out = w->shape[0];
     p->in = w->shape[1];
     DQ_TRY(bind_scale(source, name, p));
-    if (p->layout.symmetric) return DQ_OK;
+    if (p->layout.symmetric) return check_symmetric((dq_source *)(uintptr_t)source, name);
     DQ_TRY(dq_part_need(source, name, ".weight_zero_point", &p->part[DQ_PART_ZEROS]));
     return dq_part_check(source, p->part[DQ_PART_ZEROS], DQ_I8, p->layout.per_tensor ? 1 : p->out, p->groups);
 }

@@ -13,8 +13,8 @@ static dq_status check_scales(const dq_source *source, const dq_packed *p)
     const dq_tensor_info *s = &source->tensors[t];
     bool vector = s->ndim == 1 && s->shape[0] == p->groups,
          column = s->ndim == 2 && s->shape[0] == p->groups && s->shape[1] == 1;
-    if (s->dtype == DQ_F32 && (vector || column)) return DQ_OK;
-    return dq_part_check(source, t, DQ_F32, p->groups, p->in);
+    if (s->dtype != DQ_F32) return dq_part_refuse(source, t, "F32, which this layout's scales are,");
+    return vector || column ? DQ_OK : dq_part_check(source, t, DQ_F32, p->groups, p->in);
 }
 
 static dq_status bind(const dq_source *source, const char *name, int64_t in, dq_packed *p)
@@ -23,8 +23,7 @@ static dq_status bind(const dq_source *source, const char *name, int64_t in, dq_
     DQ_TRY(dq_part_need(source, name, ".qzeros", &p->part[DQ_PART_ZEROS]));
     DQ_TRY(dq_part_need(source, name, ".scales", &p->part[DQ_PART_SCALES]));
     const dq_tensor_info *w = &source->tensors[p->part[DQ_PART_WEIGHT]];
-    if (w->dtype != DQ_I8 || w->ndim != 2 || w->shape[0] < 1 || w->shape[1] < 1)
-        return dq_part_refuse(source, p->part[DQ_PART_WEIGHT], "I8 [out, in / 2]");
+    DQ_TRY(dq_part_matrix(source, p->part[DQ_PART_WEIGHT], DQ_I8, "I8 [out, in / 2]"));
     p->out = w->shape[0];
     p->in = in > 0 ? in : w->shape[1] * 2;
     if ((p->in + 1) / 2 != w->shape[1])
@@ -56,9 +55,10 @@ static dq_status read_row(dq_source *source, const dq_packed *p, int64_t n, row_
     if (p->part[DQ_PART_GROUP_INDEX] >= 0)
         DQ_TRY(dq_source_read_raw(source, p->part[DQ_PART_GROUP_INDEX], (uint64_t)n * 4, 4, &g));
     if (g < 0 || g >= p->groups)
-        return dq_error_in_tensor(
-            dq_fail(DQ_E_FORMAT, "g_idx[%lld] is %d, there are %lld groups", (long long)n, g, (long long)p->groups),
-            source->tensors[p->part[DQ_PART_WEIGHT]].name);
+        return dq_error_in_tensor(dq_error_in_file(dq_fail(DQ_E_FORMAT, "g_idx[%lld] is %d, there are %lld groups",
+                                                           (long long)n, g, (long long)p->groups),
+                                                   source->tensors[p->part[DQ_PART_GROUP_INDEX]].file),
+                                  source->tensors[p->part[DQ_PART_GROUP_INDEX]].name);
     const dq_tensor_info *t = &source->tensors[p->part[DQ_PART_SCALES]];
     uint64_t width = t->bytes / 4 / (uint64_t)p->groups;
     DQ_TRY(dq_source_read_raw(source, p->part[DQ_PART_WEIGHT], (uint64_t)(n * half), (uint64_t)half, s->codes));

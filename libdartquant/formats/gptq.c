@@ -41,7 +41,7 @@ static dq_status bind(const dq_source *source, const char *name, int64_t in, dq_
     DQ_TRY(dq_part_need(source, name, ".qzeros", &part[DQ_PART_ZEROS]));
     DQ_TRY(dq_part_need(source, name, ".scales", &part[DQ_PART_SCALES]));
     const dq_tensor_info *w = &source->tensors[part[DQ_PART_WEIGHT]];
-    if (w->ndim != 2 || w->dtype != DQ_I32) return dq_part_refuse(source, part[DQ_PART_WEIGHT], "a matrix of I32");
+    DQ_TRY(dq_part_matrix(source, part[DQ_PART_WEIGHT], DQ_I32, "a matrix of I32"));
     int64_t words = w->shape[0];
     p->out = w->shape[1];
     p->in = in > 0 ? in : words * 32 / l->bits;

@@ -67,6 +67,13 @@ dq_status dq_part_check(const dq_source *source, int64_t tensor, dq_dtype dtype,
     return dq_part_refuse(source, tensor, what);
 }
 
+dq_status dq_part_matrix(const dq_source *source, int64_t tensor, dq_dtype dtype, const char *what)
+{
+    const dq_tensor_info *t = &source->tensors[tensor];
+    if (t->dtype == dtype && t->ndim == 2 && t->shape[0] > 0 && t->shape[1] > 0) return DQ_OK;
+    return dq_part_refuse(source, tensor, what);
+}
+
 bool dq_part_is_float(const dq_source *source, int64_t tensor)
 {
     dq_dtype t = source->tensors[tensor].dtype;
@@ -116,7 +123,10 @@ dq_status dq_packed_bind(const dq_source *source, const char *name, const dq_lay
     memset(&p, 0, sizeof p);
     p.layout = *layout;
     for (int i = 0; i < DQ_PARTS; i++) p.part[i] = -1;
-    DQ_TRY(dq_error_in_tensor(layouts[layout->kind].ops->bind(source, name, in, &p), name));
+    dq_status status = dq_error_in_tensor(layouts[layout->kind].ops->bind(source, name, in, &p), name);
+    if (status != DQ_OK)
+        return p.part[DQ_PART_WEIGHT] < 0 ? status
+                                          : dq_error_in_file(status, source->tensors[p.part[DQ_PART_WEIGHT]].file);
     for (int i = 0; i < DQ_PARTS; i++)
         if (p.part[i] >= 0) p.bytes += source->tensors[p.part[i]].bytes;
     *out = p;

@@ -72,6 +72,8 @@ dq_status dq_part_need(const dq_source *source, const char *name, const char *su
 /* Type and shape of a part; ndim 1 or 2. The error names file, tensor and both shapes. */
 dq_status dq_part_check(const dq_source *source, int64_t tensor, dq_dtype dtype, int64_t rows, int64_t cols);
 dq_status dq_part_refuse(const dq_source *source, int64_t tensor, const char *what);
+/* A matrix of that type with at least one element: then its sides, and a few times them, fit in 64 bits. */
+dq_status dq_part_matrix(const dq_source *source, int64_t tensor, dq_dtype dtype, const char *what);
 bool dq_part_is_float(const dq_source *source, int64_t tensor);
 dq_status dq_part_read(dq_source *source, int64_t tensor, void **out);
 /* [rows, cols] floats as F32. */

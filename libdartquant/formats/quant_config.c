@@ -44,20 +44,33 @@ dq_status dq_pattern_matches(dq_env *env, const char *pattern, const char *text,
     return DQ_OK;
 }
 
-dq_status dq_targets_match(dq_env *env, const json_t *targets, const char *module, bool *out)
+/* How closely a list of targets names a module: by its class, by a pattern, by name; the closest group of several counts. */
+enum { NO_MATCH, BY_CLASS, BY_PATTERN, BY_NAME };
+
+static dq_status match_targets(dq_env *env, const json_t *targets, const char *module, int *out)
 {
     size_t i;
     json_t *target;
-    *out = false;
+    *out = NO_MATCH;
     json_array_foreach(targets, i, target)
     {
         const char *text = json_string_value(target);
         if (!text) return dq_fail(DQ_E_FORMAT, "a target that is no string");
-        bool matches = strcmp(text, "Linear") == 0 || strcmp(text, module) == 0;
+        int match = strcmp(text, module) == 0 ? BY_NAME : strcmp(text, "Linear") == 0 ? BY_CLASS : NO_MATCH;
+        bool matches = false;
         if (strncmp(text, "re:", 3) == 0) DQ_TRY(dq_pattern_matches(env, text + 3, module, &matches));
-        if (matches) *out = true;
+        if (matches) match = BY_PATTERN;
+        if (match > *out) *out = match;
     }
     return DQ_OK;
+}
+
+dq_status dq_targets_match(dq_env *env, const json_t *targets, const char *module, bool *out)
+{
+    int match = NO_MATCH;
+    dq_status status = match_targets(env, targets, module, &match);
+    *out = match != NO_MATCH;
+    return status;
 }
 
 /* ---- GPTQ and AWQ ---- */
@@ -330,6 +343,8 @@ void dq_quant_config_free(dq_quant_config *c)
 static dq_status apply_dynamic(const dq_quant_config *c, const char *module, bool *quantized, dq_layout *l)
 {
     const json_t *rules = json_object_get(c->json, "dynamic");
+    bool none = !rules || json_is_null(rules) || json_is_false(rules);
+    if (!none && !json_is_object(rules)) return dq_fail(DQ_E_FORMAT, "'dynamic' is no object of rules");
     const char *pattern;
     json_t *rule;
     json_object_foreach((json_t *)(uintptr_t)rules, pattern, rule)
@@ -338,38 +353,47 @@ static dq_status apply_dynamic(const dq_quant_config *c, const char *module, boo
         DQ_TRY(dq_pattern_matches(c->env, sign ? pattern + 2 : pattern, module, &matches));
         if (!matches) continue;
         *quantized = pattern[0] != '-' || !sign;
+        if (!json_is_object(rule) && !json_is_null(rule))
+            return dq_fail(DQ_E_FORMAT, "the rule \"%.100s\" in 'dynamic' is no object", pattern);
         return *quantized && json_is_object(rule) ? read_numbers(rule, false, c->path, l) : DQ_OK;
     }
     return DQ_OK;
 }
 
-static bool is_left_out(const dq_quant_config *c, const char *module)
+static dq_status is_left_out(const dq_quant_config *c, const char *module, bool *out)
 {
+    const json_t *list = json_object_get(c->json, "modules_to_not_convert");
     size_t i;
     json_t *part;
-    json_array_foreach(json_object_get(c->json, "modules_to_not_convert"), i, part)
+    *out = false;
+    if (list && !json_is_null(list) && !json_is_array(list))
+        return dq_fail(DQ_E_FORMAT, "'modules_to_not_convert' is no list");
+    json_array_foreach(list, i, part)
     {
-        if (json_is_string(part) && strstr(module, json_string_value(part))) return true;
+        if (!json_is_string(part)) return dq_fail(DQ_E_FORMAT, "entry %zu of 'modules_to_not_convert' is no name", i);
+        if (strstr(module, json_string_value(part))) *out = true;
     }
-    return false;
+    return DQ_OK;
 }
 
 static dq_status ct_layout(const dq_quant_config *c, const char *module, bool *quantized, dq_layout *out)
 {
     const char *name;
     json_t *group;
-    bool matches;
+    const json_t *best = NULL;
+    int match, most = 0;
     *quantized = false;
-    DQ_TRY(dq_targets_match(c->env, json_object_get(c->json, "ignore"), module, &matches));
-    if (matches) return DQ_OK;
+    DQ_TRY(match_targets(c->env, json_object_get(c->json, "ignore"), module, &match));
+    if (match) return DQ_OK;
     json_object_foreach(json_object_get(c->json, "config_groups"), name, group)
     {
-        DQ_TRY(dq_targets_match(c->env, json_object_get(group, "targets"), module, &matches));
-        if (!matches) continue;
-        *quantized = true;
-        return read_ct_group(c, group, out);
+        DQ_TRY(match_targets(c->env, json_object_get(group, "targets"), module, &match));
+        if (match <= most) continue;
+        most = match;
+        best = group;
     }
-    return DQ_OK;
+    *quantized = best != NULL;
+    return best ? read_ct_group(c, best, out) : DQ_OK;
 }
 
 /* quantized_modules: [{name, out_features, in_features, group_size, bits}] */
@@ -400,8 +424,10 @@ dq_status dq_quant_config_layout(const dq_quant_config *c, const char *module, b
         status = diffulex_layout(c, module, quantized, out);
     } else {
         *out = c->layout;
-        *quantized = !is_left_out(c, module);
-        if (c->method == DQ_METHOD_GPTQ) status = apply_dynamic(c, module, quantized, out);
+        bool out_of_it = false;
+        status = is_left_out(c, module, &out_of_it);
+        *quantized = !out_of_it;
+        if (status == DQ_OK && c->method == DQ_METHOD_GPTQ) status = apply_dynamic(c, module, quantized, out);
     }
     return dq_error_in_file(dq_error_in_tensor(status, module), c->path);
 }

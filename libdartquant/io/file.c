@@ -97,11 +97,11 @@ static dq_status read_all(dq_env *env, int fd, uint64_t limit, size_t capacity, 
     return DQ_OK;
 }
 
-dq_status dq_file_read(dq_env *env, const char *path, uint64_t limit, char **out, size_t *bytes)
+static dq_status read_whole(dq_env *env, const char *path, bool regular_only, uint64_t limit, char **out, size_t *bytes)
 {
     int fd = -1;
     uint64_t size = 0;
-    DQ_TRY(open_read(path, false, &fd, &size));
+    DQ_TRY(open_read(path, regular_only, &fd, &size));
     dq_status status = DQ_OK;
     char *text = NULL;
     size_t used = 0;
@@ -121,6 +121,16 @@ done:
     close(fd);
     dq_free(text);
     return dq_error_in_file(status, path);
+}
+
+dq_status dq_file_read(dq_env *env, const char *path, uint64_t limit, char **out, size_t *bytes)
+{
+    return read_whole(env, path, true, limit, out, bytes);
+}
+
+dq_status dq_stream_read(dq_env *env, const char *path, uint64_t limit, char **out, size_t *bytes)
+{
+    return read_whole(env, path, false, limit, out, bytes);
 }
 
 bool dq_path_exists(const char *path)

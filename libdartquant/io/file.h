@@ -18,6 +18,8 @@ void dq_map_drop(const dq_map *map, uint64_t offset, uint64_t bytes);
 
 /* Whole small file in memory, NUL-terminated; refuses files above `limit` bytes. */
 dq_status dq_file_read(dq_env *env, const char *path, uint64_t limit, char **out, size_t *bytes);
+/* The same from a pipe or a device too; waits for who writes there, so it is for paths that the user names. */
+dq_status dq_stream_read(dq_env *env, const char *path, uint64_t limit, char **out, size_t *bytes);
 
 bool dq_path_exists(const char *path);
 bool dq_path_is_dir(const char *path);

@@ -231,6 +231,7 @@ dq_status dq_safetensors_open_index(dq_env *env, const char *index_path, dq_sour
     const json_t *weight_map = json_object_get(root, "weight_map");
     if (!json_is_object(weight_map)) DQ_GO(dq_fail(DQ_E_FORMAT, "'weight_map' is missing or no object"));
     size_t tensors = json_object_size(weight_map);
+    if (tensors == 0) DQ_GO(dq_fail(DQ_E_FORMAT, "'weight_map' names no tensors"));
     names = dq_calloc(env, tensors, sizeof *names);
     if (!names) DQ_GO(DQ_E_NOMEM);
     DQ_GO(list_shards(env, weight_map, names, &shards));

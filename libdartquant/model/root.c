@@ -60,6 +60,23 @@ static dq_status check_codes(const dq_model *root, const char *name, int64_t row
                               name);
 }
 
+/* A bias of zeros is what old programs write for any linear; another one would be lost without a word. */
+static dq_status check_no_bias(const dq_model *root, const char *name, int64_t rows)
+{
+    int64_t t = dq_source_find(root->source, name);
+    if (t < 0) return DQ_OK;
+    const dq_tensor_info *info = &root->source->tensors[t];
+    if (dq_info_rows(info) != 1 || dq_info_cols(info) != rows) return DQ_OK;
+    float *values = dq_alloc(root->env, (size_t)rows * sizeof *values);
+    if (!values) return DQ_E_NOMEM;
+    dq_status status = dq_source_read_rows(root->source, t, 0, 1, values);
+    for (int64_t i = 0; status == DQ_OK && i < rows; i++)
+        if (values[i] != 0.0f)
+            status = dq_fail(DQ_E_MISMATCH, "a bias that is not zero, of a linear that has none by the configuration");
+    dq_free(values);
+    return dq_error_in_tensor(dq_error_in_file(status, info->file), name);
+}
+
 static dq_status bind_role(dq_model *root, int64_t layer, dq_role role)
 {
     char name[DQ_TENSOR_NAME];
@@ -73,8 +90,9 @@ static dq_status bind_role(dq_model *root, int64_t layer, dq_role role)
         stored_name(root, role, layer, ".weight", name, sizeof name);
         DQ_TRY(bind_tensor(root, name, rows, cols, &root->weights[slot(root, layer, role)]));
     }
-    if (!dq_arch_has_bias(&root->arch, role)) return DQ_OK;
+    if (role > DQ_DOWN_PROJ) return DQ_OK;
     stored_name(root, role, layer, ".bias", name, sizeof name);
+    if (!dq_arch_has_bias(&root->arch, role)) return check_no_bias(root, name, rows);
     return bind_tensor(root, name, 1, rows, &root->biases[layer * DQ_LINEARS + role]);
 }
 

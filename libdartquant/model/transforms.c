@@ -34,7 +34,7 @@ static bool fits(const float *m, int64_t n, int64_t k, int8_t *hk)
 static dq_status check_entries(const float *m, int64_t n, float size)
 {
     for (int64_t i = 0; i < n * n; i++)
-        if (fabsf(fabsf(m[i]) - size) > 1e-2f * size)
+        if (!(fabsf(fabsf(m[i]) - size) <= 1e-2f * size)) /* NaN too */
             return dq_fail(DQ_E_UNSUPPORTED,
                            "the matrix of an online transform has the entry %g; only matrices of +1 and -1 (over "
                            "sqrt(n)) run here",

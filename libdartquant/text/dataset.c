@@ -197,12 +197,16 @@ static dq_status read_ids(dq_env *env, const json_t *list, dq_id_list *out)
 dq_status dq_stream_from_ids_file(dq_env *env, const char *path, dq_token_stream *out)
 {
     json_t *root = NULL;
+    char *text = NULL;
+    size_t bytes = 0;
     dq_id_list ids = {.env = env};
     dq_status status;
-    DQ_GO(dq_json_load(env, path, MAX_IDS_FILE, &root));
+    DQ_GO(dq_stream_read(env, path, MAX_IDS_FILE, &text, &bytes));
+    DQ_GO(dq_json_parse(text, bytes, path, &root));
     DQ_GO(dq_error_in_file(read_ids(env, json_is_object(root) ? json_object_get(root, "ids") : root, &ids), path));
     DQ_GO(dq_error_in_file(dq_stream_from_ids(env, ids.data, ids.count, base_name(path), out), path));
 done:
+    dq_free(text);
     dq_free(ids.data);
     json_decref(root);
     return status;

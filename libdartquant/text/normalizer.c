@@ -90,7 +90,17 @@ static dq_status unicode_form(int kind, dq_bytes *text)
     return status;
 }
 
-static dq_status replace(const dq_step *step, const dq_bytes *in, dq_bytes *out)
+/* No writing system needs more (a ligature of Arabic becomes 18 letters); a file that lies could ask for any amount. */
+enum { MOST_GROWTH = 64, FREE_GROWTH = 1 << 16 };
+
+static dq_status check_growth(const dq_bytes *out, size_t limit)
+{
+    if (out->size <= limit) return DQ_OK;
+    return dq_fail(DQ_E_TEXT, "the tokenizer's normalizer makes more than %zu bytes of %zu", limit,
+                   (limit - FREE_GROWTH) / MOST_GROWTH);
+}
+
+static dq_status replace(const dq_step *step, const dq_bytes *in, size_t limit, dq_bytes *out)
 {
     dq_matcher m;
     DQ_TRY(dq_matcher_open(&m, step->pattern));
@@ -103,6 +113,7 @@ static dq_status replace(const dq_step *step, const dq_bytes *in, dq_bytes *out)
         if (!found) break;
         DQ_GO(dq_bytes_add(out, in->data + from, start - from));
         DQ_GO(dq_bytes_add(out, step->text, step->bytes));
+        DQ_GO(check_growth(out, limit));
         from = end;
     }
     DQ_GO(dq_bytes_add(out, in->data + from, in->size - from));
@@ -156,6 +167,8 @@ static dq_status by_character(int kind, const dq_bytes *in, dq_bytes *out)
 
 dq_status dq_normalize(const dq_chain *chain, dq_bytes *text)
 {
+    size_t limit =
+        text->size < (SIZE_MAX - FREE_GROWTH) / MOST_GROWTH ? text->size * MOST_GROWTH + FREE_GROWTH : SIZE_MAX;
     for (size_t i = 0; i < chain->count; i++) {
         const dq_step *step = &chain->steps[i];
         if (text->size == 0) return DQ_OK;
@@ -169,11 +182,12 @@ dq_status dq_normalize(const dq_chain *chain, dq_bytes *text)
             status = dq_bytes_add(&out, step->text, step->bytes);
             if (status == DQ_OK) status = dq_bytes_add(&out, text->data, text->size);
         } else if (step->kind == REPLACE)
-            status = replace(step, text, &out);
+            status = replace(step, text, limit, &out);
         else if (step->kind == STRIP)
             status = strip(step, text, &out);
         else
             status = by_character(step->kind, text, &out);
+        if (status == DQ_OK) status = check_growth(&out, limit);
         if (status != DQ_OK) {
             dq_bytes_clear(&out);
             return status;

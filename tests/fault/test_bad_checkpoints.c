@@ -1,5 +1,6 @@
 /* Quantized checkpoints that lie, one change at a time to sound ones, each with its verdict.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -34,7 +35,10 @@ enum {
     FILL,      /* 16-bit words, or 32-bit ones, all become `number` */
     POKE,      /* the first element becomes `number` */
     FILL_INTS, /* I32 tensor filled with `number` */
-    EMPTY      /* shape [0] */
+    EMPTY,     /* shape [0] */
+    VAST_ROWS, /* shape [2^61, 0]: no bytes, but sides that overflow when multiplied */
+    VAST_COLS, /* shape [0, 2^61] */
+    MATRIX     /* transform_config = value, and a stored matrix of NaN */
 };
 
 typedef struct lie {
@@ -157,6 +161,27 @@ static const lie lies[] = {
      "{\"config_groups\":{\"R\":{\"type\":\"hadamard\",\"head_dim\":64,\"apply\":[{\"targets\":[\"re:.*down_proj$\"],\"location\":"
      "\"input\"}]}}}",
      0, DQ_E_FORMAT, "divide"},
+    {"GPTQ of vast rows", "gptq_w4", VAST_ROWS, Q0 ".qweight", NULL, 0, DQ_E_MISMATCH, "matrix of I32"},
+    {"AWQ of vast columns", "awq_gemm", VAST_COLS, Q0 ".qweight", NULL, 0, DQ_E_MISMATCH, "matrix of I32"},
+    {"GEMV of vast columns", "awq_gemv", VAST_COLS, Q0 ".qweight", NULL, 0, DQ_E_MISMATCH, "matrix of I32"},
+    {"GEMV-fast of vast rows", "awq_gemv_fast", VAST_ROWS, Q0 ".qweight", NULL, 0, DQ_E_MISMATCH, "I16 [out / 4"},
+    {"scales of vast rows", "ct_w5_old", VAST_ROWS, Q0 ".weight_scale", NULL, 0, DQ_E_MISMATCH, "weight_scale"},
+    {"dynamic is a list", "gptq_w4", SET_Q, "dynamic", "[1]", 0, DQ_E_FORMAT, "'dynamic' is no object"},
+    {"a rule that is a list", "gptq_w4", SET_Q, "dynamic", "{\".*\": [8]}", 0, DQ_E_FORMAT, "is no object"},
+    {"dynamic is false", "gptq_w4", SET_Q, "dynamic", "false", 0, DQ_OK, NULL},
+    {"modules are a number", "awq_gemm", SET_Q, "modules_to_not_convert", "3", 0, DQ_E_FORMAT, "no list"},
+    {"a module is a number", "awq_gemm", SET_Q, "modules_to_not_convert", "[3]", 0, DQ_E_FORMAT, "no name"},
+    {"a bias that nothing reads", "gptq_w4", COPY, "model.norm.weight", Q0 ".bias", 0, DQ_E_MISMATCH, "bias"},
+    {"a zero point beside symmetric weights", "ct_int8", COPY, Q0 ".weight", Q0 ".weight_zero_point", 0, DQ_E_MISMATCH,
+     "symmetric"},
+    {"the closest group counts", "ct_int8", SET_Q, "config_groups",
+     "{\"group_0\":{\"targets\":[\"Linear\"],\"weights\":{\"num_bits\":2,\"strategy\":\"group\",\"group_size\":32}},"
+     "\"group_1\":{\"targets\":[\"re:.*proj\"],\"weights\":{\"num_bits\":8,\"strategy\":\"channel\"}}}",
+     0, DQ_OK, NULL},
+    {"a stored matrix of NaN", "ct_w4_r4", MATRIX, NULL,
+     "{\"config_groups\":{\"R\":{\"type\":\"random-matrix\",\"head_dim\":32,\"apply\":[{\"targets\":[\"re:.*down_proj$\"],"
+     "\"location\":\"input\"}]}}}",
+     0, DQ_E_UNSUPPORTED, "nan"},
     {"a matrix that is not stored", "ct_w4_r4", SET_Q, "transform_config",
      "{\"config_groups\":{\"R\":{\"type\":\"random-matrix\",\"head_dim\":32,\"apply\":[{\"targets\":[\"re:.*down_proj$\"],"
      "\"location\":\"input\"}]}}}",
@@ -193,13 +218,25 @@ static void copy_tensor(const lie *l, dq_source *from, int64_t i, dq_sink *to)
     if (hit && (l->change == POKE || l->change == FILL || l->change == FILL_INTS)) overwrite(l, t, data);
     if (hit && l->change == CUT) shape[0]--;
     if (hit && l->change == EMPTY) shape[0] = 0;
+    if (hit && (l->change == VAST_ROWS || l->change == VAST_COLS)) {
+        shape[l->change == VAST_COLS] = INT64_C(1) << 61;
+        shape[l->change == VAST_ROWS] = 0;
+    }
     if (hit && l->change == RETYPE) dtype = dtype == DQ_I32 ? DQ_U32 : DQ_I16;
     if (!hit || l->change != DROP) ok(put(to, t, name, dtype, shape, data));
     if (hit && l->change == COPY) ok(put(to, t, l->value, dtype, shape, data));
     free(data);
 }
 
-static bool hits_a_tensor(int change) { return change >= DROP; }
+static bool hits_a_tensor(int change) { return change >= DROP && change != MATRIX; }
+
+static void add_matrix(dq_sink *to)
+{
+    static const int64_t shape[2] = {32, 32};
+    float nan[32 * 32];
+    for (int i = 0; i < 32 * 32; i++) nan[i] = NAN;
+    ok(to->ops->add(to, D0 ".R_input.weight", DQ_F32, 2, shape, nan, sizeof nan));
+}
 
 static void copy_tensors(dq_env *env, const lie *l, const char *from_dir, const char *to_dir)
 {
@@ -209,6 +246,7 @@ static void copy_tensors(dq_env *env, const lie *l, const char *from_dir, const 
     if (hits_a_tensor(l->change)) assert_true(dq_source_find(from, l->name) >= 0);
     ok(dq_safetensors_sink(env, to_dir, "model", UINT64_MAX, &to));
     for (int64_t i = 0; i < from->count; i++) copy_tensor(l, from, i, to);
+    if (l->change == MATRIX) add_matrix(to);
     ok(to->ops->finish(to));
     to->ops->free(to);
     dq_source_free(from);
@@ -224,6 +262,7 @@ static void copy_config(dq_env *env, const lie *l, const char *from_dir, const c
     if (l->value && l->change != COPY) assert_non_null(value = json_loads(l->value, JSON_DECODE_ANY, NULL));
     if (l->change == SET_Q) assert_int_equal(json_object_set(q, l->name, value), 0);
     if (l->change == SET_C) assert_int_equal(json_object_set(config, l->name, value), 0);
+    if (l->change == MATRIX) assert_int_equal(json_object_set(q, "transform_config", value), 0);
     if (l->change == DROP_Q) json_object_del(config, "quantization_config");
     if (l->change == SET_GROUP) {
         json_t *group = json_object_get(json_object_get(q, "config_groups"), "group_0");
@@ -319,8 +358,47 @@ static void diffulex(void **state)
     }
 }
 
+/* The original's scales are fp32; halves would be read as half as many. */
+static void diffulex_half_scales(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"config.json", "model.safetensors", "quantization_metadata_gptq.json"};
+    fixture f;
+    dq_source *from;
+    dq_sink *to;
+    char dir[256], a[400], b[400];
+    fixture_open(&f, "ref", 1);
+    make_folder(dir, sizeof dir);
+    for (int k = 0; k < 3; k++) {
+        dq_map map;
+        snprintf(a, sizeof a, "tests/data/formats/diffulex/%s", files[k]);
+        snprintf(b, sizeof b, "%s/%s", dir, files[k]);
+        ok(dq_map_open(&f.env, a, &map));
+        ok(dq_file_write(&f.env, b, map.data, map.size));
+        dq_map_close(&map);
+    }
+    ok(dq_safetensors_open(&f.env, "tests/data/formats/diffulex/model_quantized_gptq.safetensors", &from));
+    ok(dq_safetensors_sink(&f.env, dir, "model_quantized_gptq", UINT64_MAX, &to));
+    for (int64_t i = 0; i < from->count; i++) {
+        const dq_tensor_info *t = &from->tensors[i];
+        uint8_t *data = calloc(1, t->bytes + 1);
+        bool scales = strstr(t->name, ".scales") != NULL;
+        if (!scales) ok(dq_source_read_raw(from, i, 0, t->bytes, data));
+        ok(put(to, t, t->name, scales ? DQ_F16 : t->dtype, t->shape, data));
+        free(data);
+    }
+    ok(to->ops->finish(to));
+    to->ops->free(to);
+    dq_source_free(from);
+    assert_int_equal(open_and_read(&f, dir), DQ_E_MISMATCH);
+    assert_non_null(strstr(dq_error_text(), "where F32"));
+    remove_folder(dir);
+    fixture_close(&f);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(verdicts), cmocka_unit_test(diffulex)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(verdicts), cmocka_unit_test(diffulex),
+                                       cmocka_unit_test(diffulex_half_scales)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

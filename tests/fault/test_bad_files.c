@@ -433,6 +433,7 @@ static const struct {
     {"empty name", "{\"weight_map\":{\"a\":\"\"}}", DQ_E_FORMAT, "no plain file name"},
     {"name is a number", "{\"weight_map\":{\"a\":1}}", DQ_E_FORMAT, "no string"},
     {"no weight_map", "{\"metadata\":{}}", DQ_E_FORMAT, "'weight_map' is missing"},
+    {"empty weight_map", "{\"weight_map\":{}}", DQ_E_FORMAT, "names no tensors"},
     {"weight_map is an array", "{\"weight_map\":[]}", DQ_E_FORMAT, "'weight_map' is missing or no object"},
     {"duplicate tensor", "{\"weight_map\":{\"a\":\"one.safetensors\",\"a\":\"one.safetensors\"}}", DQ_E_FORMAT,
      "duplicate"},

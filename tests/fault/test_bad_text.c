@@ -179,6 +179,33 @@ static void catastrophic_regex(void **state)
     dq_tokenizer_destroy(t);
 }
 
+/* Files whose normalizers blow a text up, each step a thousand times, or in as many steps as they like. */
+static void growing_normalizers(void **state)
+{
+    (void)state;
+    static const char step[] = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"%s\"}";
+    static const char add[] = "{\"type\":\"Prepend\",\"prepend\":\"%s\"}";
+    char long_text[1001], json[200000] = "", one[1200];
+    memset(long_text, 'a', 1000);
+    long_text[1000] = '\0';
+    for (int kind = 0; kind < 2; kind++) {
+        dq_tokenizer *t = NULL;
+        dq_ids ids = {0};
+        int steps = kind ? 150 : 4;
+        strcpy(json, "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[");
+        for (int i = 0; i < steps; i++) {
+            snprintf(one, sizeof one, kind ? add : step, long_text);
+            strcat(json, one);
+            strcat(json, i + 1 < steps ? "," : "]}," MODEL "}");
+        }
+        assert_int_equal(dq_tokenizer_open_path(&env, scratch_write("tokenizer.json", json, 0), &t), DQ_OK);
+        uint64_t before = atomic_load(&env.memory_now);
+        refused("growing", dq_tokenizer_encode_text(t, "banana", 6, true, true, &ids), DQ_E_TEXT, "normalizer makes",
+                before);
+        dq_tokenizer_destroy(t);
+    }
+}
+
 /* Long runs are not mistaken for catastrophes and take no quadratic time. */
 static void long_runs(void **state)
 {
@@ -410,12 +437,13 @@ static void failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(bad_tokenizers, fresh),    cmocka_unit_test_setup(deep_nesting, fresh),
-        cmocka_unit_test_setup(truncations, fresh),       cmocka_unit_test_setup(catastrophic_regex, fresh),
-        cmocka_unit_test_setup(long_runs, fresh),         cmocka_unit_test_setup(bad_gpt2_folders, fresh),
-        cmocka_unit_test_setup(bad_ids_to_decode, fresh), cmocka_unit_test_setup(bad_text_files, fresh),
-        cmocka_unit_test_setup(bad_recipes, fresh),       cmocka_unit_test_setup(bad_samples, fresh),
-        cmocka_unit_test_setup(bad_id_files, fresh),      cmocka_unit_test_setup(failing_allocations, fresh),
+        cmocka_unit_test_setup(bad_tokenizers, fresh),      cmocka_unit_test_setup(deep_nesting, fresh),
+        cmocka_unit_test_setup(growing_normalizers, fresh), cmocka_unit_test_setup(truncations, fresh),
+        cmocka_unit_test_setup(catastrophic_regex, fresh),  cmocka_unit_test_setup(long_runs, fresh),
+        cmocka_unit_test_setup(bad_gpt2_folders, fresh),    cmocka_unit_test_setup(bad_ids_to_decode, fresh),
+        cmocka_unit_test_setup(bad_text_files, fresh),      cmocka_unit_test_setup(bad_recipes, fresh),
+        cmocka_unit_test_setup(bad_samples, fresh),         cmocka_unit_test_setup(bad_id_files, fresh),
+        cmocka_unit_test_setup(failing_allocations, fresh),
     };
     return cmocka_run_group_tests_name("bad text", tests, open_all, close_all);
 }

@@ -62,6 +62,10 @@ static void fifo_is_refused_at_once(void **state)
     dq_map map;
     assert_int_equal(dq_map_open(&env, path, &map), DQ_E_IO);
     assert_non_null(strstr(dq_error_text(), "is not a regular file"));
+    char *text;
+    size_t bytes;
+    assert_int_equal(dq_file_read(&env, path, 1 << 20, &text, &bytes), DQ_E_IO);
+    assert_non_null(strstr(dq_error_text(), "is not a regular file"));
     unlink(path);
 }
 
@@ -232,7 +236,8 @@ static void reads_what_is_no_regular_file(void **state)
     assert_int_equal(dq_file_read(&env, "/proc/self/status", 1 << 20, &text, &bytes), DQ_OK);
     assert_true(bytes > 100 && strlen(text) == bytes);
     dq_free(text);
-    assert_int_equal(dq_file_read(&env, "/dev/zero", 100000, &text, &bytes), DQ_E_FORMAT);
+    assert_int_equal(dq_file_read(&env, "/dev/zero", 100000, &text, &bytes), DQ_E_IO);
+    assert_int_equal(dq_stream_read(&env, "/dev/zero", 100000, &text, &bytes), DQ_E_FORMAT);
 }
 
 static void json_members(void **state)
