@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds every tests/fuzz/fuzz_*.c with libFuzzer and sanitizers and runs each for FUZZ_SECONDS (default 15) from its seeds:
 # run.sh [OUT] [NAME...]. A target names its seeds in its head comment: "Seeds: .SUFFIX..." are the files under tests/data
-# of that suffix, "Pickles: .SUFFIX..." the data.pkl of PyTorch archives. What crashes stays in OUT/fuzz/NAME.crash-*.
+# of that suffix, "Pickles: .SUFFIX..." the data.pkl of PyTorch archives, "Templates: FILE" the cases of such a file, template and
+# values with a NUL between. What crashes stays in OUT/fuzz/NAME.crash-*.
 # SPDX-License-Identifier: Apache-2.0
 set -eu
 out=${1:-build}
@@ -10,7 +11,7 @@ cd "$(dirname "$0")/../.."
 dir="$out/fuzz"
 mkdir -p "$dir"
 # Only the rooms that read files: they need no other.
-rooms=$(ls libdartquant/base/*.c libdartquant/io/*.c libdartquant/text/*.c 2>/dev/null | tr '\n' ' ')
+rooms=$(ls libdartquant/base/*.c libdartquant/io/*.c libdartquant/text/*.c libdartquant/chat/*.c 2>/dev/null | tr '\n' ' ')
 make --no-print-directory -j"$(nproc)" LIB_SRC="$rooms" CC=clang BUILD="$dir" SANITIZE=address,undefined CFLAGS="-O1 -g -fsanitize=fuzzer-no-link" \
     "$dir/sanitize-address-undefined/libdartquant.a" > "$dir/build.log" 2>&1 || { tail -20 "$dir/build.log"; exit 1; }
 libs=$(pkg-config --libs openblas jansson libpcre2-8 libutf8proc libzip zlib)
@@ -31,6 +32,15 @@ for path in filter(zipfile.is_zipfile, sys.argv[2:]):
     z = zipfile.ZipFile(path)
     with open(os.path.join(sys.argv[1], os.path.basename(path) + ".pkl"), "wb") as f:
         f.write(z.read(next(n for n in z.namelist() if n.endswith("data.pkl"))))' "$seeds" {} +
+    done
+    for file in $(sed -n 's/.*Templates: \(.*\) \*\/$/\1/p' "$source"); do
+        python3 -c 'import json, os, sys
+root = json.load(open(sys.argv[2]))
+for i, case in enumerate(root["cases"] + root["refused"]):
+    values = case.get("values")
+    values = values if isinstance(values, dict) else root["shared"]
+    with open(os.path.join(sys.argv[1], f"{i}.template"), "wb") as f:
+        f.write(case["template"].encode() + b"\0" + json.dumps(values).encode())' "$seeds" "tests/data/$file"
     done
     if "$dir/$name" -max_total_time="${FUZZ_SECONDS:-15}" -max_len=32768 -timeout=10 -rss_limit_mb=2048 \
         -artifact_prefix="$dir/$name." "$dir/$name.corpus" "$seeds" > "$dir/$name.log" 2>&1; then
