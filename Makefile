@@ -36,7 +36,8 @@ CLI_SRC := $(wildcard examples/cli/*.c)
 CLI_OBJ := $(CLI_SRC:%.c=$(O)/obj/%.o)
 EXAMPLE_SRC := $(wildcard examples/*.c)
 EXAMPLES := $(EXAMPLE_SRC:examples/%.c=$(O)/bin/%)
-TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c tests/fakes/test_*.c tests/cuda/test_*.c)
+TEST_SRC := $(wildcard tests/unit/test_*.c tests/conformance/test_*.c tests/fault/test_*.c tests/fakes/test_*.c) \
+  $(if $(SANITIZE),,$(wildcard tests/cuda/test_*.c))
 TESTS := $(TEST_SRC:tests/%.c=$(O)/tests/%)
 TEST_HELPER_OBJ := $(patsubst %.c,$(O)/obj/%.o,$(wildcard tests/support/*.c))
 TEST_HELPERS := $(O)/tests/libsupport.a

@@ -54,6 +54,13 @@ typedef struct run_ctx {
 
 typedef void (*case_fn)(run_ctx *c, const void *params);
 
+/* DQ_TEST_FILTER=NAME runs that test alone. */
+__attribute__((constructor)) static void choose_tests(void)
+{
+    const char *name = getenv("DQ_TEST_FILTER");
+    if (name && name[0]) cmocka_set_test_filter(name);
+}
+
 /* ---- inputs ---- */
 
 static inline double next_uniform(run_ctx *c) /* [-1, 1), 24 bits so that it is exact in fp32 */

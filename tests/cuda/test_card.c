@@ -284,6 +284,8 @@ static void wrong_index(void **state)
 
 int main(void)
 {
+    const char *name = getenv("DQ_TEST_FILTER"); /* that test alone */
+    if (name && name[0]) cmocka_set_test_filter(name);
     const struct CMUnitTest tests[] = {cmocka_unit_test(same_bits_twice),
                                        cmocka_unit_test(two_contexts_on_one_card),
                                        cmocka_unit_test(checkpoints_wander),
