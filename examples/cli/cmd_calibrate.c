@@ -1,6 +1,8 @@
 /* dartquant calibrate: learn rotations from a model's activations. SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 
@@ -61,11 +63,24 @@ static int check_file(cli *c, dq_model *model)
                      (int)heads);
 }
 
+/* A folder that is not there is found out before the work, too. */
+static int check_folder(cli *c)
+{
+    const char *out = cli_value(c, "out"), *slash = strrchr(out, '/');
+    char dir[4096];
+    if (!slash) return EXIT_OK;
+    int n = slash == out ? 1 : (int)(slash - out);
+    if ((size_t)n >= sizeof dir) return cli_fail(c, "--out: a name of %zu bytes", strlen(out));
+    snprintf(dir, sizeof dir, "%.*s", n, out);
+    return access(dir, W_OK) == 0 ? EXIT_OK : cli_fail(c, "--out: %s: %s", dir, strerror(errno));
+}
+
 static int pipeline(cli *c, dq_model **model, dq_dataset **data, cli_learnt *learnt)
 {
     double begin = cli_now();
     const char *folder = cli_value(c, "data"), *checkpoint = cli_value(c, "checkpoint");
-    int status = cli_open_context(c);
+    int status = check_folder(c);
+    if (status == EXIT_OK) status = cli_open_context(c);
     if (status == EXIT_OK && !folder) status = cli_load_calibration(c, c->operand, data);
     if (status == EXIT_OK) status = cli_open_fused(c, c->operand, model);
     if (status == EXIT_OK) status = check_file(c, *model);
@@ -84,6 +99,9 @@ static int run(cli *c)
         return cli_usage(c, "--out must end in .safetensors, .pt or .bin");
     if (!cli_value(c, "data") && !cli_value(c, "cal_file") && !cli_value(c, "data_dir"))
         return cli_usage(c, "calibrate needs --data DIR, --cal_file F, or --data_dir D");
+    if (cli_value(c, "data") && (cli_value(c, "cal_file") || cli_value(c, "data_dir") || cli_value(c, "calib_dataset")))
+        return cli_usage(
+            c, "--data takes the place of calibration text: leave --cal_file, --calib_dataset and --data_dir away");
     if (cli_switch(c, "resume") && !cli_value(c, "checkpoint")) return cli_usage(c, "--resume needs --checkpoint DIR");
     dq_model *model = NULL;
     dq_dataset *data = NULL;

@@ -41,6 +41,7 @@ typedef struct job {
     dq_dataset *calibration; /* loaded when the first scheme needs it */
     dq_model *model;
     dq_reference *reference;
+    bool cached; /* it came from --cache */
     json_t *rows;
     double clock;
 } job;
@@ -138,7 +139,10 @@ static int measure(cli *c, job *j, dq_model *model, json_t *row)
         json_decref(facts);
         if (!j->reference) status = dq_evaluator_take_reference(e, &j->reference);
     }
+    const char *cache = j->cached ? cli_value(c, "cache") : NULL;
     int result = status == DQ_OK ? EXIT_OK : cli_failed(c);
+    if (cache && status == DQ_E_MISMATCH)
+        cli_note(c, "%s is of another comparison: remove it, or name another --cache", cache);
     dq_evaluator_free(e);
     cli_progress_end(c);
     return result;
@@ -208,7 +212,7 @@ static int full_precision(cli *c, job *j)
     json_t *row = json_pack("{s:s, s:f, s:f, s:f}", "scheme", "full precision", "quantize_seconds", 0.0, "kl", 0.0,
                             "top1_agreement", 1.0);
     int status = EXIT_OK;
-    bool cached = cache && stat(cache, &st) == 0;
+    bool cached = j->cached = cache && stat(cache, &st) == 0;
     lap(j);
     if (cached) {
         dq_status opened = dq_reference_open(j->model, cache, &j->reference);

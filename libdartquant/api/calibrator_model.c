@@ -32,6 +32,21 @@ static const dq_calibrator_ops model_ops;
 
 /* ---- options ---- */
 
+/* Options that say where a rotation comes from do not go with learning it. */
+static dq_status check_sources(const dq_config *config, const bool wanted[DQ_TARGETS])
+{
+    static const char *const paths[DQ_TARGETS] = {"r1_path", "r2_path"};
+    for (int t = 0; t < DQ_TARGETS; t++)
+        if (wanted[t] && dq_config_text(config, paths[t])[0])
+            return dq_fail(DQ_E_INVALID, "R%d is to be learnt: %s does not go with it (target chooses what is learnt)",
+                           t + 1, paths[t]);
+    if (wanted[DQ_TARGET_R1] && !dq_config_int(config, "use_r1"))
+        return dq_fail(DQ_E_INVALID, "R1 is to be learnt and use_r1 is off (target chooses what is learnt)");
+    if (wanted[DQ_TARGET_R2] && dq_config_int(config, "use_r2") != DQ_R2_OFFLINE)
+        return dq_fail(DQ_E_INVALID, "R2 is to be learnt: use_r2 must be offline (target chooses what is learnt)");
+    return DQ_OK;
+}
+
 static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_calibrate_spec *out)
 {
     const dq_arch *a = dq_model_arch(model);
@@ -48,6 +63,7 @@ static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_c
                            .temp_dir = dq_config_text(config, "temp_dir")};
     int64_t rows_dtype = dq_config_int(config, "rows_dtype"); /* auto, bf16, f32 */
     dq_dtype kept = rows_dtype == 1 || (rows_dtype == 0 && s.math == DQ_MATH_BF16) ? DQ_BF16 : DQ_F32;
+    DQ_TRY(check_sources(config, s.wanted));
     for (int t = 0; t < DQ_TARGETS; t++) {
         DQ_TRY(dq_fit_spec_from_config(config, &orbits[t], &s.fit[t]));
         DQ_TRY(dq_rows_spec_from_config(config, &orbits[t], kept, &s.rows[t]));
@@ -333,27 +349,6 @@ static dq_status manifest_text(dq_calibrator *c, char **out)
     return status;
 }
 
-/* The options' own rotations with R1 and R2 to be replaced by what was learnt. */
-static dq_status base_rotation(dq_calibrator *c, dq_rotation **out)
-{
-    dq_config *config = NULL;
-    const bool *wanted = c->data->spec.wanted;
-    dq_status status;
-    DQ_TRY(dq_config_copy(c->config, &config));
-    if (wanted[DQ_TARGET_R1]) {
-        DQ_GO(dq_config_set(config, "use_r1", "true"));
-        DQ_GO(dq_config_set(config, "r1_path", ""));
-    }
-    if (wanted[DQ_TARGET_R2]) {
-        DQ_GO(dq_config_set(config, "use_r2", "offline"));
-        DQ_GO(dq_config_set(config, "r2_path", ""));
-    }
-    DQ_GO(dq_rotation_make(c->model, config, out));
-done:
-    dq_config_free(config);
-    return status;
-}
-
 static dq_status describe_origin(dq_calibrator *c, dq_rotation_set *set)
 {
     static const char *const what[] = {"R1 and R2", "R1", "R2"};
@@ -380,7 +375,7 @@ dq_status dq_calibrator_take_rotation(dq_calibrator *c, dq_rotation **out)
     if (c->state != DQ_CALIBRATOR_DONE)
         return dq_fail(DQ_E_STATE, c->state == DQ_CALIBRATOR_TAKEN ? "the rotations were taken already"
                                                                    : "the calibrator is not done");
-    DQ_GO(base_rotation(c, &rotation));
+    DQ_GO(dq_rotation_make(c->model, c->config, &rotation)); /* with R1 and R2 to be replaced */
     DQ_GO(dq_calibrate_job_result(c->job, rotation->set));
     DQ_GO(describe_origin(c, rotation->set));
     DQ_GO(dq_rotation_refresh(rotation));

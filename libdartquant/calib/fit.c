@@ -129,6 +129,21 @@ done:
 
 /* ---- life ---- */
 
+static const char *name_of(const dq_fit *f) { return f->spec.name[0] ? f->spec.name : "rotation"; }
+
+/* Fewer rows than these for each dimension of a matrix say little about others (held-out rows tell how little). */
+enum { ENOUGH_PER_DIMENSION = 16 };
+
+static void warn_of_few_rows(const dq_fit *f)
+{
+    const dq_orbit *o = &f->spec.orbit;
+    int64_t rows = dq_rows_part(f->rows, f->lead, DQ_ROWS_TRAIN);
+    if (f->total == 0 || rows * (o->heads / o->groups) >= ENOUGH_PER_DIMENSION * o->n) return;
+    dq_log(f->env, DQ_LOG_WARNING,
+           "%s: %lld rows are few for a matrix of %lld x %lld: more windows, or a larger budget", name_of(f),
+           (long long)rows, (long long)o->n, (long long)o->n);
+}
+
 static dq_status set_up(dq_fit *f, const double *initial)
 {
     int64_t rows = f->spec.orbit.n * f->spec.orbit.groups, count = rows * f->spec.orbit.n;
@@ -174,6 +189,7 @@ dq_status dq_fit_new(dq_device *dev, const dq_fit_spec *spec, dq_rows *rows, con
         dq_fit_free(f);
         return status;
     }
+    warn_of_few_rows(f);
     *out = f;
     return DQ_OK;
 }
@@ -217,8 +233,6 @@ static dq_status keep_as_best(dq_fit *f, double loss)
     f->report.best_step = f->steps;
     return dq_tensor_download(&f->optim.r, f->best);
 }
-
-static const char *name_of(const dq_fit *f) { return f->spec.name[0] ? f->spec.name : "rotation"; }
 
 static void note_divergence(dq_fit *f, double loss)
 {

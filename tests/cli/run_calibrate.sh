@@ -17,6 +17,10 @@ says capture_without_folder 2 'needs --r_path' capture $model --cal_file "$work/
 says calibrate_bad_loss 2 'loss' calibrate $model --cal_file "$work/cal.txt" --out "$work/r.pt" --loss wisp
 says calibrate_missing_folder 1 'no such folder' calibrate $model --data "$work/absent" --out "$work/r.pt"
 says quantize_learns_or_loads 2 'learns what' quantize $model --calibrate_rotation --r1_path x --cal_file "$work/cal.txt"
+says calibrate_data_twice 2 'takes the place of' calibrate $model --data "$work" --cal_file "$work/cal.txt" --out "$work/r.pt"
+says calibrate_learns_or_loads 1 'R1 is to be learnt: r1_path' calibrate $model --cal_file "$work/cal.txt" --nsamples 2 --seqlen 64 --out "$work/r.pt" --r1_path x
+says calibrate_learns_or_not 1 'R2 is to be learnt: use_r2' calibrate $model --cal_file "$work/cal.txt" --nsamples 2 --seqlen 64 --out "$work/r.pt" --use_r2 online
+says calibrate_few_rows 0 'warning: R1: [0-9]+ rows are few for a matrix of 64 x 64' calibrate $model --cal_file "$work/cal.txt" --nsamples 2 --seqlen 64 --out "$work/few.pt" --budget 100K --ep 1 --quant_steps 1
 says unwritable_out 1 'absent' calibrate $model --cal_file "$work/cal.txt" --nsamples 2 --seqlen 64 --out "$work/absent/r.pt"
 
 # ---- learning ----

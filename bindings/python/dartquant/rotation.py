@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import numpy as np
 
 from ._arrays import pointer
 from ._core import Cancel, Handle, Path, run_job, same_context, text_of
-from ._ctypes import F64
+from ._ctypes import F64, I32
 from ._ffi import lib
 from ._progress import ProgressArgument, Reporter
 from .config import Config, merged
+from .jobs import checkpoint_exists, checkpoint_remove
 
 if TYPE_CHECKING:
     from .dataset import Dataset
@@ -45,7 +46,7 @@ class Rotation(Handle):
                   cal_ids: Any = None, cal_file: Optional[Path] = None,
                   cal_dataset: Union[None, str, Dataset] = None, data_dir: Optional[Path] = None,
                   config: Optional[Config] = None, progress: ProgressArgument = None,
-                  cancel: Optional[Cancel] = None, **options: Any) -> Rotation:
+                  cancel: Optional[Cancel] = None, checkpoint: Optional[Path] = None, **options: Any) -> Rotation:
         """Learns R1 and R2 from the model's activations (DartQuant, arXiv 2511.04063):
 
             rotation = Rotation.calibrate(model, cal_file="text.txt", nsamples=32)
@@ -53,6 +54,8 @@ class Rotation(Handle):
 
         data                                        folder of inputs that `dartquant capture` or the original scripts wrote
         cal_text, cal_ids, cal_file, cal_dataset    or calibration data, one of them (cal_dataset with data_dir)
+        checkpoint                                  folder to keep the state in: the same call goes on from there after a
+                                                    crash or Ctrl-C, to the same bits; removed in the end
         options                                     target, loss, method, ep, nsamples, seqlen, ... and those of `make` for
                                                     what is not learnt
 
@@ -70,10 +73,31 @@ class Rotation(Handle):
             else:
                 core.call("dq_calibrator_bind_folder", job.handle, os.fsencode(data))
             with Reporter(progress) as report:
-                run_job(core, lambda token, on: lib.dq_calibrator_run(job.handle, token, on, None), report, cancel)
+                run_job(core, cls._runner(model, job, checkpoint), report, cancel)
             rotation = cls(core, core.make("dq_calibrator_take_rotation", job.handle))
             rotation.report = text_of(core, "dq_calibrator_report", job.handle)
+        if checkpoint is not None:
+            checkpoint_remove(checkpoint, context=model.context)
         return rotation
+
+    @staticmethod
+    def _runner(model: Model, job: _Calibrator, checkpoint: Optional[Path]) -> Callable[[Any, Any], int]:
+        """What runs the job, as `run_job` calls it."""
+        if checkpoint is None:
+            return lambda token, on: lib.dq_calibrator_run(job.handle, token, on, None)
+        folder = os.fsencode(checkpoint)
+        if checkpoint_exists(checkpoint, context=model.context):
+            model._core.call("dq_calibrator_restore", job.handle, folder)
+
+        def run(token: Any, on: Any) -> int:
+            status, done = 0, I32()
+            while status == 0 and not done.value:
+                status = lib.dq_calibrator_step(job.handle, token, on, None, ctypes.byref(done))
+                if status == 0 and not done.value:
+                    status = lib.dq_calibrator_checkpoint(job.handle, folder)
+            return status
+
+        return run
 
     @property
     def info(self) -> dict[str, Any]:

@@ -139,6 +139,28 @@ def test_calibrate_rotation(model, texts, tmp_path):
         dartquant.Rotation.calibrate(model, data=tmp_path / "absent")
 
 
+def test_calibrate_goes_on(model, texts, tmp_path):
+    options = {"nsamples": 4, "seqlen": 64, "cal_file": texts[0], "ep": 1, "quant_steps": 2}
+    folder, events = tmp_path / "state", []
+
+    def stop(event):
+        return event.stage == "fit R1"
+
+    with pytest.raises(dartquant.CancelledError):
+        dartquant.Rotation.calibrate(model, checkpoint=folder, progress=stop, **options)
+    assert dartquant.checkpoint_exists(folder)
+    again = dartquant.Rotation.calibrate(model, checkpoint=folder, progress=events.append, **options)
+    whole = dartquant.Rotation.calibrate(model, **options)
+    assert {e.stage for e in events} == {"fit R1"} and np.array_equal(again.r1, whole.r1) and np.array_equal(again.r2, whole.r2)
+    assert not folder.exists()
+
+
+def test_learnt_and_loaded(model, texts, tmp_path):
+    for bad in ({"r1_path": "r.pt"}, {"use_r1": False}, {"use_r2": "online"}, {"r2_path": "r.pt"}):
+        with pytest.raises(dartquant.InvalidError, match="to be learnt"):
+            dartquant.Rotation.calibrate(model, cal_file=texts[0], nsamples=2, seqlen=64, **bad)
+
+
 def test_rotation_matrices(model):
     fused = model.fuse()
     rotation = dartquant.Rotation.make(fused)
