@@ -3,7 +3,6 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <locale.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -12,6 +11,7 @@
 
 #include "api/check.h"
 #include "api/options.h"
+#include "base/number.h"
 #include "base/status.h"
 
 enum { NAME_MAX_BYTES = 64 };
@@ -118,12 +118,9 @@ static dq_status parse_float(const dq_option *o, const char *text, option_value 
         v->number = 0; /* "auto"; no such option may be 0 otherwise */
         return DQ_OK;
     }
-    /* The host's locale may write 0,01: options are always in the C locale. */
-    locale_t c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    if (c_locale == (locale_t)0) return dq_fail(DQ_E_NOMEM, "out of memory: locale");
     char *end;
-    double number = strtod_l(text, &end, c_locale);
-    freelocale(c_locale);
+    double number;
+    DQ_TRY(dq_number_read(text, &end, &number));
     if (end == text || *end != '\0' || !isfinite(number))
         return dq_fail(DQ_E_INVALID, "option %s: \"%s\" is not a number%s%s", o->name, text,
                        o->choices[0] ? " nor " : "", o->choices);
@@ -265,8 +262,7 @@ dq_status dq_config_set_float(dq_config *config, const char *name, double value)
     if (dq_options[i].type != DQ_OPTION_FLOAT)
         return dq_fail(DQ_E_INVALID, "option %s does not take a fractional number", dq_options[i].name);
     snprintf(text, sizeof text, "%.17g", value);
-    for (char *at = text; *at; at++)
-        if (*at == ',') *at = '.'; /* the decimal sign of some locales */
+    if (isfinite(value)) dq_number_point(text);
     return set_option(config, i, text);
 }
 

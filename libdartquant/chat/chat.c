@@ -43,13 +43,12 @@ static dq_status clean_message(const json_t *message, size_t index, json_t **out
 static dq_status read_messages(const char *text, json_t **out)
 {
     json_t *root = NULL, *list = NULL, *one = NULL;
-    dq_status status;
+    dq_status status = DQ_OK;
     DQ_TRY(parse(text, "messages", &root));
-    status = DQ_E_INVALID;
     if (!json_is_array(root) || json_array_size(root) == 0)
-        dq_fail(DQ_E_INVALID, "the messages are not a JSON array of at least one");
-    else
-        status = (list = json_array()) ? DQ_OK : no_memory();
+        status = dq_fail(DQ_E_INVALID, "the messages are not a JSON array of at least one");
+    else if (!(list = json_array()))
+        status = no_memory();
     for (size_t i = 0; status == DQ_OK && i < json_array_size(root); i++) {
         status = clean_message(json_array_get(root, i), i, &one);
         if (status == DQ_OK && json_array_append_new(list, one) != 0) status = no_memory();

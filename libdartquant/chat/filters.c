@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/number.h"
 #include "base/status.h"
 
 /* ---- texts: other values are taken as their text, as Jinja does ---- */
@@ -125,57 +126,68 @@ static dq_status f_tojson(dq_jrun *r, const dq_jfilter_call *c, dq_jvalue *out)
 
 /* ---- numbers ---- */
 
+/* The number that the whole of a text is, as Python's float() reads it; false where it is none. */
+static dq_status text_number(dq_jtext t, double *out, bool *is_number)
+{
+    char text[64], *end = text;
+    *is_number = false;
+    if (t.size == 0 || t.size >= sizeof text) return DQ_OK;
+    memcpy(text, t.data, t.size);
+    text[t.size] = '\0';
+    DQ_TRY(dq_number_read(text, &end, out));
+    *is_number = end == text + t.size;
+    return DQ_OK;
+}
+
+/* The same for int() of digits, which a double may not hold. */
+static bool text_whole(dq_jtext t, int64_t *out)
+{
+    char text[64], *end;
+    if (t.size == 0 || t.size >= sizeof text) return false;
+    memcpy(text, t.data, t.size);
+    text[t.size] = '\0';
+    errno = 0;
+    *out = strtoll(text, &end, 10);
+    return end == text + t.size && errno == 0;
+}
+
 static dq_status f_int(dq_jrun *r, const dq_jfilter_call *c, dq_jvalue *out)
 {
-    const dq_jvalue fallback = c->slots[0] ? *c->slots[0] : dq_jint(0);
-    if (c->in->kind == DQ_J_UNDEFINED) return dq_jfail_undefined(r, c->in);
-    *out = fallback;
-    double d = 0;
-    if (dq_jis_whole(c->in)) {
-        *out = dq_jint(dq_jwhole(c->in));
-        return DQ_OK;
-    }
-    if (c->in->kind == DQ_J_STRING) {
-        char text[64], *end;
-        if (c->in->text.size == 0 || c->in->text.size >= sizeof text) return DQ_OK;
-        memcpy(text, c->in->text.data, c->in->text.size);
-        text[c->in->text.size] = '\0';
-        errno = 0;
-        long long whole = strtoll(text, &end, 10);
-        if (*end == '\0' && errno == 0) {
-            *out = dq_jint(whole);
-            return DQ_OK;
-        }
-        d = strtod(text, &end);
-        if (*end != '\0') return DQ_OK;
-    } else if (c->in->kind == DQ_J_FLOAT) {
-        d = c->in->number;
-    } else {
-        return DQ_OK;
-    }
-    if (isfinite(d) && fabs(d) < 0x1p62) *out = dq_jint((int64_t)d);
+    const dq_jvalue *in = c->in;
+    double d = NAN;
+    int64_t whole;
+    bool given = in->kind == DQ_J_FLOAT;
+    if (in->kind == DQ_J_UNDEFINED) return dq_jfail_undefined(r, in);
+    *out = c->slots[0] ? *c->slots[0] : dq_jint(0);
+    if (dq_jis_whole(in))
+        *out = dq_jint(dq_jwhole(in));
+    else if (in->kind == DQ_J_STRING && text_whole(in->text, &whole))
+        *out = dq_jint(whole);
+    else if (in->kind == DQ_J_STRING)
+        DQ_TRY(text_number(in->text, &d, &given));
+    else if (given)
+        d = in->number;
+    if (given && isfinite(d) && fabs(d) < 0x1p62) *out = dq_jint((int64_t)d);
     return DQ_OK;
 }
 
 static dq_status f_float(dq_jrun *r, const dq_jfilter_call *c, dq_jvalue *out)
 {
-    char text[64], *end;
-    if (c->in->kind == DQ_J_UNDEFINED) return dq_jfail_undefined(r, c->in);
-    *out = c->slots[0] ? *c->slots[0] : dq_jfloat(0);
-    if (dq_jis_number(c->in)) *out = dq_jfloat(dq_jnumber(c->in));
-    if (c->in->kind != DQ_J_STRING || c->in->text.size == 0 || c->in->text.size >= sizeof text) return DQ_OK;
-    memcpy(text, c->in->text.data, c->in->text.size);
-    text[c->in->text.size] = '\0';
-    double d = strtod(text, &end);
-    if (*end == '\0') *out = dq_jfloat(d);
+    const dq_jvalue *in = c->in;
+    bool given = dq_jis_number(in);
+    double d = given ? dq_jnumber(in) : 0;
+    if (in->kind == DQ_J_UNDEFINED) return dq_jfail_undefined(r, in);
+    if (in->kind == DQ_J_STRING) DQ_TRY(text_number(in->text, &d, &given));
+    *out = given ? dq_jfloat(d) : c->slots[0] ? *c->slots[0] : dq_jfloat(0);
     return DQ_OK;
 }
 
 static dq_status f_abs(dq_jrun *r, const dq_jfilter_call *c, dq_jvalue *out)
 {
+    const dq_jvalue zero = dq_jint(0);
     if (!dq_jis_number(c->in)) return dq_jfail(r, DQ_E_INVALID, "abs of a value of type %s", dq_jtype_name(c->in));
-    *out = c->in->kind == DQ_J_FLOAT ? dq_jfloat(fabs(c->in->number)) : dq_jint(llabs(dq_jwhole(c->in)));
-    return DQ_OK;
+    *out = c->in->kind == DQ_J_FLOAT ? dq_jfloat(fabs(c->in->number)) : dq_jint(dq_jwhole(c->in));
+    return out->kind == DQ_J_INT && out->integer < 0 ? dq_jbinary(r, DQ_JO_SUB, &zero, c->in, out) : DQ_OK;
 }
 
 /* ---- all kinds ---- */

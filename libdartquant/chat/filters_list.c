@@ -53,11 +53,11 @@ static dq_status keys_of(dq_jrun *r, const dq_jlist *items, const dq_jvalue *att
 
 /* ---- sorting ---- */
 
-/* Merges the runs [from, middle) and [middle, to) of a into b. */
 typedef struct sort_arrays {
     dq_jvalue *items, *keys;
 } sort_arrays;
 
+/* Merges the runs [from, middle) and [middle, to) of a into b. */
 static dq_status merge(dq_jrun *r, sort_arrays a, sort_arrays b, size_t from, size_t middle, size_t to, bool reverse)
 {
     size_t i = from, j = middle;

@@ -48,7 +48,7 @@ static dq_status put_number(dq_jrun *r, dq_bytes *out, const dq_jvalue *v)
     if (v->kind == DQ_J_FLOAT && !isfinite(v->number))
         return put_c(r, out, isnan(v->number) ? "NaN" : v->number > 0 ? "Infinity" : "-Infinity");
     if (v->kind == DQ_J_FLOAT)
-        dq_jfloat_text(v->number, text);
+        DQ_TRY(dq_jfloat_text(v->number, text));
     else
         snprintf(text, sizeof text, "%lld", (long long)v->integer);
     return put_c(r, out, text);

@@ -195,13 +195,8 @@ dq_status dq_jlex(dq_jarena *arena, const char *text, size_t bytes, dq_jtokens *
 {
     dq_jtext clean = {0};
     DQ_TRY(normal_lines(arena, text, bytes, &clean));
-    dq_jlexer x = {.arena = arena,
-                   .out = out,
-                   .start = clean.data,
-                   .at = clean.data,
-                   .end = clean.data + clean.size,
-                   .line = 1,
-                   .line_starting = true};
+    dq_jlexer x = {
+        .arena = arena, .out = out, .at = clean.data, .end = clean.data + clean.size, .line = 1, .line_starting = true};
     *out = (dq_jtokens){0};
     while (x.at < x.end) DQ_TRY(take_next(&x));
     return dq_jlex_add(&x, (dq_jtoken){.kind = DQ_JT_END});

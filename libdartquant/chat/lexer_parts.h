@@ -10,7 +10,7 @@ enum { DQ_J_MAX_OPEN = 100 /* brackets */ };
 typedef struct dq_jlexer {
     dq_jarena *arena;
     dq_jtokens *out;
-    const char *start, *at, *end;
+    const char *at, *end;
     uint32_t line;
     bool line_starting; /* a line break was the last thing taken */
     char brackets[DQ_J_MAX_OPEN];

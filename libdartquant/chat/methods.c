@@ -104,7 +104,7 @@ static dq_status find(dq_jrun *r, const dq_jvalue *self, const dq_jvalue *what, 
 {
     dq_jtext word = {0};
     DQ_TRY(dq_jwant_string(r, "what is looked for", what, &word));
-    DQ_TRY(dq_jsteps(r, 1 + self->text.size / 32));
+    DQ_TRY(dq_jsteps(r, dq_jfind_steps(self->text, word, last)));
     int64_t at = dq_jfind(self->text, word, last);
     *out = dq_jint(at < 0 ? -1 : (int64_t)dq_jtext_length(dq_jtext_of(self->text.data, (size_t)at)));
     return DQ_OK;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "base/number.h"
 #include "base/status.h"
 #include "chat/run.h"
 #include "text/utf8.h"
@@ -26,26 +27,31 @@ dq_status dq_jtake_bytes(dq_jrun *r, dq_bytes *b, dq_jvalue *out)
 }
 
 /* The fewest digits that give the number back; exponents below -4 and from 16 on (CPython's float_repr_style "short"). */
-void dq_jfloat_text(double d, char out[40])
+dq_status dq_jfloat_text(double d, char out[40])
 {
-    char digits[40] = "";
+    char digits[40] = "", *end;
     int precision = 1;
     if (!isfinite(d)) {
         strcpy(out, isnan(d) ? "nan" : d > 0 ? "inf" : "-inf");
-        return;
+        return DQ_OK;
     }
     for (; precision <= 17; precision++) {
+        double back;
         snprintf(digits, sizeof digits, "%.*e", precision - 1, d);
-        if (strtod(digits, NULL) == d) break;
+        dq_number_point(digits);
+        DQ_TRY(dq_number_read(digits, &end, &back));
+        if (back == d) break;
     }
     int exponent = atoi(strchr(digits, 'e') + 1);
     if (exponent >= -4 && exponent < 16) {
         int places = precision - 1 - exponent;
         snprintf(out, 40, "%.*f", places > 0 ? places : 1, d);
-        return;
+        dq_number_point(out);
+        return DQ_OK;
     }
     char *e = strchr(digits, 'e');
     snprintf(out, 40, "%.*se%c%02d", (int)(e - digits), digits, exponent < 0 ? '-' : '+', abs(exponent));
+    return DQ_OK;
 }
 
 /* ---- repr ---- */
@@ -115,7 +121,7 @@ static dq_status put_number(dq_jrun *r, dq_bytes *out, const dq_jvalue *v)
 {
     char text[40];
     if (v->kind == DQ_J_FLOAT)
-        dq_jfloat_text(v->number, text);
+        DQ_TRY(dq_jfloat_text(v->number, text));
     else
         snprintf(text, sizeof text, "%lld", (long long)v->integer);
     return put_c(r, out, text);

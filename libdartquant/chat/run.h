@@ -104,7 +104,7 @@ dq_status dq_jtake_bytes(dq_jrun *r, dq_bytes *b, dq_jvalue *out);
 /* Python's str() and repr(). */
 dq_status dq_jput_str(dq_jrun *r, dq_bytes *out, const dq_jvalue *v);
 dq_status dq_jput_repr(dq_jrun *r, dq_bytes *out, const dq_jvalue *v);
-void dq_jfloat_text(double d, char out[40]);                          /* Python's repr */
+dq_status dq_jfloat_text(double d, char out[40]);                     /* Python's repr */
 dq_status dq_jto_text(dq_jrun *r, const dq_jvalue *v, dq_jtext *out); /* of a string: itself */
 typedef struct dq_jjson {
     bool ascii, sort;
@@ -120,12 +120,14 @@ dq_status dq_jstrip(dq_jrun *r, dq_jtext t, const dq_jvalue *chars, bool left, b
 dq_status dq_jreplace(dq_jrun *r, dq_jtext t, dq_jtext old, dq_jtext new, int64_t most, dq_jvalue *out);
 /* The byte of the first or (`last`) last occurrence, or -1. */
 int64_t dq_jfind(dq_jtext t, dq_jtext word, bool last);
+/* What that costs at most; from the end every place may take a comparison of the whole word. */
+uint64_t dq_jfind_steps(dq_jtext t, dq_jtext word, bool last);
 dq_status dq_jsplit(dq_jrun *r, dq_jtext t, const dq_jvalue *separator, int64_t most, bool right, dq_jvalue *out);
 /* Python's str.format with {}, {0} and {name}. */
 dq_status dq_jformat(dq_jrun *r, dq_jtext t, const dq_jargs *args, dq_jvalue *out);
 dq_status dq_jsplit_lines(dq_jrun *r, dq_jtext t, bool keep, dq_jvalue *out);
 dq_status dq_jjoin(dq_jrun *r, dq_jtext separator, const dq_jlist *items, bool convert, dq_jvalue *out);
-/* A stable sort. `key` NULL: the values themselves. */
+/* A stable sort of `items` by their `keys`, which move with them. */
 dq_status dq_jsort(dq_jrun *r, dq_jvalue *items, dq_jvalue *keys, size_t count, bool reverse);
 
 #endif

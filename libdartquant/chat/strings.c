@@ -80,6 +80,11 @@ int64_t dq_jfind(dq_jtext t, dq_jtext word, bool last)
     return -1;
 }
 
+uint64_t dq_jfind_steps(dq_jtext t, dq_jtext word, bool last)
+{
+    return 1 + t.size / 32 * (last ? 1 + word.size / 64 : 1);
+}
+
 /* Python puts the new text between all characters where the old is empty. */
 static dq_status replace_empty(dq_jrun *r, dq_bytes *text, dq_jtext t, dq_jtext new, int64_t most)
 {
@@ -178,10 +183,10 @@ static dq_status split_words(dq_jrun *r, dq_jtext t, int64_t most, bool right, d
 dq_status dq_jsplit(dq_jrun *r, dq_jtext t, const dq_jvalue *separator, int64_t most, bool right, dq_jvalue *out)
 {
     dq_jtext word = {0};
-    DQ_TRY(dq_jsteps(r, 1 + t.size / 32));
     DQ_TRY(dq_jlist_new(&r->arena, DQ_J_LIST, 0, out));
+    if (separator) DQ_TRY(dq_jwant_string(r, "the separator", separator, &word));
+    DQ_TRY(dq_jsteps(r, dq_jfind_steps(t, word, right)));
     if (separator) {
-        DQ_TRY(dq_jwant_string(r, "the separator", separator, &word));
         if (word.size == 0) return dq_jfail(r, DQ_E_INVALID, "an empty separator");
         DQ_TRY(split_at(r, t, word, most, right, out->list));
     } else {

@@ -2,8 +2,6 @@
 #include "base/status.h"
 #include "chat/run.h"
 
-enum { COUNT_KINDS = DQ_J_MACRO + 1 };
-
 /* Tests that look at the kind alone, one bit for each. */
 #define K(kind) (1u << DQ_J_##kind)
 static const struct {

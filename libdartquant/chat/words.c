@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/status.h"
 #include "chat/lexer_parts.h"
 #include "text/utf8.h"
@@ -138,7 +139,8 @@ static dq_status take_number(dq_jlexer *x)
     if (end < x->end && is_letter(*end)) return dq_jlex_fail(x, "a number goes on with a letter");
     dq_jtoken token = {.kind = end > whole ? DQ_JT_FLOAT : DQ_JT_INT};
     if (token.kind == DQ_JT_FLOAT) {
-        token.number = strtod(digits, NULL);
+        char *behind;
+        DQ_TRY(dq_number_read(digits, &behind, &token.number));
         if (!isfinite(token.number)) return dq_jlex_fail(x, "a number is too large");
     } else {
         errno = 0;

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "chat/chat.h"
 #include "chat/template.h"
+#include "comma_locale.h"
 #include "paths.h"
 #include "scratch.h"
 
@@ -137,11 +138,14 @@ static void hostile(void **state)
         "{% set s = 'x' * 10000000 %}{% for i in range(99999) %}{{ s == s ~ '' }}{% endfor %}",
         "{{ ('ab' * 9999999).replace('', 'xxxxxxxxxxxxxxxxxxxxxxxxx') }}",
         "{{ ' ' * 1000000 | indent(99999999) }}",
+        "{{ ('x' * 4000000).rfind('x' * 2000000 ~ 'y') }}",
+        "{{ ('x' * 4000000).rsplit('x' * 2000000 ~ 'y') }}",
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) /* the bound that is met first */
         expect_refusal(cases[i], DQ_E_INVALID, " than ");
     expect_refusal("{{ '' * 9223372036854775807 }}{{ [] * 9223372036854775807 }}{{ 2 ** 9223372036854775807 }}",
                    DQ_E_UNSUPPORTED, "64 bits");
+    expect_refusal("{{ (-9223372036854775807 - 1) | abs }}", DQ_E_UNSUPPORTED, "64 bits");
 }
 
 static void nested(void **state)
@@ -316,6 +320,24 @@ static void smollm2(void **state)
     json_decref(cases);
 }
 
+/* Fractions have a point, whatever the host's locale writes. */
+static void locale_does_not_matter(void **state)
+{
+    (void)state;
+    json_t *values = json_pack("{s:f}", "x", -0.25);
+    char *text = NULL;
+    size_t bytes = 0;
+    if (!comma_locale_enter()) skip();
+    dq_status status =
+        render("{{ 1.5 }} {{ 12.5e20 }} {{ '2.5'|float }} {{ '2.5'|int }} {{ x|tojson }} {{ '2,5'|float }}", values,
+               &text, &bytes);
+    comma_locale_leave();
+    assert_int_equal(status, DQ_OK);
+    assert_string_equal(text, "1.5 1.25e+21 2.5 2 -0.25 0.0");
+    dq_free(text);
+    json_decref(values);
+}
+
 static int open_env(void **state)
 {
     (void)state;
@@ -335,9 +357,10 @@ static int close_env(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(renders_as_jinja), cmocka_unit_test(refuses), cmocka_unit_test(hostile),
-        cmocka_unit_test(nested),           cmocka_unit_test(damaged), cmocka_unit_test(conversations),
-        cmocka_unit_test(smollm2),
+        cmocka_unit_test(renders_as_jinja), cmocka_unit_test(refuses),
+        cmocka_unit_test(hostile),          cmocka_unit_test(nested),
+        cmocka_unit_test(damaged),          cmocka_unit_test(conversations),
+        cmocka_unit_test(smollm2),          cmocka_unit_test(locale_does_not_matter),
     };
     return cmocka_run_group_tests_name("chat", tests, open_env, close_env);
 }
