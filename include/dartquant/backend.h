@@ -390,6 +390,16 @@ typedef struct dq_backend {
      * for ones and zeros. F32; in place allowed. (Ba, Kiros and Hinton, arXiv 1607.06450.) */
     dq_status (*layernorm)(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
                            const dq_view *y);
+
+    /* ---- two ops in one pass over memory ----
+     * To the bit what the device's own two ops give one after the other, but nothing in between is stored. Without the slot,
+     * or for arguments it does not serve, the library calls the two: that is no fallback and is not counted as one. */
+    /* y = fake_quant(rmsnorm(x)); F32, in place allowed. */
+    dq_status (*rmsnorm_quant)(void *dev, const dq_view *x, const dq_view *weight, double eps,
+                               const dq_fake_quant_desc *d, const dq_view *y);
+    /* y = fake_quant(hadamard(x)); F32, in place allowed. */
+    dq_status (*hadamard_quant)(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
+                                const dq_view *y);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

@@ -80,6 +80,11 @@ dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor
 dq_status dq_op_compare_logits(const dq_tensor *a, const dq_tensor *b, int64_t first, dq_tensor *state);
 dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *y);
 dq_status dq_op_hadamard(const dq_hadamard_desc *d, const dq_tensor *x, dq_tensor *y);
+/* y = fake_quant(rmsnorm(x)) and fake_quant(hadamard(x)): in one pass where the device can, else by the two ops. */
+dq_status dq_op_rmsnorm_quant(const dq_tensor *x, const dq_tensor *weight, double eps, const dq_fake_quant_desc *d,
+                              dq_tensor *y);
+dq_status dq_op_hadamard_quant(const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_tensor *x,
+                               dq_tensor *y);
 dq_status dq_op_syrk(double alpha, const dq_tensor *x, double beta, dq_tensor *h);
 dq_status dq_op_diag(const dq_tensor *h, dq_tensor *v);
 dq_status dq_op_gptq_factor(const dq_tensor *h, const dq_tensor *perm, double damp, dq_tensor *u, int64_t *info);

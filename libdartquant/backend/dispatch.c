@@ -115,17 +115,35 @@ static dq_status fall_back(dq_device *dev, const dq_op_call *call, dq_status (*c
 
 dq_status dq_op_dispatch(const dq_op_call *call) { return dq_op_dispatch_or(call, NULL); }
 
-dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const dq_op_call *call))
+/* Calls the slot; what it returns is not looked at yet. */
+static dq_status call_device(const dq_op_call *call)
 {
     dq_device *dev = device_of(call);
     const dq_view *views[DQ_OP_MAX_OPERANDS];
     for (int i = 0; i < call->count; i++) views[i] = is_given(call, i) ? dq_operand_view(call, i) : NULL;
-    DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
-    dq_status status = call->fn(&dev->table, dev->state, views, call->args);
+    return call->fn(&dev->table, dev->state, views, call->args);
+}
+
+dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const dq_op_call *call))
+{
+    dq_device *dev = device_of(call);
+    DQ_TRY(dq_device_usable(dev));
+    dq_status status = call_device(call);
     dev->counters.ops++;
     /* What ref itself does not serve has nowhere to fall. */
     if (status == DQ_E_UNSUPPORTED && memcmp(&dev->table, dev->ref, sizeof dev->table) != 0)
         return fall_back(dev, call, compose);
     return in_op(call, dq_device_finish(dev, status, call->name, ""));
+}
+
+dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served)
+{
+    dq_device *dev = device_of(call);
+    DQ_TRY(dq_device_usable(dev));
+    dq_status status = call_device(call);
+    *served = status != DQ_E_UNSUPPORTED;
+    if (!*served) return DQ_OK;
+    dev->counters.ops++;
+    return dq_device_finish(dev, status, call->name, "");
 }

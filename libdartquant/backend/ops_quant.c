@@ -6,6 +6,17 @@
 
 /* ---- activations ---- */
 
+dq_status dq_check_fake_quant(const char *op, const dq_fake_quant_desc *d, int64_t cols)
+{
+    if (d->bits < 2 || d->bits > 15) return dq_fail(DQ_E_INVALID, "%s: %d bits, must be 2..15", op, d->bits);
+    if (d->group < 1 || cols % d->group != 0)
+        return dq_fail(DQ_E_INVALID, "%s: groups of %lld do not divide %lld columns", op, (long long)d->group,
+                       (long long)cols);
+    if (!(d->clip > 0 && d->clip <= 1))
+        return dq_fail(DQ_E_INVALID, "%s: clip ratio %g, must be in (0, 1]", op, (double)d->clip);
+    return DQ_OK;
+}
+
 DQ_OP_CALLER(fake_quant) { return DQ_SLOT(fake_quant, args, v[0], v[1]); }
 
 dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *y)
@@ -14,29 +25,24 @@ dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_t
     DQ_TRY(dq_check_operands(&call, 0));
     for (int i = 0; i < 2; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
     DQ_TRY(dq_check_shape(&call, 1, x->view.rows, x->view.cols));
-    if (d->bits < 2 || d->bits > 15) return dq_fail(DQ_E_INVALID, "fake_quant: %d bits, must be 2..15", d->bits);
-    if (d->group < 1 || x->view.cols % d->group != 0)
-        return dq_fail(DQ_E_INVALID, "fake_quant: groups of %lld do not divide %lld columns", (long long)d->group,
-                       (long long)x->view.cols);
-    if (!(d->clip > 0 && d->clip <= 1))
-        return dq_fail(DQ_E_INVALID, "fake_quant: clip ratio %g, must be in (0, 1]", (double)d->clip);
+    DQ_TRY(dq_check_fake_quant("fake_quant", d, x->view.cols));
     return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
 }
 
 DQ_OP_CALLER(hadamard) { return DQ_SLOT(hadamard, args, v[0], v[1]); }
 
-static dq_status check_hadamard(const dq_hadamard_desc *d, int64_t cols)
+dq_status dq_check_hadamard(const char *op, const dq_hadamard_desc *d, int64_t cols)
 {
     int64_t power = d->n > 0 && d->k > 0 && d->n % d->k == 0 ? d->n / d->k : 0;
     if (power < 1 || (power & (power - 1)) != 0)
-        return dq_fail(DQ_E_INVALID, "hadamard: order %lld is not %lld times a power of two", (long long)d->n,
+        return dq_fail(DQ_E_INVALID, "%s: order %lld is not %lld times a power of two", op, (long long)d->n,
                        (long long)d->k);
-    if (d->k > 1 && !d->hk) return dq_fail(DQ_E_INVALID, "hadamard: no table for k = %lld", (long long)d->k);
+    if (d->k > 1 && !d->hk) return dq_fail(DQ_E_INVALID, "%s: no table for k = %lld", op, (long long)d->k);
     int64_t period;
     if (d->inner < 1 || __builtin_mul_overflow(d->n, d->inner, &period) || cols % period != 0)
-        return dq_fail(DQ_E_INVALID, "hadamard: order %lld x inner %lld does not divide %lld columns", (long long)d->n,
+        return dq_fail(DQ_E_INVALID, "%s: order %lld x inner %lld does not divide %lld columns", op, (long long)d->n,
                        (long long)d->inner, (long long)cols);
-    if (!isfinite(d->scale)) return dq_fail(DQ_E_INVALID, "hadamard: the scale is not finite");
+    if (!isfinite(d->scale)) return dq_fail(DQ_E_INVALID, "%s: the scale is not finite", op);
     return DQ_OK;
 }
 
@@ -47,7 +53,7 @@ dq_status dq_op_hadamard(const dq_hadamard_desc *d, const dq_tensor *x, dq_tenso
     DQ_TRY(dq_check_dtype(&call, 0, DQ_MASK_F32_F64));
     DQ_TRY(dq_check_same_dtype(&call, 0, 1));
     DQ_TRY(dq_check_shape(&call, 1, x->view.rows, x->view.cols));
-    DQ_TRY(check_hadamard(d, x->view.cols));
+    DQ_TRY(dq_check_hadamard("hadamard", d, x->view.cols));
     return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
 }
 

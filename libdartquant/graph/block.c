@@ -18,12 +18,18 @@ static dq_status norm(const dq_block_spec *s, const dq_tensor *weight, const dq_
     return dq_op_rmsnorm(h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, &ws->x);
 }
 
-/* Fake quantization with the layer's own clip ratio, where it has one. */
-static dq_status quantize(const dq_act_spec *spec, const dq_block *b, int site, const char *what, const dq_tensor *x,
-                          dq_tensor *y, const dq_tensor **out)
+/* With the layer's own clip ratio, where it has one. */
+static dq_act_spec own_spec(const dq_act_spec *spec, const dq_block *b, int site)
 {
     dq_act_spec own = *spec;
     if (b->clip[site] > 0) own.clip = b->clip[site];
+    return own;
+}
+
+static dq_status quantize(const dq_act_spec *spec, const dq_block *b, int site, const char *what, const dq_tensor *x,
+                          dq_tensor *y, const dq_tensor **out)
+{
+    dq_act_spec own = own_spec(spec, b, site);
     return dq_fake_quant_apply(&own, what, x, y, out);
 }
 
@@ -35,16 +41,21 @@ static dq_status quantize_input(const dq_block_spec *s, const dq_block *b, int s
     return quantize(&s->scheme.a, b, site, what, x, slice, out);
 }
 
+/* The norm of h as the linears of `site` take it, where nobody looks at what lies between. */
+static dq_status norm_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
+                            const dq_tensor *weight, const dq_tensor *h, dq_workspace *ws, dq_tensor *slice,
+                            const dq_tensor **out)
+{
+    dq_act_spec own = own_spec(&s->scheme.a, b, site);
+    DQ_TRY(check_rows(h, ws));
+    *slice = own.bits < 16 ? dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, h->view.cols) : ws->x;
+    *out = slice;
+    return dq_norm_quant_apply(&own, what, h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, slice);
+}
+
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
 {
     return norm(s, &b->attn_norm, h, ws);
-}
-
-/* Position and basis of queries and keys: RoPE, then R3. */
-static dq_status place(const dq_block_spec *s, dq_tensor *x)
-{
-    DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, x));
-    return s->r3 ? dq_hadamard_apply(s->r3, 1, x) : DQ_OK;
 }
 
 static float attention_scale(const dq_block_spec *s) { return (float)(1.0 / sqrt((double)s->head_dim)); }
@@ -71,11 +82,11 @@ static dq_status attend_cached(const dq_block_spec *s, dq_kv_cache *cache, const
     return dq_op_kv_attention(&d, &ws->q, &cache->k, &cache->k_grid, &cache->v, &cache->v_grid, &s->span, &ws->a);
 }
 
-dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+/* From the input of q, k, v, quantized, to ws.a. */
+static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
 {
-    dq_tensor slice = {0};
-    const dq_tensor *x, *k, *v;
-    DQ_TRY(quantize_input(s, b, DQ_CLIP_QKV, "q, k, v input", &ws->x, ws, &slice, &x));
+    const dq_tensor *k, *v;
+    dq_act_spec keys = own_spec(&s->scheme.k, b, DQ_CLIP_KEYS);
     if (!dq_linear_is_empty(&b->qkv)) {
         DQ_TRY(dq_linear_forward(&b->qkv, x, false, s->math, &ws->qkv));
     } else {
@@ -84,11 +95,20 @@ dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace 
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
     }
     DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
-    DQ_TRY(place(s, &ws->q));
-    DQ_TRY(place(s, &ws->k));
-    DQ_TRY(quantize(&s->scheme.k, b, DQ_CLIP_KEYS, "keys", &ws->k, &ws->k, &k));
+    DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->q));
+    DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->k));
+    if (s->r3) DQ_TRY(dq_hadamard_apply(s->r3, 1, &ws->q));
+    DQ_TRY(dq_hadamard_quant_apply(s->r3, &keys, "keys", &ws->k, &ws->k, &k));
     DQ_TRY(b->cache ? attend_cached(s, b->cache, k, v, ws) : attend(s, k, v, ws));
     return s->r2_heads ? dq_hadamard_apply(s->r2_heads, s->head_dim, &ws->a) : DQ_OK;
+}
+
+dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+{
+    dq_tensor slice = {0};
+    const dq_tensor *x;
+    DQ_TRY(quantize_input(s, b, DQ_CLIP_QKV, "q, k, v input", &ws->x, ws, &slice, &x));
+    return attention_of(s, b, x, ws);
 }
 
 dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws,
@@ -106,18 +126,24 @@ dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_te
     return norm(s, &b->mlp_norm, h, ws);
 }
 
-dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+/* From the input of gate, up, quantized, to ws.gate before R4. */
+static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
 {
-    dq_tensor slice = {0};
-    const dq_tensor *x;
-    DQ_TRY(quantize_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &ws->x, ws, &slice, &x));
     if (!dq_linear_is_empty(&b->gate_up)) {
         DQ_TRY(dq_linear_forward(&b->gate_up, x, false, s->math, &ws->gate_up));
     } else {
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
     }
-    DQ_TRY(dq_op_activation(s->activation, &ws->gate, &ws->up, &ws->gate));
+    return dq_op_activation(s->activation, &ws->gate, &ws->up, &ws->gate);
+}
+
+dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+{
+    dq_tensor slice = {0};
+    const dq_tensor *x;
+    DQ_TRY(quantize_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &ws->x, ws, &slice, &x));
+    DQ_TRY(activated(s, b, x, ws));
     return s->r4 ? dq_hadamard_apply(s->r4, 1, &ws->gate) : DQ_OK;
 }
 
@@ -130,10 +156,24 @@ dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspa
     return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
 }
 
+/* mlp_in, mlp and mlp_out in a row: `up` takes the quantized input of down_proj, as there. */
+static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
+{
+    dq_tensor slice;
+    const dq_tensor *x;
+    dq_act_spec down = own_spec(&s->scheme.a, b, DQ_CLIP_DOWN);
+    DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, h, ws, &slice, &x));
+    DQ_TRY(activated(s, b, x, ws));
+    DQ_TRY(dq_hadamard_quant_apply(s->r4, &down, "down_proj input", &ws->gate, &ws->up, &x));
+    return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
+}
+
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
 {
-    DQ_TRY(dq_block_attn_in(s, b, h, ws));
-    DQ_TRY(dq_block_attn(s, b, ws));
+    dq_tensor slice;
+    const dq_tensor *x;
+    DQ_TRY(norm_input(s, b, DQ_CLIP_QKV, "q, k, v input", &b->attn_norm, h, ws, &slice, &x));
+    DQ_TRY(attention_of(s, b, x, ws));
     DQ_TRY(dq_block_attn_out(s, b, &ws->a, ws, h));
     int64_t step = ws->gate.view.rows;
     if (step < 1) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for the MLP");
@@ -141,9 +181,7 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
         int64_t rows = h->view.rows - r < step ? h->view.rows - r : step;
         dq_tensor part = dq_tensor_rows(h, r, rows);
         dq_workspace cut = dq_workspace_rows(ws, rows);
-        DQ_TRY(dq_block_mlp_in(s, b, &part, &cut));
-        DQ_TRY(dq_block_mlp(s, b, &cut));
-        DQ_TRY(dq_block_mlp_out(s, b, &cut, &part));
+        DQ_TRY(mlp_forward(s, b, &cut, &part));
     }
     return DQ_OK;
 }

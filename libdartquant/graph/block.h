@@ -111,6 +111,12 @@ dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const d
 /* x = (block-diagonal) orthonormal Hadamard of x along a dimension of h->blocks * h->n elements that lie `inner` columns
  * apart; in place, F32 or F64. */
 dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);
+/* dq_fake_quant_apply of the rotated x (h NULL: of x), of which x keeps what bits 16 or h NULL ask for, else anything. */
+dq_status dq_hadamard_quant_apply(const dq_hadamard *h, const dq_act_spec *spec, const char *what, dq_tensor *x,
+                                  dq_tensor *y, const dq_tensor **out);
+/* y = fake_quant of the norm of h; with bits 16 the norm. */
+dq_status dq_norm_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *h, const dq_tensor *weight,
+                              double eps, dq_tensor *y);
 /* w[i] /= by[i], row by row; F32 or F64. */
 dq_status dq_divide_rows(const float *by, dq_tensor *w);
 /* Whether every group size of the scheme divides what it cuts; DQ_E_INVALID with the numbers otherwise. */

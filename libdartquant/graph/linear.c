@@ -17,32 +17,61 @@ dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumul
     return dq_tensor_is_empty(&l->bias) ? DQ_OK : dq_op_axpy(1.0, &l->bias, y);
 }
 
-dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *y,
-                              const dq_tensor **out)
+/* The grid of fewer than 16 bits that `spec` puts on rows of `cols` columns. */
+static dq_status grid_of(const dq_act_spec *spec, const char *what, int64_t cols, dq_fake_quant_desc *out)
 {
-    if (spec->bits >= 16) {
-        *out = x;
-        return DQ_OK;
-    }
-    int64_t cols = x->view.cols;
     int64_t group = spec->group > 0 ? spec->group : cols;
     if (cols % group != 0)
         return dq_fail(DQ_E_INVALID, "quantization of the %s: group size %lld does not divide its %lld columns", what,
                        (long long)group, (long long)cols);
-    dq_fake_quant_desc d = {.bits = spec->bits,
-                            .symmetric = spec->symmetric,
-                            .group = group,
-                            .clip = (float)spec->clip,
-                            .zero_in_range = spec->group <= 0};
-    DQ_TRY(dq_op_fake_quant(&d, x, y));
-    *out = y;
+    *out = (dq_fake_quant_desc){.bits = spec->bits,
+                                .symmetric = spec->symmetric,
+                                .group = group,
+                                .clip = (float)spec->clip,
+                                .zero_in_range = spec->group <= 0};
     return DQ_OK;
+}
+
+dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *y,
+                              const dq_tensor **out)
+{
+    dq_fake_quant_desc d;
+    *out = spec->bits >= 16 ? x : y;
+    if (spec->bits >= 16) return DQ_OK;
+    DQ_TRY(grid_of(spec, what, x->view.cols, &d));
+    return dq_op_fake_quant(&d, x, y);
+}
+
+dq_status dq_norm_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *h, const dq_tensor *weight,
+                              double eps, dq_tensor *y)
+{
+    dq_fake_quant_desc d;
+    if (spec->bits >= 16) return dq_op_rmsnorm(h, weight, eps, y);
+    DQ_TRY(grid_of(spec, what, h->view.cols, &d));
+    return dq_op_rmsnorm_quant(h, weight, eps, &d, y);
+}
+
+static dq_hadamard_desc desc_of(const dq_hadamard *h, int64_t inner)
+{
+    return (dq_hadamard_desc){.n = h->n, .k = h->k, .hk = h->hk, .inner = inner, .scale = 1.0 / sqrt((double)h->n)};
 }
 
 dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x)
 {
-    dq_hadamard_desc d = {.n = h->n, .k = h->k, .hk = h->hk, .inner = inner, .scale = 1.0 / sqrt((double)h->n)};
+    dq_hadamard_desc d = desc_of(h, inner);
     return dq_op_hadamard(&d, x, x);
+}
+
+dq_status dq_hadamard_quant_apply(const dq_hadamard *h, const dq_act_spec *spec, const char *what, dq_tensor *x,
+                                  dq_tensor *y, const dq_tensor **out)
+{
+    dq_fake_quant_desc d;
+    if (!h) return dq_fake_quant_apply(spec, what, x, y, out);
+    *out = spec->bits >= 16 ? x : y;
+    if (spec->bits >= 16) return dq_hadamard_apply(h, 1, x);
+    DQ_TRY(grid_of(spec, what, x->view.cols, &d));
+    dq_hadamard_desc t = desc_of(h, 1);
+    return dq_op_hadamard_quant(&t, &d, x, y);
 }
 
 dq_status dq_divide_rows(const float *by, dq_tensor *w)

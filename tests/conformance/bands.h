@@ -47,6 +47,7 @@ static const band bands[] = {
     {"fake_quant", "f32", 0, 0},
     {"hadamard", "f32", 1e-6, 0}, /* |scale| sqrt(order) */
     {"hadamard", "f64", 2e-15, 0},
+    {"fused", "f32", 0, 0},      /* rmsnorm_quant, hadamard_quant: the device's own two ops */
     {"syrk", "f32", 2e-6, 3e-6}, /* |alpha| sqrt(tokens) + |beta| */
     {"diag", "f32", 0, 0},
     {"gptq_factor", "f32", 2e-6, 0}, /* 1; condition number about 3 */

@@ -298,9 +298,13 @@ static dq_status do_fake_quant(void *arg)
 }
 static dq_status do_hadamard_quant(void *arg)
 {
-    DQ_TRY(do_hadamard(arg));
     rows *r = arg;
-    return dq_op_fake_quant(&r->q, &r->y, &r->y);
+    return dq_op_hadamard_quant(&r->h, &r->q, &r->x, &r->y);
+}
+static dq_status do_norm_quant(void *arg)
+{
+    rows *r = arg;
+    return dq_op_rmsnorm_quant(&r->x, NULL, 1e-5, &r->q, &r->y);
 }
 static dq_status do_rmsnorm(void *arg)
 {
@@ -339,6 +343,8 @@ static void row_work(int64_t n, int64_t k, int64_t elements)
     report("G4", what, seconds_of(do_hadamard_quant, &r, &r.y), 0, 0, bytes);
     snprintf(what, sizeof what, "4-bit rounding of rows of %lld", (long long)n);
     report("G4", what, seconds_of(do_fake_quant, &r, &r.y), 0, 0, bytes);
+    snprintf(what, sizeof what, "RMS norm of rows of %lld, then 4-bit rounding", (long long)n);
+    report("G4", what, seconds_of(do_norm_quant, &r, &r.y), 0, 0, bytes);
     dq_tensor_free(&r.x), dq_tensor_free(&r.y);
 }
 

@@ -134,6 +134,8 @@ def rows():
         y = torch.empty_like(x)
         report("G4", "copy of rows of %d" % n, seconds_of(lambda: y.copy_(x)))
         report("G4", "4-bit rounding of rows of %d" % n, seconds_of(lambda: fake_quant(x)))
+        report("G4", "RMS norm of rows of %d, then 4-bit rounding" % n,
+               seconds_of(lambda: fake_quant(torch.nn.functional.rms_norm(x, (n,), eps=1e-5))))
         if elements <= 1 << 26 or n == 4096:
             report("G4", "Hadamard of order %d, then 4-bit rounding" % n, seconds_of(lambda: fake_quant(fwht(x))))
 

@@ -398,6 +398,8 @@ static dq_backend make_table(void)
     t.kv_attention = dq_cuda_kv_attention;
     t.adam = dq_cuda_adam;
     t.layernorm = dq_cuda_layernorm;
+    t.rmsnorm_quant = dq_cuda_rmsnorm_quant;
+    t.hadamard_quant = dq_cuda_hadamard_quant;
     return t;
 }
 

@@ -120,7 +120,11 @@ DQ_CUDA_SLOT dq_cuda_attention(void *dev, const dq_attention_desc *d, const dq_v
 DQ_CUDA_SLOT dq_cuda_head_nll(void *dev, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
                               const dq_view *state, int32_t math);
 DQ_CUDA_SLOT dq_cuda_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
+DQ_CUDA_SLOT dq_cuda_rmsnorm_quant(void *dev, const dq_view *x, const dq_view *weight, double eps,
+                                   const dq_fake_quant_desc *d, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_hadamard(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
+DQ_CUDA_SLOT dq_cuda_hadamard_quant(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
+                                    const dq_view *y);
 /* factor.cu */
 DQ_CUDA_SLOT dq_cuda_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                                  int64_t *info);

@@ -1,19 +1,16 @@
 /* RMS norm, layer norm, rotary position embedding, activations. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/norm_core.h"
 
-/* One block a row; the sum of squares in double, in a fixed order. */
+/* One block a row. */
 __global__ void rmsnorm_kernel(cu_mat<const float> x, const float *weight, double eps, cu_mat<float> y)
 {
     __shared__ double slots[CU_THREADS / CU_WARP];
     const float *in = x.row(blockIdx.x);
     float *out = y.row(blockIdx.x);
-    double sum = 0;
-    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) sum += (double)in[c] * (double)in[c];
-    sum = cu_block_sum(sum, slots);
-    float factor = (float)(1.0 / sqrt(sum / (double)x.cols + eps));
-    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) out[c] = in[c] * factor * (weight ? weight[c] : 1.0f);
+    float factor = cu_norm_factor(in, x.cols, eps, slots);
+    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) out[c] = cu_normed(in[c], factor, weight, c);
 }
 
 DQ_CUDA_SLOT dq_cuda_rmsnorm(void *device, const dq_view *x, const dq_view *weight, double eps, const dq_view *y)

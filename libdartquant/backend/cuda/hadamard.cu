@@ -98,26 +98,43 @@ static dq_status transform(dq_cuda_device *dev, const hadamard_args &a, const dq
     return dq_cuda_launched(dev, "hadamard");
 }
 
+/* The table of signs on the card, address NULL when there is none. */
+static dq_status bring_table(dq_cuda_device *dev, const dq_hadamard_desc *d, dq_cuda_block *table)
+{
+    if (d->k == 1) return DQ_OK;
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)(d->k * d->k), "hadamard", table));
+    dq_status status = dq_cuda_upload(dev, table, 0, d->hk, (uint64_t)(d->k * d->k));
+    if (status != DQ_OK) dq_cuda_release(dev, table);
+    return status;
+}
+
 DQ_CUDA_SLOT dq_cuda_hadamard(void *device, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y)
 {
     CU_ENTER(device);
     if (d->k > MAX_MIX || d->n > (1 << 20) || d->inner > (1 << 30))
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "hadamard: order %lld with a factor of %lld (%d at most)",
                             (long long)d->n, (long long)d->k, (int)MAX_MIX);
-    hadamard_args a = {(int)d->n, (int)d->k, (int)(d->n / d->k), (int)d->inner, d->transpose, NULL, d->scale};
     dq_cuda_block table = {};
-    if (d->k > 1) {
-        CU_TRY(dq_cuda_scratch(dev, (uint64_t)(d->k * d->k), "hadamard", &table));
-        dq_status status = dq_cuda_upload(dev, &table, 0, d->hk, (uint64_t)(d->k * d->k));
-        if (status != DQ_OK) {
-            dq_cuda_release(dev, &table);
-            return status;
-        }
-        a.hk = (const int8_t *)table.address;
-    }
-    dq_status status = dq_cuda_hadamard_is_fast(dev, d, x) ? dq_cuda_hadamard_fast(dev, d, a.hk, x, y)
+    CU_TRY(bring_table(dev, d, &table));
+    hadamard_args a = {
+        (int)d->n, (int)d->k, (int)(d->n / d->k), (int)d->inner, d->transpose, (const int8_t *)table.address, d->scale};
+    dq_status status = dq_cuda_hadamard_is_fast(dev, d, x) ? dq_cuda_hadamard_fast(dev, d, a.hk, NULL, x, y)
                        : x->dtype == DQ_F64                ? transform<double>(dev, a, x, y)
                                                            : transform<float>(dev, a, x, y);
+    dq_cuda_release(dev, &table);
+    return status;
+}
+
+DQ_CUDA_SLOT dq_cuda_hadamard_quant(void *device, const dq_hadamard_desc *h, const dq_fake_quant_desc *d,
+                                    const dq_view *x, const dq_view *y)
+{
+    CU_ENTER(device);
+    if (!dq_cuda_hadamard_is_fast(dev, h, x) || d->group != h->n)
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "hadamard_quant: order %lld, groups of %lld", (long long)h->n,
+                            (long long)d->group);
+    dq_cuda_block table = {};
+    CU_TRY(bring_table(dev, h, &table));
+    dq_status status = dq_cuda_hadamard_fast(dev, h, (const int8_t *)table.address, d, x, y);
     dq_cuda_release(dev, &table);
     return status;
 }

@@ -2,8 +2,9 @@
  * one vector or several; sixteen neighbours pass their first four levels in registers straight from global memory, then four
  * levels at a time go through shared memory, padded so that banks do not collide. SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/hadamard.h"
+#include "backend/cuda/range.h"
 
-enum { RUN = 16, TILE = 4096 /* elements that a block holds at least */, MOST = 1024 };
+enum { RUN = 16, TILE = 4096 /* elements that a block holds at least */, MOST = 1024, SLOTS = 2 * MOST / CU_WARP };
 
 typedef struct tile_args {
     int n, log_size; /* n = k << log_size */
@@ -13,6 +14,8 @@ typedef struct tile_args {
     int transpose;
     const int8_t *hk;
     float scale;
+    bool quantized; /* every vector is a group of `grid` */
+    dq_fake_quant_desc grid;
     cu_mat<const float> x;
     cu_mat<float> y;
 } tile_args;
@@ -73,9 +76,10 @@ template <int COUNT> __device__ static void pass(const tile_args &a, int64_t fir
 #pragma unroll
         for (int j = 0; j < 1 << COUNT; j++) x[j] = v[padded(base) + j * gap];
         levels<COUNT>(x);
-        if (!out) {
+        if (!out || a.quantized) {
+            float scale = out ? a.scale : 1.0f;
 #pragma unroll
-            for (int j = 0; j < 1 << COUNT; j++) v[padded(base) + j * gap] = x[j];
+            for (int j = 0; j < 1 << COUNT; j++) v[padded(base) + j * gap] = x[j] * scale;
             continue;
         }
         int64_t vector = first + (base >> a.log_size);
@@ -87,8 +91,8 @@ template <int COUNT> __device__ static void pass(const tile_args &a, int64_t fir
     __syncthreads();
 }
 
-/* out[a] = sum_b sign[a][b] v[b] over the K pieces. */
-template <int K> __device__ static void mix(const tile_args &a, int64_t first, const float *v, const float *signs)
+/* out[a] = sum_b sign[a][b] v[b] over the K pieces; quantized, it stays in place: a thread has a column of them. */
+template <int K> __device__ static void mix(const tile_args &a, int64_t first, float *v, const float *signs)
 {
     int size = 1 << a.log_size;
     for (int i = threadIdx.x; i < a.held * size; i += blockDim.x) {
@@ -103,8 +107,27 @@ template <int K> __device__ static void mix(const tile_args &a, int64_t first, c
             float sum = 0;
 #pragma unroll
             for (int b = 0; b < K; b++) sum = fmaf(signs[p * K + b], x[b], sum);
-            to[p * size] = sum * a.scale;
+            if (a.quantized)
+                v[padded(held * a.n + p * size + at)] = sum * a.scale;
+            else
+                to[p * size] = sum * a.scale;
         }
+    }
+    __syncthreads();
+}
+
+/* The transformed vectors on their grids: one a block, or one a warp. */
+__device__ static void quantize_out(const tile_args &a, int64_t first, const float *v, float *slots)
+{
+    bool alone = a.held == 1;
+    int step = alone ? (int)blockDim.x : CU_WARP, i0 = (int)threadIdx.x % step;
+    for (int held = threadIdx.x / step; held < a.held; held += blockDim.x / step) {
+        int64_t vector = first + held;
+        if (vector >= a.vectors) continue;
+        auto at = [&](int64_t i) { return v[padded(held * a.n + (int)i)]; };
+        cu_fake_grid grid = alone ? cu_block_grid(a.grid, at, a.n, slots) : cu_warp_grid(a.grid, at, a.n);
+        float *to = a.y.row(vector / a.per_row) + vector % a.per_row * a.n;
+        for (int i = i0; i < a.n; i += step) to[i] = cu_fake_value(grid, at(i));
     }
     __syncthreads();
 }
@@ -112,7 +135,7 @@ template <int K> __device__ static void mix(const tile_args &a, int64_t first, c
 template <int K, bool WIDE> __global__ void __launch_bounds__(MOST) hadamard_tile_kernel(tile_args a)
 {
     CU_DYNAMIC_SHARED(shared);
-    float *signs = (float *)shared, *v = signs + (K > 1 ? K * K : 0);
+    float *slots = (float *)shared, *signs = slots + SLOTS, *v = signs + (K > 1 ? K * K : 0);
     for (int i = threadIdx.x; K > 1 && i < K * K; i += blockDim.x)
         signs[i] = (float)(a.transpose ? a.hk[i % K * K + i / K] : a.hk[i]);
     for (int64_t first = (int64_t)blockIdx.x * a.held; first < a.vectors; first += (int64_t)gridDim.x * a.held) {
@@ -129,13 +152,14 @@ template <int K, bool WIDE> __global__ void __launch_bounds__(MOST) hadamard_til
             low += count;
         }
         if (K > 1) mix<K>(a, first, v, signs);
+        if (a.quantized) quantize_out(a, first, v, slots);
     }
 }
 
 template <int K> static dq_status launch(dq_cuda_device *dev, const tile_args &a, bool wide)
 {
     int elements = a.held * a.n, threads = (elements / RUN + 31) / 32 * 32;
-    int64_t bytes = ((int64_t)elements + elements / RUN + (K > 1 ? K * K : 0)) * 4;
+    int64_t bytes = ((int64_t)elements + elements / RUN + (K > 1 ? K * K : 0) + SLOTS) * 4;
     unsigned grid = cu_grid(cu_div_up(a.vectors, a.held), 1);
     if (threads > MOST) threads = MOST;
     if (wide) {
@@ -161,11 +185,11 @@ bool dq_cuda_hadamard_is_fast(const dq_cuda_device *dev, const dq_hadamard_desc 
 {
     int64_t size = d->n / d->k;
     return x->dtype == DQ_F32 && d->inner == 1 && has_table(d->k) && size >= (d->k == 1 ? 32 : RUN) && d->n <= 32768 &&
-           (d->n + d->n / RUN + d->k * d->k) * 4 <= dev->max_shared;
+           (d->n + d->n / RUN + d->k * d->k + SLOTS) * 4 <= dev->max_shared;
 }
 
-dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, const int8_t *hk, const dq_view *x,
-                                const dq_view *y)
+dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, const int8_t *hk,
+                                const dq_fake_quant_desc *grid, const dq_view *x, const dq_view *y)
 {
     tile_args a = {};
     a.n = (int)d->n;
@@ -176,6 +200,8 @@ dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, 
     a.transpose = d->transpose;
     a.hk = hk;
     a.scale = (float)d->scale;
+    a.quantized = grid != NULL;
+    if (grid) a.grid = *grid;
     a.x = cu_view<const float>(x);
     a.y = cu_view<float>(y);
     bool wide = (uintptr_t)a.x.p % 16 == 0 && x->stride % 4 == 0;

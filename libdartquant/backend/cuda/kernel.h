@@ -186,6 +186,24 @@ template <class T> __device__ static inline T cu_block_sum(T x, T *slots)
     return sum;
 }
 
+/* Smallest and largest over the block, likewise; `slots` for two values a warp. */
+__device__ static inline void cu_block_range(float *lo, float *hi, float *slots)
+{
+    int warps = (int)blockDim.x / CU_WARP;
+    *lo = cu_warp_min(*lo);
+    *hi = cu_warp_max(*hi);
+    if (threadIdx.x % CU_WARP == 0) {
+        slots[threadIdx.x / CU_WARP] = *lo;
+        slots[warps + threadIdx.x / CU_WARP] = *hi;
+    }
+    __syncthreads();
+    for (int w = 0; w < warps; w++) {
+        if (slots[w] < *lo) *lo = slots[w];
+        if (slots[warps + w] > *hi) *hi = slots[warps + w];
+    }
+    __syncthreads();
+}
+
 /* ---- grids ---- */
 
 static inline int64_t cu_div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
