@@ -19,11 +19,20 @@ dq_status dq_export_write_json(dq_env *env, const char *dir, const char *file, j
     return status;
 }
 
+/* NULL, which is out of memory to the caller, instead of an object that lacks a part. */
+static json_t *unless(bool bad, json_t *o)
+{
+    if (!bad) return o;
+    json_decref(o);
+    return NULL;
+}
+
 /* GPTQModel's `dynamic`: a rule for every linear that differs from the rest. */
 static json_t *dynamic_rules(const dq_export_plan *p)
 {
     size_t i;
     json_t *rule, *o = json_object();
+    bool bad = !o;
     json_array_foreach(p->rules, i, rule)
     {
         char pattern[2 * DQ_TENSOR_NAME + 8];
@@ -35,11 +44,11 @@ static json_t *dynamic_rules(const dq_export_plan *p)
             pattern[n++] = *name;
         }
         snprintf(pattern + n, sizeof pattern - n, "$");
-        json_object_set_new(o, pattern,
-                            bits ? json_pack("{s:I, s:O}", "bits", bits, "group_size", json_object_get(rule, "group"))
-                                 : json_object());
+        bad |= json_object_set_new(
+            o, pattern,
+            bits ? json_pack("{s:I, s:O}", "bits", bits, "group_size", json_object_get(rule, "group")) : json_object());
     }
-    return o;
+    return unless(bad, o);
 }
 
 static json_t *gptq_config(const dq_export_plan *p)
@@ -49,15 +58,16 @@ static json_t *gptq_config(const dq_export_plan *p)
                           "checkpoint_format", format, "format", format, "bits", p->bits, "group_size",
                           (json_int_t)p->group, "desc_act", (int)p->act_order, "sym", (int)p->symmetric, "lm_head", 0,
                           "pack_dtype", "int32", "meta", "quantizer", "dartquant:" DQ_VERSION_STRING);
-    if (o && json_array_size(p->rules) > 0) json_object_set_new(o, "dynamic", dynamic_rules(p));
-    return o;
+    return unless(json_array_size(p->rules) > 0 && json_object_set_new(o, "dynamic", dynamic_rules(p)) != 0, o);
 }
 
 static json_t *awq_config(const dq_export_plan *p)
 {
     size_t i;
     json_t *rule, *skipped = json_array();
-    json_array_foreach(p->rules, i, rule) json_array_append(skipped, json_object_get(rule, "name"));
+    bool bad = !skipped;
+    json_array_foreach(p->rules, i, rule) bad |= json_array_append(skipped, json_object_get(rule, "name"));
+    if (bad) return unless(bad, skipped);
     if (json_array_size(skipped) == 0) {
         json_decref(skipped);
         skipped = json_null();
@@ -104,6 +114,7 @@ static json_t *ct_config(const dq_export_plan *p)
     json_t *groups = json_object(), *ignore = json_pack("[s]", "lm_head"), *rule;
     size_t i;
     char name[32];
+    bool bad = !groups || !ignore;
     /* groups are tried in order: the exceptions first */
     json_array_foreach(p->rules, i, rule)
     {
@@ -111,23 +122,22 @@ static json_t *ct_config(const dq_export_plan *p)
         json_t *target = json_object_get(rule, "name");
         snprintf(name, sizeof name, "group_%zu", i + 1);
         if (bits == 0)
-            json_array_append(ignore, target);
+            bad |= json_array_append(ignore, target);
         else
-            json_object_set_new(groups, name,
-                                ct_group(p, format, bits, json_integer_value(json_object_get(rule, "group")),
-                                         json_pack("[O]", target)));
+            bad |= json_object_set_new(groups, name,
+                                       ct_group(p, format, bits, json_integer_value(json_object_get(rule, "group")),
+                                                json_pack("[O]", target)));
     }
-    json_object_set_new(groups, "group_0", ct_group(p, format, p->bits, p->group, json_pack("[s]", "Linear")));
+    bad |= json_object_set_new(groups, "group_0", ct_group(p, format, p->bits, p->group, json_pack("[s]", "Linear")));
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:o, s:n, s:{}, s:o}", "quant_method", "compressed-tensors", "format",
                           format, "version", "0.20.0", "quantization_status", "compressed", "ignore", ignore,
                           "kv_cache_scheme", "sparsity_config", "config_groups", groups);
-    if (o && r && r->r4.n) json_object_set_new(o, "transform_config", r4_config(&r->r4));
-    return o;
+    if (r && r->r4.n) bad |= json_object_set_new(o, "transform_config", r4_config(&r->r4));
+    return unless(bad, o);
 }
 
 static json_t *quantization_config(const dq_export_plan *p)
 {
-    if (p->spec->kind != DQ_EXPORT_CODES) return NULL;
     switch (p->spec->layout) {
         case DQ_LAYOUT_CT_PACKED:
         case DQ_LAYOUT_CT_INT: return ct_config(p);
@@ -188,15 +198,22 @@ static dq_status write_tokenizer(const dq_export_plan *p, const char *dir)
     return status;
 }
 
-dq_status dq_export_files(const dq_export_plan *p, const char *dir)
+static dq_status write_configs(const dq_export_plan *p, const char *dir)
 {
     static const char *const dtypes[] = {[DQ_F32] = "float32", [DQ_F16] = "float16", [DQ_BF16] = "bfloat16"};
-    json_t *quantization = quantization_config(p),
-           *config = dq_hf_config_json(dq_model_arch(p->model), dtypes[p->dtype]);
-    if (config && quantization) json_object_set(config, "quantization_config", quantization);
+    bool codes = p->spec->kind == DQ_EXPORT_CODES;
+    json_t *quantization = codes ? quantization_config(p) : NULL;
+    json_t *config = dq_hf_config_json(dq_model_arch(p->model), dtypes[p->dtype]);
+    if (codes) config = unless(json_object_set(config, "quantization_config", quantization) != 0, config);
     dq_status status = dq_export_write_json(p->env, dir, "config.json", config);
-    if (status == DQ_OK && quantization && p->spec->layout <= DQ_LAYOUT_AWQ_GEMM)
+    if (status == DQ_OK && codes && p->spec->layout <= DQ_LAYOUT_AWQ_GEMM)
         status = dq_export_write_json(p->env, dir, "quantize_config.json", json_incref(quantization));
     json_decref(quantization);
-    return status == DQ_OK ? write_tokenizer(p, dir) : status;
+    return status;
+}
+
+dq_status dq_export_files(const dq_export_plan *p, const char *dir)
+{
+    DQ_TRY(write_configs(p, dir));
+    return write_tokenizer(p, dir);
 }

@@ -132,33 +132,40 @@ static dq_status put_spm(dq_gguf_writer *w, const vocabulary *v)
 }
 
 /* chat_template.jinja, else the text in tokenizer_config.json. */
-static void put_chat_template(const dq_export_plan *p, dq_gguf_writer *w, const char *dir, const json_t *config)
+static dq_status put_chat_template(const dq_export_plan *p, dq_gguf_writer *w, const char *dir, const json_t *config)
 {
     const json_t *chat = json_object_get(config, "chat_template");
     char *path = dq_path_join(p->env, dir, "chat_template.jinja"), *text = NULL;
     size_t bytes = 0;
-    if (path && dq_path_exists(path) && dq_file_read(p->env, path, FILE_LIMIT, &text, &bytes) == DQ_OK)
-        dq_gguf_writer_string(w, "tokenizer.chat_template", text);
-    else if (json_is_string(chat))
+    dq_status status = path ? DQ_OK : DQ_E_NOMEM;
+    if (path && dq_path_exists(path)) {
+        status = dq_file_read(p->env, path, FILE_LIMIT, &text, &bytes);
+        if (status == DQ_OK) dq_gguf_writer_string(w, "tokenizer.chat_template", text);
+    } else if (json_is_string(chat)) {
         dq_gguf_writer_string(w, "tokenizer.chat_template", json_string_value(chat));
+    }
     dq_free(text);
     dq_free(path);
+    return status;
 }
 
-static void put_flags(const dq_export_plan *p, dq_gguf_writer *w, const char *dir)
+static dq_status put_flags(const dq_export_plan *p, dq_gguf_writer *w, const char *dir)
 {
     json_t *config = NULL;
     const dq_arch *a = dq_model_arch(p->model);
     char *path = dq_path_join(p->env, dir, "tokenizer_config.json");
+    dq_status status = path ? DQ_OK : DQ_E_NOMEM;
     if (a->bos_id >= 0) dq_gguf_writer_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)a->bos_id);
     if (a->eos_id >= 0) dq_gguf_writer_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)a->eos_id);
-    if (path && dq_path_exists(path) && dq_json_load(p->env, path, FILE_LIMIT, &config) == DQ_OK) {
+    if (path && dq_path_exists(path)) status = dq_json_load(p->env, path, FILE_LIMIT, &config);
+    if (status == DQ_OK) {
         const json_t *bos = json_object_get(config, "add_bos_token");
         if (json_is_boolean(bos)) dq_gguf_writer_bool(w, "tokenizer.ggml.add_bos_token", json_is_true(bos));
+        status = put_chat_template(p, w, dir, config);
     }
-    put_chat_template(p, w, dir, config);
     json_decref(config);
     dq_free(path);
+    return status;
 }
 
 static dq_status put_json(const dq_export_plan *p, dq_gguf_writer *w, const char *dir, const json_t *root)
@@ -177,7 +184,7 @@ static dq_status put_json(const dq_export_plan *p, dq_gguf_writer *w, const char
     if (status == DQ_OK) {
         collect(root, bytes, &v);
         status = bytes ? put_spm(w, &v) : put_bpe(p, w, root, &v);
-        put_flags(p, w, dir);
+        if (status == DQ_OK) status = put_flags(p, w, dir);
     }
     dq_free(v.tokens);
     dq_free(v.types);

@@ -122,6 +122,15 @@ done:
     return status;
 }
 
+/* A GGUF file takes the place of an earlier one only when it is whole. */
+static dq_status export_file(const dq_export_plan *p, const char *path)
+{
+    DQ_TRY(dq_export_gguf(p, path));
+    dq_status status = dq_export_verify(p, path);
+    if (status != DQ_OK) unlink(path);
+    return status;
+}
+
 dq_status dq_export_model(dq_model *model, const dq_export_spec *spec, const char *dir, dq_progress *progress)
 {
     dq_export_plan plan;
@@ -129,9 +138,7 @@ dq_status dq_export_model(dq_model *model, const dq_export_spec *spec, const cha
     plan.progress = progress;
     if (status == DQ_OK) {
         bool file = spec->kind == DQ_EXPORT_GGUF && dq_path_ends_with(dir, ".gguf");
-        status = file ? dq_export_gguf(&plan, dir) : export_folder(&plan, dir);
-        if (status == DQ_OK && file) status = dq_export_verify(&plan, dir);
-        if (status != DQ_OK && file) unlink(dir);
+        status = file ? export_file(&plan, dir) : export_folder(&plan, dir);
     }
     dq_export_plan_clear(&plan);
     return status;

@@ -13,6 +13,8 @@ enum { CONTROL = 3, USER_DEFINED = 4 };
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits                                               \
     "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
+static dq_status no_memory(void) { return dq_fail(DQ_E_NOMEM, "out of memory while writing tokenizer.json"); }
+
 static bool is_text(const char *a, size_t bytes, const char *b)
 {
     return bytes == strlen(b) && memcmp(a, b, bytes) == 0;
@@ -54,14 +56,15 @@ static dq_status read_vocabulary(const dq_source *g, json_t *vocab, json_t *adde
         int64_t type = 1;
         DQ_TRY(dq_gguf_array_string(g, "tokenizer.ggml.tokens", i, &text, &bytes));
         if (typed) DQ_TRY(dq_gguf_array_int(g, "tokenizer.ggml.token_type", i, &type));
-        json_t *key = json_stringn(text, bytes);
+        json_t *key = memchr(text, '\0', bytes) ? NULL : json_stringn(text, bytes);
         if (!key) return dq_fail(DQ_E_FORMAT, "token %lld is no UTF-8 text", (long long)i);
-        json_object_set_new(vocab, json_string_value(key), json_integer((json_int_t)i));
+        int bad = json_object_set_new(vocab, json_string_value(key), json_integer((json_int_t)i));
         if (type == CONTROL || type == USER_DEFINED)
-            json_array_append_new(added, json_pack("{s:I, s:O, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i,
-                                                   "content", key, "single_word", 0, "lstrip", 0, "rstrip", 0,
-                                                   "normalized", 0, "special", (int)(type == CONTROL)));
+            bad |= json_array_append_new(added, json_pack("{s:I, s:O, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i,
+                                                          "content", key, "single_word", 0, "lstrip", 0, "rstrip", 0,
+                                                          "normalized", 0, "special", (int)(type == CONTROL)));
         json_decref(key);
+        if (bad) return no_memory();
     }
     return DQ_OK;
 }
@@ -75,11 +78,15 @@ static dq_status read_merges(const dq_source *g, json_t *merges)
         size_t bytes;
         DQ_TRY(dq_gguf_array_string(g, "tokenizer.ggml.merges", i, &text, &bytes));
         const char *blank = bytes > 1 ? memchr(text + 1, ' ', bytes - 1) : NULL;
-        json_t *pair = blank ? json_array() : NULL;
-        if (!pair) return dq_fail(DQ_E_FORMAT, "merge %lld is no pair", (long long)i);
-        json_array_append_new(pair, json_stringn(text, (size_t)(blank - text)));
-        json_array_append_new(pair, json_stringn(blank + 1, bytes - (size_t)(blank - text) - 1));
-        json_array_append_new(merges, pair);
+        if (!blank) return dq_fail(DQ_E_FORMAT, "merge %lld is no pair", (long long)i);
+        json_t *left = json_stringn(text, (size_t)(blank - text));
+        json_t *right = json_stringn(blank + 1, bytes - (size_t)(blank - text) - 1);
+        if (!left || !right) {
+            json_decref(left);
+            json_decref(right);
+            return dq_fail(DQ_E_FORMAT, "merge %lld is no UTF-8 text", (long long)i);
+        }
+        if (json_array_append_new(merges, json_pack("[o, o]", left, right)) != 0) return no_memory();
     }
     return DQ_OK;
 }
@@ -97,7 +104,7 @@ static json_t *special(const dq_source *g, const char *key)
     return json_stringn(text, bytes);
 }
 
-/* Puts BOS in front where the file says so. */
+/* Puts BOS in front where the file says so; NULL = out of memory. */
 static json_t *post_processor(const dq_source *g, json_t *bos)
 {
     int64_t add = 0, id = 0;
@@ -107,8 +114,12 @@ static json_t *post_processor(const dq_source *g, json_t *bos)
         return json_null();
     json_t *piece = json_pack("{s:{s:O, s:i}}", "SpecialToken", "id", bos, "type_id", 0);
     json_t *tokens = json_object();
-    json_object_set_new(tokens, json_string_value(bos),
-                        json_pack("{s:O, s:[I], s:[O]}", "id", bos, "ids", (json_int_t)id, "tokens", bos));
+    if (json_object_set_new(tokens, json_string_value(bos),
+                            json_pack("{s:O, s:[I], s:[O]}", "id", bos, "ids", (json_int_t)id, "tokens", bos)) != 0) {
+        json_decref(piece);
+        json_decref(tokens);
+        return NULL;
+    }
     return json_pack("{s:s, s:[O, {s:{s:s, s:i}}], s:[o, {s:{s:s, s:i}}, {s:{s:s, s:i}}], s:o}", "type",
                      "TemplateProcessing", "single", piece, "Sequence", "id", "A", "type_id", 0, "pair", piece,
                      "Sequence", "id", "A", "type_id", 0, "Sequence", "id", "B", "type_id", 1, "special_tokens",
@@ -121,12 +132,18 @@ static dq_status write_config(dq_env *env, const dq_source *g, const char *dir, 
     size_t bytes;
     json_t *o =
         json_pack("{s:s, s:b}", "tokenizer_class", "PreTrainedTokenizerFast", "clean_up_tokenization_spaces", 0);
-    if (bos) json_object_set(o, "bos_token", bos);
-    if (eos) json_object_set(o, "eos_token", eos);
-    if (dq_gguf_has(g, "tokenizer.chat_template") &&
-        dq_gguf_string(g, "tokenizer.chat_template", &text, &bytes) == DQ_OK)
-        json_object_set_new(o, "chat_template", json_stringn(text, bytes));
-    return dq_export_write_json(env, dir, "tokenizer_config.json", o);
+    dq_status status = DQ_OK;
+    if ((bos && json_object_set(o, "bos_token", bos) != 0) || (eos && json_object_set(o, "eos_token", eos) != 0))
+        status = no_memory();
+    if (status == DQ_OK && dq_gguf_has(g, "tokenizer.chat_template"))
+        status = dq_gguf_string(g, "tokenizer.chat_template", &text, &bytes);
+    else
+        bytes = 0;
+    if (status == DQ_OK && bytes > 0 && json_object_set_new(o, "chat_template", json_stringn(text, bytes)) != 0)
+        status = dq_fail(DQ_E_FORMAT, "tokenizer.chat_template is no UTF-8 text");
+    if (status == DQ_OK) return dq_export_write_json(env, dir, "tokenizer_config.json", o);
+    json_decref(o);
+    return status;
 }
 
 dq_status dq_export_tokenizer_json(dq_env *env, const dq_source *g, const char *dir, bool *written)

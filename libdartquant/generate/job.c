@@ -99,13 +99,17 @@ static dq_status check_prompt(const dq_generate_job *j, const int32_t *ids, int6
 
 dq_status dq_generate_add(dq_generate_job *j, const int32_t *ids, int64_t count, int64_t *sequence)
 {
+    int64_t room;
     DQ_TRY(not_begun(j));
     DQ_TRY(check_prompt(j, ids, count));
+    if (__builtin_add_overflow(count, j->spec.max_tokens, &room) || room > INT32_MAX)
+        return dq_fail(DQ_E_NOMEM, "a sequence of %lld prompt tokens and %lld new ones", (long long)count,
+                       (long long)j->spec.max_tokens);
     dq_sequence *more = dq_realloc(j->env, j->sequences, (size_t)(j->count + 1) * sizeof *more);
     if (!more) return DQ_E_NOMEM;
     j->sequences = more;
     dq_sequence s = {.prompt = count, .count = count};
-    s.ids = dq_alloc(j->env, (size_t)(count + j->spec.max_tokens) * sizeof *s.ids);
+    s.ids = dq_alloc(j->env, (size_t)room * sizeof *s.ids);
     if (!s.ids) return DQ_E_NOMEM;
     memcpy(s.ids, ids, (size_t)count * sizeof *ids);
     dq_text_stream_start(&s.stream, (size_t)count);

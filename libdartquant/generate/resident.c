@@ -162,12 +162,11 @@ static dq_status load_head(dq_resident *r, int64_t first, int64_t rows, dq_linea
     dq_host_codes codes = {0};
     dq_host_packed p = {0};
     float *minimum = NULL;
-    bool packed = false;
+    bool found = false, packed = false;
     dq_status status;
-    DQ_GO(dq_model_read_blocks(r->model, 0, DQ_HEAD, first, rows, &codes, &minimum, &packed));
-    if (packed) {
-        DQ_GO(dq_pack_codes(&codes, minimum, &p, &packed));
-    } else {
+    DQ_GO(dq_model_read_blocks(r->model, 0, DQ_HEAD, first, rows, &codes, &minimum, &found));
+    if (found) DQ_GO(dq_pack_codes(&codes, minimum, &p, &packed));
+    if (!packed) {
         DQ_GO(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &l->weight));
         if (r->head_bits == 8) DQ_GO(dq_pack_rows8(&l->weight, &p));
         packed = r->head_bits == 8;

@@ -53,7 +53,7 @@ static double uniform(uint64_t seed, int64_t sequence, int64_t position)
     return (double)(bits >> 11) * 0x1p-53;
 }
 
-/* The first `kept` of the sorted candidates whose probabilities (in weight) reach the share. */
+/* How many of the sorted candidates it takes for their probabilities (in weight) to reach the share. */
 static int64_t cut(const double *weight, int64_t n, double share)
 {
     double total = 0, sum = 0;

@@ -60,12 +60,12 @@ static size_t open_stop(const dq_text_stream *s, const dq_stops *stops)
     return most;
 }
 
-/* The first stop text from `from` on, or NULL. */
+/* The first stop text in what was not shown yet, or NULL. */
 static const char *find_stop(const dq_text_stream *s, const dq_stops *stops)
 {
     const char *first = NULL;
     for (int64_t i = 0; s->text && i < stops->count; i++) {
-        const char *at = strstr(s->text + s->shown, stops->text[i]);
+        const char *at = memmem(s->text + s->shown, s->bytes - s->shown, stops->text[i], strlen(stops->text[i]));
         if (at && (!first || at < first)) first = at;
     }
     return first;

@@ -340,6 +340,35 @@ static void no_half_folders(void **state)
     }
 }
 
+/* A GGUF file that stood there is replaced by a whole one or stays as it was. */
+static void earlier_files_stay(void **state)
+{
+    (void)state;
+    fixture f;
+    expected e;
+    char dir[256], path[300], text[8] = "";
+    dq_export_spec spec;
+    dq_progress p = {.fn = stop};
+    fixture_open(&f, "cpu", 1);
+    make_folder(dir, sizeof dir);
+    snprintf(path, sizeof path, "%s/model.gguf", dir);
+    FILE *file = fopen(path, "w");
+    fputs("before", file);
+    fclose(file);
+    dq_model *m = foreign(&f, "gptq_w4", &e);
+    ok(dq_export_parse("gguf:q4_0", &spec));
+    assert_int_equal(dq_export_model(m, &spec, path, &p), DQ_E_CANCELLED);
+    file = fopen(path, "r");
+    assert_non_null(file);
+    assert_non_null(fgets(text, sizeof text, file));
+    fclose(file);
+    assert_string_equal(text, "before");
+    ok(dq_export_model(m, &spec, path, NULL));
+    dq_model_release(m);
+    remove_folder(dir);
+    fixture_close(&f);
+}
+
 /* Relative error of layer 0's down_proj. */
 static double weight_error(dq_model *a, dq_model *b)
 {
@@ -383,9 +412,9 @@ static void diffulex(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(conversions),     cmocka_unit_test(gguf),
-                                       cmocka_unit_test(gguf_threads),    cmocka_unit_test(rotated),
-                                       cmocka_unit_test(biases),          cmocka_unit_test(refusals),
-                                       cmocka_unit_test(no_half_folders), cmocka_unit_test(diffulex)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(conversions),     cmocka_unit_test(gguf),     cmocka_unit_test(gguf_threads),
+        cmocka_unit_test(rotated),         cmocka_unit_test(biases),   cmocka_unit_test(refusals),
+        cmocka_unit_test(no_half_folders), cmocka_unit_test(diffulex), cmocka_unit_test(earlier_files_stay)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
