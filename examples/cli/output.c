@@ -98,6 +98,7 @@ void cli_note(const cli *c, const char *fmt, ...)
 {
     if (c->quiet) return;
     cli_progress_end(c);
+    fflush(stdout); /* what was said before comes before, also where both go to one file */
     va_list args;
     va_start(args, fmt);
     vfprintf(stderr, fmt, args);
