@@ -6,7 +6,7 @@
 
 #include "backend/cuda/device.h"
 
-enum { STAGE_BYTES = 8 << 20, BLAS_WORKSPACE = 32 << 20, OLDEST_MAJOR = 8 };
+enum { BLAS_WORKSPACE = 32 << 20, OLDEST_MAJOR = 8 };
 
 /* ---- errors ---- */
 
@@ -132,11 +132,12 @@ dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t 
     return DQ_OK;
 }
 
-/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,syrk=split|exact,syrk_block=N,staging=BYTES,fail_at=N" ---- */
+/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,syrk=split|exact,syrk_block=N,staging=BYTES,overlap=on|off,
+ * fail_at=N" ---- */
 
 typedef struct options {
     long long device, memory, fail_at, syrk_block, staging;
-    int tf32, exact;
+    int tf32, exact, in_turn;
 } options;
 
 static bool parse_number(const char *text, size_t n, long long *out)
@@ -151,6 +152,12 @@ static bool parse_number(const char *text, size_t n, long long *out)
     return true;
 }
 
+static bool parse_switch(const char *text, size_t n, const char *one, const char *zero, int *out)
+{
+    *out = n == strlen(one) && memcmp(text, one, n) == 0;
+    return *out || (n == strlen(zero) && memcmp(text, zero, n) == 0);
+}
+
 static bool parse_option(const char *text, size_t n, options *o)
 {
     const char *equals = (const char *)memchr(text, '=', n);
@@ -163,13 +170,9 @@ static bool parse_option(const char *text, size_t n, options *o)
     if (key == 7 && memcmp(text, "staging", 7) == 0) return parse_number(value, left, &o->staging);
     if (key == 10 && memcmp(text, "syrk_block", 10) == 0)
         return parse_number(value, left, &o->syrk_block) && o->syrk_block >= 16 && o->syrk_block <= 65536;
-    if (key == 4 && memcmp(text, "syrk", 4) == 0) {
-        o->exact = left == 5 && memcmp(value, "exact", 5) == 0;
-        return o->exact || (left == 5 && memcmp(value, "split", 5) == 0);
-    }
-    if (key != 4 || memcmp(text, "tf32", 4) != 0) return false;
-    o->tf32 = left == 2 && memcmp(value, "on", 2) == 0;
-    return o->tf32 || (left == 3 && memcmp(value, "off", 3) == 0);
+    if (key == 4 && memcmp(text, "syrk", 4) == 0) return parse_switch(value, left, "exact", "split", &o->exact);
+    if (key == 7 && memcmp(text, "overlap", 7) == 0) return parse_switch(value, left, "off", "on", &o->in_turn);
+    return key == 4 && memcmp(text, "tf32", 4) == 0 && parse_switch(value, left, "on", "off", &o->tf32);
 }
 
 static dq_status parse_options(const dq_host *host, const char *text, options *o)
@@ -182,7 +185,7 @@ static dq_status parse_options(const dq_host *host, const char *text, options *o
             snprintf(
                 message, sizeof message,
                 "cuda: '%.*s' is not an option; it takes the card's number, or device=N, memory=BYTES, tf32=on|off, "
-                "syrk=split|exact, syrk_block=N, staging=BYTES, fail_at=N",
+                "syrk=split|exact, syrk_block=N, staging=BYTES, overlap=on|off, fail_at=N",
                 n > 60 ? 60 : (int)n, text);
             return host->fail(host->self, DQ_E_INVALID, 0, message);
         }
@@ -229,38 +232,19 @@ static dq_status keep_pool(dq_cuda_device *dev)
     return dq_cuda_check(dev, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "memory pool");
 }
 
-dq_status dq_cuda_add_stage(dq_cuda_device *dev)
-{
-    dq_cuda_stage *stage = &dev->stage[dev->stages];
-    CU_TRY(dq_cuda_check(dev, cudaMallocHost(&stage->memory, STAGE_BYTES), "pinned staging"));
-    cudaError_t error = cudaEventCreateWithFlags(&stage->done, cudaEventDisableTiming);
-    if (error != cudaSuccess) {
-        (void)cudaFreeHost(stage->memory);
-        return dq_cuda_check(dev, error, "event");
-    }
-    dev->stages++;
-    return DQ_OK;
-}
-
-static dq_status make_stages(dq_cuda_device *dev)
-{
-    dev->stage_bytes = STAGE_BYTES;
-    for (int i = 0; i < DQ_CUDA_FIRST_STAGES; i++) CU_TRY(dq_cuda_add_stage(dev));
-    return DQ_OK;
-}
-
 static dq_status start(dq_cuda_device *dev, const options *o)
 {
     CU_TRY(choose_card(dev, o));
     CU_TRY(dq_cuda_enter(dev));
     CU_TRY(keep_pool(dev));
     CU_TRY(dq_cuda_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream"));
+    CU_TRY(dq_cuda_check(dev, cudaStreamCreateWithFlags(&dev->copies, cudaStreamNonBlocking), "stream"));
     CU_TRY(dq_cuda_check(dev, cudaMalloc((void **)&dev->fault, sizeof *dev->fault), "error flag"));
     CU_TRY(dq_cuda_check(dev, cudaMallocHost((void **)&dev->fault_host, sizeof *dev->fault), "error flag"));
     CU_TRY(dq_cuda_check(dev, cudaMalloc(&dev->result, 64), "result"));
     CU_TRY(dq_cuda_check(dev, cudaMallocHost(&dev->result_host, 64), "result"));
     CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(dev->fault, 0xff, sizeof *dev->fault, dev->stream), "error flag"));
-    CU_TRY(make_stages(dev));
+    CU_TRY(dq_cuda_make_stages(dev, (uint64_t)o->staging));
     CU_TRY(dq_cuda_check_blas(dev, cublasCreate(&dev->blas), "opening cuBLAS"));
     CU_TRY(dq_cuda_check_blas(dev, cublasSetStream(dev->blas, dev->stream), "cuBLAS stream"));
     /* A workspace of our own: results then do not depend on what else runs in the process. */
@@ -275,17 +259,16 @@ static void stop(dq_cuda_device *dev)
 {
     (void)cudaSetDevice(dev->ordinal);
     if (dev->stream) (void)cudaStreamSynchronize(dev->stream);
+    if (dev->copies) (void)cudaStreamSynchronize(dev->copies);
     if (dev->solver) (void)cusolverDnDestroy(dev->solver);
     if (dev->blas) (void)cublasDestroy(dev->blas);
-    for (int i = 0; i < dev->stages; i++) {
-        (void)cudaEventDestroy(dev->stage[i].done);
-        (void)cudaFreeHost(dev->stage[i].memory);
-    }
+    dq_cuda_free_stages(dev);
     if (dev->blas_workspace) (void)cudaFree(dev->blas_workspace);
     if (dev->fault) (void)cudaFree(dev->fault);
     if (dev->fault_host) (void)cudaFreeHost(dev->fault_host);
     if (dev->result) (void)cudaFree(dev->result);
     if (dev->result_host) (void)cudaFreeHost(dev->result_host);
+    if (dev->copies) (void)cudaStreamDestroy(dev->copies);
     if (dev->stream) (void)cudaStreamDestroy(dev->stream);
     (void)cudaGetLastError();
 }
@@ -304,8 +287,7 @@ static dq_status open_card(const dq_host *host, const char *text, void **out)
     dev->fail_at = (uint64_t)o.fail_at;
     dev->syrk_split = !o.exact;
     dev->syrk_block = o.syrk_block ? (int)o.syrk_block : 1024;
-    dev->most_stages = o.staging ? (int)(o.staging / STAGE_BYTES) : DQ_CUDA_STAGES;
-    if (dev->most_stages > DQ_CUDA_STAGES) dev->most_stages = DQ_CUDA_STAGES;
+    dev->overlap = !o.in_turn;
     dq_status status = start(dev, &o);
     if (status != DQ_OK) {
         stop(dev);
@@ -345,7 +327,8 @@ static dq_status describe(void *device, dq_device_info *out)
     out->memory_total = total;
     out->memory_free = available;
     if (dev->budget && dev->budget < out->memory_total) out->memory_total = dev->budget;
-    if (dev->budget && dev->budget - dev->used < out->memory_free) out->memory_free = dev->budget - dev->used;
+    uint64_t taken = dev->used + dev->landings;
+    if (dev->budget && dev->budget - taken < out->memory_free) out->memory_free = dev->budget - taken;
     return DQ_OK;
 }
 

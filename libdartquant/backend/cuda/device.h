@@ -1,5 +1,6 @@
-/* The CUDA backend's device, its memory and its errors. Everything of one device runs in order on one stream; uploads
- * leave through pinned staging, so the caller goes on while the card works. SPDX-License-Identifier: Apache-2.0 */
+/* The CUDA backend's device, its memory and its errors. Everything of one device runs in order on one stream. Uploads leave
+ * through pinned staging, so the caller goes on while the card works, and cross the bus on a second stream, so that they
+ * need not wait for that work either. SPDX-License-Identifier: Apache-2.0 */
 #ifndef DQ_CUDA_DEVICE_H
 #define DQ_CUDA_DEVICE_H
 
@@ -9,7 +10,7 @@
 
 #include "dartquant/backend.h"
 
-enum { DQ_CUDA_STAGES = 128 /* at most */, DQ_CUDA_FIRST_STAGES = 4 };
+enum { DQ_CUDA_STAGES = 512 /* at most */, DQ_CUDA_USUAL_STAGES = 128, DQ_CUDA_FIRST_STAGES = 4 };
 
 /* What a kernel found wrong: the first of a batch, by element. */
 typedef struct dq_cuda_fault {
@@ -24,16 +25,19 @@ typedef struct dq_cuda_block {
     uint64_t bytes;
 } dq_cuda_block;
 
-/* Pinned memory on its way to the card. */
+/* Pinned memory on its way to the card, and as much on the card where it lands: memory.cu. */
 typedef struct dq_cuda_stage {
-    void *memory;
-    cudaEvent_t done; /* the card has read it */
+    char *memory, *landing; /* landing NULL: not made, or given back */
+    uint64_t filled;
+    cudaEvent_t landed; /* what was put in it so far has crossed the bus */
+    cudaEvent_t moved;  /* and has reached its place */
 } dq_cuda_stage;
 
 typedef struct dq_cuda_device {
     const dq_host *host;
     int ordinal;
-    cudaStream_t stream;
+    cudaStream_t stream; /* of all work */
+    cudaStream_t copies; /* from staging to landing; depends on nothing */
     cublasHandle_t blas;
     cusolverDnHandle_t solver;
     void *blas_workspace;
@@ -42,8 +46,10 @@ typedef struct dq_cuda_device {
     void *result;              /* 64 bytes on the card for numbers on their way to the host */
     void *result_host;         /* pinned */
     dq_cuda_stage stage[DQ_CUDA_STAGES];
-    uint64_t stage_bytes;
-    int stages, most_stages, next_stage; /* made so far; more come while uploads have to wait */
+    int stages, most_stages; /* made so far; more come while uploads have to wait */
+    int this_stage;          /* in use, -1 = none */
+    int overlap;             /* uploads may land */
+    uint64_t landings;       /* bytes of all */
     int syrk_split, syrk_block;
     int max_shared; /* bytes of shared memory that one block may ask for */
     int tf32;
@@ -67,8 +73,11 @@ dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t 
 /* Makes the device current for the calling thread; the first line of every slot. */
 dq_status dq_cuda_enter(dq_cuda_device *dev);
 
-/* One more piece of pinned memory. */
-dq_status dq_cuda_add_stage(dq_cuda_device *dev);
+/* Pinned memory of uploads: the first pieces; everything, which nobody may use any more. */
+dq_status dq_cuda_make_stages(dq_cuda_device *dev, uint64_t bytes_at_most);
+void dq_cuda_free_stages(dq_cuda_device *dev);
+/* Gives the landings' memory back, and makes no more; waits. */
+dq_status dq_cuda_drop_landings(dq_cuda_device *dev);
 
 /* Scratch in stream order: release it right after queueing its last use; empty ones are accepted. */
 dq_status dq_cuda_scratch(dq_cuda_device *dev, uint64_t bytes, const char *what, dq_cuda_block *out);
@@ -89,9 +98,10 @@ void dq_cuda_release(dq_cuda_device *dev, dq_cuda_block *block);
 /* memory.cu */
 DQ_CUDA_SLOT dq_cuda_alloc(void *dev, uint64_t bytes, void **mem);
 extern "C" void dq_cuda_free(void *dev, void *mem);
+DQ_CUDA_SLOT dq_cuda_sync(void *dev);
+/* transfer.cu */
 DQ_CUDA_SLOT dq_cuda_upload(void *dev, void *mem, uint64_t offset, const void *src, uint64_t bytes);
 DQ_CUDA_SLOT dq_cuda_download(void *dev, void *dst, void *mem, uint64_t offset, uint64_t bytes);
-DQ_CUDA_SLOT dq_cuda_sync(void *dev);
 /* data.cu */
 DQ_CUDA_SLOT dq_cuda_fill(void *dev, double value, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_convert(void *dev, const dq_view *x, const dq_view *y);
