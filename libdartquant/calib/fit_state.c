@@ -128,6 +128,15 @@ static dq_status take_phase(dq_fit *f, const state_header *h)
     return DQ_OK;
 }
 
+/* Whether a fit can stand there: further steps go on within its phase. */
+static bool is_a_place(const dq_fit *f, const state_header *h)
+{
+    if (h->steps < 0 || h->steps > h->total || h->total > f->total) return false;
+    if (h->done) return true;
+    if (!h->finish) return h->steps < f->spec.epochs * f->epoch_steps;
+    return h->steps < h->total && h->steps >= h->total - f->spec.quant_steps;
+}
+
 static dq_status check_state(dq_fit *f, const state_header *h, size_t size)
 {
     if (memcmp(h->magic, STATE_MAGIC, sizeof h->magic) != 0)
@@ -135,8 +144,9 @@ static dq_status check_state(dq_fit *f, const state_header *h, size_t size)
     if (h->count != f->optim.count)
         return dq_fail(DQ_E_MISMATCH, "the state has %lld numbers in its matrices, the fit has %lld",
                        (long long)h->count, (long long)f->optim.count);
-    if (h->steps >= 0 && h->steps <= h->total && h->total <= f->total) DQ_TRY(take_phase(f, h));
-    if (h->steps < 0 || h->steps > h->total || h->total > f->total || size != state_size(f, h->steps))
+    bool sound = is_a_place(f, h);
+    if (sound) DQ_TRY(take_phase(f, h));
+    if (!sound || size != state_size(f, h->steps))
         return dq_fail(DQ_E_FORMAT, "%zu bytes of state after %lld of %lld steps; the fit has %lld", size,
                        (long long)h->steps, (long long)h->total, (long long)f->total);
     return DQ_OK;

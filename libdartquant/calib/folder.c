@@ -13,8 +13,6 @@
 
 enum { NAME = 128, PIECE_ROWS = 4096 };
 
-static const char *const row_names[DQ_ROW_KINDS] = {"activation", "sink", "weight"};
-
 struct dq_folder {
     dq_env *env;
     const dq_arch *arch;
@@ -251,8 +249,9 @@ static dq_status load_drawn(dq_folder *f, dq_device *dev, const char *name, dq_r
     dq_status status = DQ_OK;
     DQ_TRY(open_in(f->env, f->dir, name, &s, &path));
     for (int k = 0; k < DQ_ROW_KINDS && status == DQ_OK; k++) {
-        int64_t tensor = dq_source_find(s, row_names[k]);
-        if (tensor >= 0) status = dq_error_in_tensor(add_drawn(dev, s, tensor, (dq_row_kind)k, to), row_names[k]);
+        const char *name_of_kind = dq_row_kind_name((dq_row_kind)k);
+        int64_t tensor = dq_source_find(s, name_of_kind);
+        if (tensor >= 0) status = dq_error_in_tensor(add_drawn(dev, s, tensor, (dq_row_kind)k, to), name_of_kind);
     }
     dq_error_in_file(status, path);
     dq_source_free(s);

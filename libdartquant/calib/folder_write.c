@@ -72,10 +72,9 @@ static dq_status kind_tensor(recorder *r, dq_sink *sink, const char *name, const
 
 static dq_status fill_rows(recorder *r, dq_sink *sink, const dq_rows *rows)
 {
-    static const char *const names[DQ_ROW_KINDS] = {"activation", "sink", "weight"};
     for (int k = 0; k < DQ_ROW_KINDS; k++) {
         dq_tensor kept = dq_rows_view(rows, (dq_row_kind)k);
-        if (!dq_tensor_is_empty(&kept)) DQ_TRY(kind_tensor(r, sink, names[k], &kept));
+        if (!dq_tensor_is_empty(&kept)) DQ_TRY(kind_tensor(r, sink, dq_row_kind_name((dq_row_kind)k), &kept));
     }
     return sink->ops->set_metadata(sink, "manifest", r->manifest);
 }

@@ -15,8 +15,8 @@ typedef struct dq_gather {
     int64_t tokens;   /* of all windows */
     int64_t o_tokens; /* inputs of o there are in a layer; 0 = tokens */
     uint64_t seed;
-    double
-        sink_ratio;   /* a residual norm above so many times the layer's median makes a sink; 0 = none are told apart */
+    /* A residual norm above so many times the layer's median makes a sink; 0 = none are told apart. */
+    double sink_ratio;
     dq_rows *r1, *r2; /* where rows go; NULL = not wanted. r2: of one layer */
     /* of the layer under way */
     int32_t *picks[DQ_SITES]; /* tokens to keep, ascending */

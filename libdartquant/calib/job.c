@@ -192,12 +192,12 @@ static dq_status gather_layer(dq_calibrate_job *job)
 
 static dq_status report_fit(const dq_calibrate_job *job)
 {
-    bool hidden = job->phase == DQ_PHASE_R1;
+    bool r1 = job->phase == DQ_PHASE_R1;
     uint64_t total = (uint64_t)dq_fit_steps_total(job->fit), done = (uint64_t)dq_fit_steps_done(job->fit);
     if (dq_fit_done(job->fit)) done = total; /* stopped early */
-    return hidden ? dq_fit_report_progress(job->fit, job->progress, "fit R1", done, total)
-                  : dq_fit_report_progress(job->fit, job->progress, "fit R2", (uint64_t)job->layer * total + done,
-                                           (uint64_t)job->arch->layers * total);
+    return r1 ? dq_fit_report_progress(job->fit, job->progress, "fit R1", done, total)
+              : dq_fit_report_progress(job->fit, job->progress, "fit R2", (uint64_t)job->layer * total + done,
+                                       (uint64_t)job->arch->layers * total);
 }
 
 static dq_status fit_step(dq_calibrate_job *job)

@@ -156,6 +156,11 @@ dq_status dq_calibrate_job_load_rest(dq_calibrate_job *job, const dq_get *get)
 {
     rest r;
     DQ_TRY(dq_get_bytes(get, &r, sizeof r));
+    bool begun = job->phase != DQ_PHASE_GATHER || job->layer > 0, known = true;
+    for (int t = 0; t < DQ_TARGETS; t++) known = known && r.per_fit[t] >= 0 && r.per_fit[t] <= INT32_MAX;
+    if (r.steps < 0 || (r.steps > 0) != begun || !known)
+        return dq_fail(DQ_E_FORMAT, "the state of a calibration is damaged: %lld steps at layer %lld",
+                       (long long)r.steps, (long long)job->layer);
     if (job->phase != DQ_PHASE_GATHER) DQ_TRY(import_fit(job, r.bytes, get));
     job->steps = r.steps;
     job->seconds_capture = r.seconds_capture;

@@ -9,8 +9,8 @@
 
 /* ---- sorting ---- */
 
-/* Ascending as floats, stable: key in the high half, place in the low. Radix sort, 16 bits of the key at a time for long
- * runs would spill the cache: four passes of 8. */
+/* Ascending as floats, stable: key in the high half, place in the low. Radix sort in four passes of 8 bits of the key; the
+ * counters of two passes of 16 would spill the cache. */
 static void sort_pairs(uint64_t *a, uint64_t *scratch, int64_t n)
 {
     for (int shift = 32; shift < 64; shift += 8) {

@@ -112,7 +112,6 @@ void dq_rows_free(dq_rows *rows)
 
 /* ---- adding ---- */
 
-/* Room for `wanted` rows, at most the capacity. */
 /* Moves the rows of a kind to memory for `room` of them. */
 static dq_status move_rows(dq_rows *rows, row_store *s, int64_t room)
 {
@@ -132,6 +131,7 @@ static dq_status move_rows(dq_rows *rows, row_store *s, int64_t room)
     return DQ_OK;
 }
 
+/* Room for `wanted` rows, at most the capacity. */
 static dq_status make_room(dq_rows *rows, row_store *s, int64_t wanted)
 {
     if (wanted > s->capacity) wanted = s->capacity;

@@ -36,8 +36,8 @@ void dq_rows_free(dq_rows *rows); /* NULL is accepted */
 
 /* Copies x [m, width] F32, F16 or BF16 (rounded to the storage's dtype). Beyond the capacity of a kind a uniform draw of
  * all rows ever added stays (reservoir, Vitter 1985): which, depends on the seed and the order of the rows, not on how
- * they are cut in calls. Storage grows in steps; while it does, an eighth of the budget at most is there twice. NaN or Inf: DQ_E_NONFINITE names row (of this call) and column, nothing is added. DQ_E_STATE
- * once sealed. */
+ * they are cut in calls. Storage grows in steps; while it does, an eighth of the budget at most is there twice. NaN or Inf:
+ * DQ_E_NONFINITE names row (of this call) and column, nothing is added. DQ_E_STATE once sealed. */
 dq_status dq_rows_add(dq_rows *rows, dq_row_kind kind, const dq_tensor *x);
 /* So many rows of the kind will come in all: room is made for them once. More or fewer may come. */
 dq_status dq_rows_expect(dq_rows *rows, dq_row_kind kind, int64_t count);

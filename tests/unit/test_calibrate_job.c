@@ -209,6 +209,12 @@ static void interrupted_at_every_step(void **state)
         assert_int_not_equal(dq_calibrate_job_load_bulk(job, &(dq_get){memory_get, &part}), DQ_OK);
         dq_calibrate_job_free(job);
     }
+    job = new_job(model, &spec, NULL);
+    bulk.at = rest.at = 0;
+    memset(rest.data, 0, sizeof(int64_t)); /* no steps, but a layer under way */
+    OK(dq_calibrate_job_load_bulk(job, &(dq_get){memory_get, &bulk}));
+    assert_int_equal(dq_calibrate_job_load_rest(job, &(dq_get){memory_get, &rest}), DQ_E_FORMAT);
+    dq_calibrate_job_free(job);
     free(bulk.data);
     free(rest.data);
     dq_rotation_set_free(whole);

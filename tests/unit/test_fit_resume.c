@@ -97,6 +97,15 @@ static void foreign_states_are_refused(void **state)
     ((char *)bytes)[0] ^= 1;
     assert_int_equal(dq_fit_import(a.fit, bytes, size), DQ_E_FORMAT);
     dq_free(bytes);
+    run_fit(a.fit);
+    OK(dq_fit_export(a.fit, &bytes, &size));
+    assert_int_equal(((char *)bytes)[76], 1); /* done: a fit that is not has no place behind its last step */
+    ((char *)bytes)[76] = 0;
+    fit_job fresh;
+    open_job(&fresh, 1, &spec);
+    assert_int_equal(dq_fit_import(fresh.fit, bytes, size), DQ_E_FORMAT);
+    close_job(&fresh);
+    dq_free(bytes);
     close_job(&a);
     close_job(&c);
 }
