@@ -48,15 +48,14 @@ conformance: $(filter $(O)/tests/conformance/%,$(TESTS))
 # minutes and no network. KIT=FOLDER: with the programs that `make cuda-kit` put there, nothing is built.
 KIT ?=
 CUDA_AT := $(or $(KIT),$(O))
-CUDA_PROGRAMS := $(filter $(O)/tests/conformance/% $(O)/tests/cuda/%,$(TESTS)) $(O)/tests/cuda/bench_ops $(O)/tests/cuda/bench_jobs
+CUDA_PROGRAMS := $(filter $(O)/tests/conformance/% $(O)/tests/cuda/test_card,$(TESTS)) $(O)/tests/cuda/bench_ops $(O)/tests/cuda/bench_jobs
 CUDA_NEEDS := $(if $(KIT),,cuda all $(CUDA_PROGRAMS))
 cuda-test: $(CUDA_NEEDS)
-	@bash tests/cuda/run_cuda.sh $(CUDA_AT) $(or $(JSON),$(CUDA_AT)/cuda-test.json)
+	@bash tests/cuda/card.sh test $(CUDA_AT) "$(JSON)" $(TEST_FLAGS)
 cuda-bench: $(CUDA_NEEDS)
-	@bash -c 'out=$(CUDA_AT); . tests/cuda/env.sh; exec python3 tests/cuda/bench.py --build $$out \
-	  --backend $(or $(BACKEND),cuda) --json $(or $(JSON),$(CUDA_AT)/cuda-bench.json) $(BENCH_FLAGS)'
+	@BACKEND=$(BACKEND) bash tests/cuda/card.sh bench $(CUDA_AT) "$(JSON)" $(BENCH_FLAGS)
 cuda-sanitize: $(CUDA_NEEDS)
-	@bash tests/cuda/sanitize.sh $(CUDA_AT)
+	@bash tests/cuda/card.sh sanitize $(CUDA_AT) "$(JSON)" $(SANITIZE_FLAGS)
 cuda-kit: cuda all $(CUDA_PROGRAMS)
 	@bash tests/cuda/kit.sh $(O) $(or $(KIT),$(O)/cuda-kit)
 .PHONY: cuda-test cuda-bench cuda-sanitize cuda-kit

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything the tests and benchmarks of a card need, in one folder for a machine that has a driver but neither our
 # libraries nor their headers: programs, plug-in, and the shared libraries they load (not the CUDA ones, which that machine
-# has). The folder stands in for BUILD there: make cuda-test KIT=FOLDER. Usage: kit.sh BUILD FOLDER.
+# has). Folder and FOLDER.tar.gz, a third of its size, stand in for BUILD there: make cuda-test KIT=FOLDER, or without make
+# bash tests/cuda/card.sh test FOLDER.tar.gz. Usage: kit.sh BUILD FOLDER.
 # SPDX-License-Identifier: Apache-2.0
 set -eu
 out=$1
@@ -21,4 +22,5 @@ for program in "$kit"/bin/* "$kit"/tests/*/* "$kit/libdartquant.so.1"; do ldd "$
     awk '$3 ~ /^\// { print $3 }' | sort -u |
     grep -vE '/(libdartquant|libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so' |
     while read -r library; do cp -L "$library" "$kit/lib/"; done
-du -sh "$kit" | awk '{ print "written: " $2 ", " $1 }'
+tar -czf "$kit.tar.gz" -C "$kit" .
+du -sh "$kit" "$kit.tar.gz" | awk '{ print "written: " $2 ", " $1 }'

@@ -10,6 +10,15 @@ import subprocess
 FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
 
 
+def our_env(extra=None):
+    """For our own programs: with the libraries of a kit, which Python itself must not load."""
+    env = dict(os.environ, **(extra or {}))
+    mine = env.get("DQ_LIBRARY_PATH", "")
+    if mine:
+        env["LD_LIBRARY_PATH"] = mine + (":" + env["LD_LIBRARY_PATH"] if env.get("LD_LIBRARY_PATH") else "")
+    return env
+
+
 def nvidia_smi():
     try:
         r = subprocess.run(["nvidia-smi", "--query-gpu=" + FIELDS, "--format=csv,noheader"], stdout=subprocess.PIPE,

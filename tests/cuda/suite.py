@@ -21,7 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "golden")]
 from tiny_text import text as text_of  # noqa: E402
-from report import codes_that_differ, nvidia_smi, tail, write_json  # noqa: E402
+from report import codes_that_differ, nvidia_smi, our_env, tail, write_json  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--build", required=True)
@@ -59,7 +59,7 @@ class Late(Exception):
 def run(command, env=None):
     """Exit code, output, errors, within the check's time; a program that is stopped takes its children along."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-                               env=dict(os.environ, **(env or {})), start_new_session=True)
+                               env=our_env(env), start_new_session=True)
     limit = max(1.0, deadline - time.monotonic())
     try:
         out, err = process.communicate(timeout=limit)
