@@ -67,7 +67,9 @@ def run(command, env=None):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise Late("stopped after %.0f s: %s\n%s" % (limit, " ".join(command), tail(out + err, 12))) from None
+        late = Late("stopped after %.0f s: %s\n%s" % (limit, " ".join(command), tail(out + err, 12)))
+        late.text = out + err
+        raise late from None
 
 
 def save():
@@ -128,6 +130,9 @@ def near(name, got, want, band):
     return None if abs(got - want) <= band * abs(want) else "%r is not %r within %g" % (got, want, band)
 
 
+LATE = 124  # exit code of what was stopped
+
+
 # ---- the ops: a program of many tests; those that fell with a lost card or a crash are tried again, each alone ----
 def tests_of(program):
     source = os.path.join("tests", os.path.basename(os.path.dirname(program)), os.path.basename(program) + ".c")
@@ -137,8 +142,11 @@ def tests_of(program):
 
 def run_tests(program, which=None):
     env = {"DQ_TEST_BACKEND": args.backend, **({"DQ_TEST_FILTER": which} if which else {})}
-    code, out, err = run([program], env)
-    both = out + err
+    try:
+        code, out, err = run([program], env)
+        both = out + err
+    except Late as e:
+        code, both = LATE, e.text + "\n" + str(e).splitlines()[0]
     log.append("== %s %s\n%s" % (program, which or "", both))
     passed = set(re.findall(r"^\[       OK \] (\w+)", both, re.M))
     on_host = [line for line in both.splitlines() if "runs on the host" in line]
@@ -150,18 +158,18 @@ def program_of_tests(program):
         code, passed, both, on_host = run_tests(program)
         known = tests_of(program)
         single = {name: "pass" for name in known if name in passed}
+        if code == LATE:
+            figures[os.path.basename(program)] = {**{name: "not reached" for name in known}, **single}
+            return "%s; passed until then: %s" % (both.splitlines()[-1], " ".join(passed) or "none")
         fallen = code < 0 or "lost" in both or code > len(known)
         wrong = on_host[:3]
         for name in (n for n in known if n not in passed):
             words = both
             if fallen:
-                try:
-                    code, again, words, _ = run_tests(program, name)
-                    if code == 0 and name in again:
-                        single[name] = "pass, alone"
-                        continue
-                except Late as e:
-                    words = str(e)
+                alone, again, words, _ = run_tests(program, name)
+                if alone == 0 and name in again:
+                    single[name] = "pass, alone"
+                    continue
             single[name] = "fail"
             errors = [line for line in words.splitlines() if line.strip() and not re.match(r"\[(=|-| )+(R|O|=|F|P|\])", line)]
             wrong.append("%s: %s" % (name, "\n".join(errors[:6])))
@@ -315,7 +323,7 @@ def summary():
         if isinstance(figure, dict) and "relative" in figure:
             note = "%.6g, off by %.1e of %.0e allowed" % (figure["got"], abs(figure["relative"]), figure["band"])
         elif isinstance(figure, dict) and c["name"].startswith("test_"):
-            note = "%d of %d" % (sum(v != "fail" for v in figure.values()), len(figure))
+            note = "%d of %d" % (sum(v.startswith("pass") for v in figure.values()), len(figure))
         elif c["name"] == "same_codes" and "codes" in figures:
             note = "%(differ)d of %(of)d differ" % figures["codes"]
         if c["verdict"] != "pass":
