@@ -72,6 +72,39 @@ static json_t *measured_error(const json_t *measured, int64_t layer, const char 
     return NULL;
 }
 
+/* The tensor that a linear without codes is read from, by its Hugging Face or GGUF name. */
+static bool find_tensor(dq_model *model, int64_t layer, int linear, dq_tensor_desc *out)
+{
+    static const char *const gguf[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+    char names[2][96];
+    snprintf(names[0], sizeof names[0], "model.layers.%lld.%s.%s.weight", (long long)layer,
+             linear < 4 ? "self_attn" : "mlp", linears[linear]);
+    snprintf(names[1], sizeof names[1], "blk.%lld.%s.weight", (long long)layer, gguf[linear]);
+    for (int64_t i = 0; i < dq_model_tensor_count(model); i++) {
+        *out = (dq_tensor_desc){.struct_size = sizeof *out};
+        if (dq_model_tensor_info(model, i, out) != DQ_OK) return false;
+        if (strcmp(out->name, names[0]) == 0 || strcmp(out->name, names[1]) == 0) return true;
+    }
+    return false;
+}
+
+/* Values in blocks or with scales beside them: their width, and the columns that share a scale where these are known. */
+static void add_blocks(const dq_tensor_desc *t, json_t *row)
+{
+    static const struct {
+        const char *type;
+        int bits, group;
+    } known[] = {{"Q4_0", 4, 32}, {"Q4_1", 4, 32}, {"Q5_0", 5, 32}, {"Q5_1", 5, 32},          {"Q8_0", 8, 32},
+                 {"Q4_K", 4, 32}, {"Q5_K", 5, 32}, {"Q6_K", 6, 16}, {"F8_E4M3 scaled", 8, 0}, {"I8 packed", 4, 0}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(t->type_name, known[i].type) != 0) continue;
+        json_object_set_new(row, "quantized", json_true());
+        json_object_set_new(row, "type", json_string(t->type_name));
+        json_object_set_new(row, "bits", json_integer(known[i].bits));
+        if (known[i].group) json_object_set_new(row, "group", json_integer(known[i].group));
+    }
+}
+
 static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *measured, int64_t layer, int linear)
 {
     int64_t rows = 0, cols = 0, groups = 0;
@@ -86,7 +119,13 @@ static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *m
     }
     json_t *error = codes ? measured_error(measured, layer, linears[linear]) : NULL;
     if (error) json_object_set(row, "error", error);
-    json_object_set(row, "dtype", json_object_get(facts, "dtype"));
+    dq_tensor_desc t;
+    if (!codes && find_tensor(model, layer, linear, &t)) {
+        add_blocks(&t, row);
+        json_object_set_new(row, "dtype", json_string(t.type_name));
+    } else {
+        json_object_set(row, "dtype", json_object_get(facts, "dtype"));
+    }
     json_object_set(row, "format", json_object_get(facts, "format"));
     return row;
 }
@@ -143,16 +182,19 @@ static void print_layers(const json_t *report)
         snprintf(bits, sizeof bits, "%.20s", json_string_value(json_object_get(r, "dtype")));
         if (json_is_true(json_object_get(r, "quantized"))) {
             snprintf(bits, sizeof bits, "%lld", whole(r, "bits"));
-            snprintf(group, sizeof group, "%lld", whole(r, "group"));
+            if (json_object_get(r, "group")) snprintf(group, sizeof group, "%lld", whole(r, "group"));
         }
         if (json_object_get(r, "error"))
             snprintf(error, sizeof error, "%.3g", json_number_value(json_object_get(r, "error")));
+        char format[64];
+        bool blocks = json_is_true(json_object_get(r, "quantized")) && json_object_get(r, "type");
+        snprintf(format, sizeof format, "%.30s%s%.30s", json_string_value(json_object_get(r, "format")),
+                 blocks ? " " : "", blocks ? json_string_value(json_object_get(r, "type")) : "");
         if (compared)
             snprintf(distance, sizeof distance, "%-11.4g%-3s", json_number_value(json_object_get(r, "weight_error")),
                      json_is_true(json_object_get(r, "rescaled")) ? "*" : "");
         printf("%5lld  %-10s %14s  %-9s %6s  %-9s  %s%s\n", whole(r, "layer"),
-               json_string_value(json_object_get(r, "name")), shape, bits, group, error, distance,
-               json_string_value(json_object_get(r, "format")));
+               json_string_value(json_object_get(r, "name")), shape, bits, group, error, distance, format);
     }
     printf("%lld quantized linears of %lld\n", whole(report, "quantized"), whole(report, "linears"));
     print_summary(report);

@@ -121,11 +121,12 @@ static dq_status check_gguf_codes(const dq_export_plan *p, const dq_host_codes *
 {
     const char *why, *fits = dq_gguf_block_for(c);
     if (dq_gguf_block_holds(p->spec->block, c, &why)) return DQ_OK;
-    return dq_fail(DQ_E_UNSUPPORTED,
-                   "codes of %d bits (group %lld, %s) do not fit gguf:%s: %s; %s%s gguf:f16 holds the "
-                   "values",
-                   c->bits, (long long)c->group, c->symmetric ? "symmetric" : "asymmetric",
-                   dq_gguf_block_name(p->spec->block), why, fits ? fits : "", fits ? " holds the codes," : "");
+    return dq_fail(
+        DQ_E_UNSUPPORTED,
+        "codes of %d bits (%lld columns in groups of %lld, %s) do not fit gguf:%s: %s; %s%sgguf:f16 holds the "
+        "values",
+        c->bits, (long long)c->in, (long long)c->group, c->symmetric ? "symmetric" : "asymmetric",
+        dq_gguf_block_name(p->spec->block), why, fits ? fits : "", fits ? " holds the codes, " : "");
 }
 
 /* One linear: against the format, and against the first one. */

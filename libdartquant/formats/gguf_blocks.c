@@ -62,7 +62,7 @@ bool dq_gguf_block_holds(dq_gguf_block type, const dq_host_codes *c, const char 
     else if (c->group_index)
         *why = "it has no g_idx";
     else if (c->in % QK != 0 || (c->groups > 1 && c->group % QK != 0))
-        *why = "groups must be whole blocks of 32";
+        *why = "columns and groups must be whole blocks of 32";
     return !*why;
 }
 
