@@ -29,7 +29,7 @@ typedef struct cli_command {
 } cli_command;
 
 /* A parsed command line and what the subcommands need. */
-enum { CLI_MAX_VALUES = 64 };
+enum { CLI_MAX_VALUES = 512 };
 struct cli {
     const cli_command *command;
     const char *operand; /* MODEL; NULL when optional and absent */

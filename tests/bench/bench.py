@@ -20,7 +20,7 @@ from demo import COMMON, find_text  # noqa: E402
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument("--build", required=True)
 p.add_argument("--model", required=True)
-p.add_argument("--only", default="forward,ppl,kernels,calib,calibrate,pipeline,memory")
+p.add_argument("--only", default="forward,ppl,generate,kernels,calib,calibrate,pipeline,memory")
 p.add_argument("--repeat", type=int, default=3)
 p.add_argument("--windows", type=int, default=4)
 p.add_argument("--nsamples", type=int, default=8)
@@ -141,6 +141,15 @@ def json_lines(command, settings=None):
                 found[(r["case"], str(r["shape"]))] = r
     return found
 
+
+if "generate" in sections:
+    print("\n== generation with SmolLM2-135M", flush=True)
+    found = os.path.join(work, "generate.json")
+    r = subprocess.run(peer("bench_generate.py", "--build", args.build, "--model", args.model, "--text-file", cal, "--work", work,
+                            "--repeat", str(args.repeat), "--prefix", args.prefix, "--json", found))
+    if r.returncode == 0:
+        with open(found, encoding="utf-8") as f:
+            results["generate"] = json.load(f)
 
 if "forward" in sections:
     print("\n== one forward pass against the machine's own OpenBLAS sgemm rate (linear + half attention + head, counted)")

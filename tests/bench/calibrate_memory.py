@@ -10,55 +10,11 @@ full size: not part of `make test`. SPDX-License-Identifier: Apache-2.0
 import argparse
 import json
 import os
-import random
-import struct
 import subprocess
 import sys
 import tempfile
 
-
-def write_model(folder, hidden, layers, vocab=256):
-    heads, kv, dim, inter = hidden // 128, max(1, hidden // 1024), 128, hidden * 7 // 2
-    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    for i in range(layers):
-        p = f"model.layers.{i}."
-        shapes.update({p + "self_attn.q_proj.weight": (heads * dim, hidden), p + "self_attn.k_proj.weight": (kv * dim, hidden),
-                       p + "self_attn.v_proj.weight": (kv * dim, hidden), p + "self_attn.o_proj.weight": (hidden, heads * dim),
-                       p + "mlp.gate_proj.weight": (inter, hidden), p + "mlp.up_proj.weight": (inter, hidden),
-                       p + "mlp.down_proj.weight": (hidden, inter), p + "input_layernorm.weight": (hidden,),
-                       p + "post_attention_layernorm.weight": (hidden,)})
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        size = 2
-        for n in shape:
-            size *= n
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    draw = random.Random(1)
-    # A block of small numbers, written from ever other places of it: cheap, and no two rows alike.
-    numbers = [draw.gauss(0, 0.02) for _ in range(1 << 20)]
-    block = b"".join(struct.pack("<f", x)[2:] for x in numbers)
-    ones = struct.pack("<f", 1.0)[2:]
-    with open(os.path.join(folder, "model.safetensors"), "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes.items():
-            if len(shape) == 1:
-                f.write(ones * shape[0])
-                continue
-            left = 2 * shape[0] * shape[1]
-            while left > 0:
-                at = 2 * draw.randrange(1 << 19)
-                piece = block[at:at + min(left, 1 << 20)]
-                f.write(piece)
-                left -= len(piece)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inter,
-              "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": dim,
-              "vocab_size": vocab, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 4096,
-              "hidden_act": "silu", "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
-    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as f:
-        json.dump(config, f)
+from random_model import write_model
 
 
 def main():
@@ -74,7 +30,8 @@ def main():
         own, more = own[:own.index("--")], own[own.index("--") + 1:]
     args = p.parse_args(own)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        write_model(folder, args.hidden, args.layers, vocab=512)
+        write_model(folder, args.hidden, args.hidden * 7 // 2, args.layers, args.hidden // 128, max(1, args.hidden // 1024),
+                    vocab=512, dtype="BF16", tied=True)
         text = os.path.join(folder, "text.txt")
         with open(text, "w", encoding="utf-8") as f:
             f.write("one day a cat saw the sun and went home to sleep. " * 4000)

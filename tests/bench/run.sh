@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make bench: ours against PyTorch, transformers and llama.cpp, in turns in one run.
-# BENCH_FLAGS="--only forward,ppl,kernels,calib,calibrate,pipeline,memory --repeat 3" narrows or repeats it.
+# BENCH_FLAGS="--only forward,ppl,generate,kernels,calib,calibrate,pipeline,memory --repeat 3" narrows or repeats it.
 # SPDX-License-Identifier: Apache-2.0
 set -eu
 out=${1:-build}
