@@ -72,8 +72,9 @@ typedef struct dq_decode_kernels {
     /* The same in the order of x, blocks [first, end) of a row. */
     void (*spread)(const dq_packed_x *x, int64_t first, int64_t end, const dq_packed_w *w, int bits, float *out);
     void (*dots)(const dq_dots *d);
-    /* The same for n plain weights, rows of x `stride` apart; dtype F32, F16 or BF16. */
-    void (*dense)(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n, float *out);
+    /* The same for n plain weights, rows of x `stride` apart; dtype F32, F16 or BF16, `round` to bf16. */
+    void (*dense)(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, bool round, int64_t n,
+                  float *out);
     /* p[j] = scale q.k_j */
     void (*scores)(const float *q, const dq_keys *k, float scale, float *p);
     /* p = e^(p - max p) over their sum */

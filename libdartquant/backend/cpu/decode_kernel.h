@@ -111,51 +111,58 @@ static void dequantize(const dq_packed_w *w, int bits, int64_t n, int64_t group,
 
 /* ---- plain weights ---- */
 
-VEC_INLINE vf weight_at(const void *w, dq_dtype dtype, int64_t c)
+VEC_INLINE vf weight_at(const void *w, dq_dtype dtype, bool round, int64_t c)
 {
-    if (dtype == DQ_F32) return vf_load((const float *)w + c);
-    return dtype == DQ_F16 ? vf_load_f16((const uint16_t *)w + c) : vf_load_bf16((const uint16_t *)w + c);
+    if (dtype == DQ_BF16) return vf_load_bf16((const uint16_t *)w + c);
+    vf v = dtype == DQ_F32 ? vf_load((const float *)w + c) : vf_load_f16((const uint16_t *)w + c);
+    return round ? vf_round_bf16(v) : v;
 }
 
-/* `rows` and `dtype` are constants where this is called. Two sums each, so that a row does not wait for its own. */
-VEC_INLINE void dense_rows(const float *x, int64_t stride, int rows, const void *w, dq_dtype dtype, int64_t n,
-                           float *out)
+/* `rows`, `dtype` and `round` are constants where this is called. Two sums each, so that a row does not wait for its own. */
+VEC_INLINE void dense_rows(const float *x, int64_t stride, int rows, const void *w, dq_dtype dtype, bool round,
+                           int64_t n, float *out)
 {
-    vf sum[2][2];
+    vf sum[2][4];
     int64_t c = 0, size = dtype == DQ_F32 ? 4 : 2;
     for (int r = 0; r < rows; r++) sum[0][r] = sum[1][r] = vf_zero();
     for (; c + 2 * VF <= n; c += 2 * VF)
         for (int u = 0; u < 2; u++) {
             __builtin_prefetch((const char *)w + (c + u * VF) * size + AHEAD);
-            vf weight = weight_at(w, dtype, c + u * VF);
+            vf weight = weight_at(w, dtype, round, c + u * VF);
             for (int r = 0; r < rows; r++) sum[u][r] = vf_madd(weight, vf_load(x + r * stride + c + u * VF), sum[u][r]);
         }
     for (; c < n; c += VF) {
         int64_t left = dq_min64(VF, n - c);
         _Alignas(64) unsigned char wide[4 * DQ_DECODE_LANES] = {0};
         memcpy(wide, (const char *)w + c * size, (size_t)(left * size));
-        vf weight = weight_at(wide, dtype, 0);
+        vf weight = weight_at(wide, dtype, round, 0);
         for (int r = 0; r < rows; r++) sum[0][r] = vf_madd(weight, vf_load_n(x + r * stride + c, left), sum[0][r]);
     }
     for (int r = 0; r < rows; r++) out[r] = vf_sum(sum[0][r] + sum[1][r]);
 }
 
-VEC_INLINE void dense_any(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n,
-                          float *out)
+VEC_INLINE void dense_any(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, bool round,
+                          int64_t n, float *out)
 {
     int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) dense_rows(x + r * stride, stride, 2, w, dtype, n, out + r);
-    if (r < rows) dense_rows(x + r * stride, stride, 1, w, dtype, n, out + r);
+    for (; r + 4 <= rows; r += 4) dense_rows(x + r * stride, stride, 4, w, dtype, round, n, out + r);
+    for (; r + 2 <= rows; r += 2) dense_rows(x + r * stride, stride, 2, w, dtype, round, n, out + r);
+    if (r < rows) dense_rows(x + r * stride, stride, 1, w, dtype, round, n, out + r);
 }
 
-static void dense(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, int64_t n, float *out)
+static void dense(const float *x, int64_t stride, int64_t rows, const void *w, dq_dtype dtype, bool round, int64_t n,
+                  float *out)
 {
-    if (dtype == DQ_F32)
-        dense_any(x, stride, rows, w, DQ_F32, n, out);
+    if (dtype == DQ_BF16)
+        dense_any(x, stride, rows, w, DQ_BF16, false, n, out);
+    else if (dtype == DQ_F16 && round)
+        dense_any(x, stride, rows, w, DQ_F16, true, n, out);
     else if (dtype == DQ_F16)
-        dense_any(x, stride, rows, w, DQ_F16, n, out);
+        dense_any(x, stride, rows, w, DQ_F16, false, n, out);
+    else if (round)
+        dense_any(x, stride, rows, w, DQ_F32, true, n, out);
     else
-        dense_any(x, stride, rows, w, DQ_BF16, n, out);
+        dense_any(x, stride, rows, w, DQ_F32, false, n, out);
 }
 
 /* ---- attention ---- */

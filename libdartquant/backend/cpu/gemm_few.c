@@ -6,9 +6,8 @@ enum { TASK_BYTES = 64 << 10 };
 
 typedef struct few {
     const dq_decode_kernels *kernels;
-    const dq_row_kernels *rows;
     const dq_view *a, *b, *c;
-    float *wide; /* a row of b for each thread, where its numbers are to be rounded to bf16 */
+    bool round; /* numbers of b to bf16; those of a are */
     float alpha, beta;
     int64_t rows_per_task, size;
 } few;
@@ -16,13 +15,11 @@ typedef struct few {
 static void few_task(void *arg, int64_t i, int thread)
 {
     const few *f = arg;
-    float *wide = f->wide ? f->wide + thread * f->a->cols : NULL;
+    (void)thread;
     for (int64_t o = i * f->rows_per_task; o < dq_min64((i + 1) * f->rows_per_task, f->b->rows); o++) {
         float out[DQ_DECODE_ROWS];
-        const void *weights = wide ? wide : dq_view_at(f->b, o, 0, f->size);
-        if (wide) dq_cpu_widen_row(f->rows, f->b, o, true, wide);
-        f->kernels->dense(dq_view_f32(f->a, 0), f->a->stride, f->a->rows, weights, wide ? DQ_F32 : f->b->dtype,
-                          f->a->cols, out);
+        f->kernels->dense(dq_view_f32(f->a, 0), f->a->stride, f->a->rows, dq_view_at(f->b, o, 0, f->size), f->b->dtype,
+                          f->round, f->a->cols, out);
         for (int64_t r = 0; r < f->a->rows; r++) {
             float *c = dq_view_f32(f->c, r) + o;
             *c = f->beta != 0 ? f->alpha * out[r] + f->beta * *c : f->alpha * out[r];
@@ -34,23 +31,15 @@ dq_status dq_cpu_gemm_few(dq_cpu_dev *dev, double alpha, const dq_view *a, const
                           const dq_view *c, int32_t math)
 {
     const dq_host *host = dev->ref.host;
-    few f = {.kernels = dq_cpu_decode(dev),
-             .rows = dq_cpu_rows(dev),
-             .a = a,
-             .b = b,
-             .c = c,
-             .alpha = (float)alpha,
-             .beta = (float)beta};
+    few f = {.kernels = dq_cpu_decode(dev), .a = a, .b = b, .c = c, .alpha = (float)alpha, .beta = (float)beta};
     dq_view rounded;
     float *scratch = NULL;
     if (math == DQ_MATH_BF16 && a->cols > 0) {
-        bool round_b = b->dtype != DQ_BF16;
-        int64_t rows = a->rows + (round_b ? dev->threads : 0);
-        scratch = dq_cpu_scratch_take(dev, (size_t)(rows * a->cols) * sizeof *scratch);
+        scratch = dq_cpu_scratch_take(dev, (size_t)(a->rows * a->cols) * sizeof *scratch);
         if (!scratch) return DQ_E_NOMEM;
         rounded = dq_cpu_widen(dev, a, math, scratch);
         f.a = &rounded;
-        if (round_b) f.wide = scratch + a->rows * a->cols;
+        f.round = true;
     }
     f.size = b->dtype == DQ_F32 ? 4 : 2;
     f.rows_per_task = dq_max64(1, TASK_BYTES / f.size / dq_max64(1, a->cols));

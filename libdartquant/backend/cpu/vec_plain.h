@@ -156,3 +156,8 @@ static inline vf vf_load_bf16(const uint16_t *p)
 {
     return (vf){dq_bf16_to_f32(p[0]), dq_bf16_to_f32(p[1]), dq_bf16_to_f32(p[2]), dq_bf16_to_f32(p[3])};
 }
+static inline vf vf_round_bf16(vf v)
+{
+    for (int i = 0; i < VF; i++) v[i] = dq_bf16_to_f32(dq_f32_to_bf16(v[i]));
+    return v;
+}
