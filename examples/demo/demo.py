@@ -87,9 +87,11 @@ def plot(rows, path):
         values = [next(r["ppl"] for r in rows if r["scheme"] == f"{a} {kind}") for a in ACTIVATIONS]
         places = [i + (k - 1.5) * 0.21 for i in range(len(values))]
         bars = ax.bar(places, values, 0.2, label=kind, color=color)
-        ax.bar_label(bars, [f"{v:.1f}" if v < 1000 else f"{v:.2g}" for v in values], fontsize=8)
+        ax.bar_label(bars, [f"{v:.2f}" if v < 10 else f"{v:.1f}" if v < 1000 else f"{v:.2g}" for v in values], fontsize=8)
     ax.axhline(base, color="black", linewidth=1, linestyle="--", label=f"full precision {base:.2f}")
     ax.set_yscale("log")
+    if max(r["ppl"] for r in rows) < 5 * base:  # less than a decade: its ticks lie between the powers of ten
+        ax.yaxis.set_minor_formatter("{x:.3g}")
     ax.set_xticks(range(len(ACTIVATIONS)), list(ACTIVATIONS))
     ax.set_ylabel("perplexity (log scale, lower is better)")
     ax.set_title("What 4-bit weights, activations and KV cache cost")
@@ -148,7 +150,7 @@ def main():
             if activations == "W4A16":
                 add(name, quantize + rotation + ["--save_qmodel_path", saved])
             else:
-                add(name, [args.program, "quantize", saved, "--ppl_eval"] + COMMON + measure + flags)
+                add(name, [args.program, "quantize", saved, "--ppl_eval", "--quiet"] + COMMON + measure + flags)
 
     print_table(rows)
     result = {"model": os.path.basename(args.model), "text": origin, "rows": rows,
