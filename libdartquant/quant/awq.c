@@ -109,7 +109,7 @@ static dq_status candidate_error(scratch *s, const dq_awq_input *input, float *s
     DQ_TRY(dq_codes_dequantize(c, &s->d));
     DQ_TRY(dq_op_scale_cols(&s->d, &s->inverse, &s->d));
     DQ_TRY(dq_op_axpy(-1.0, &s->w, &s->d));
-    DQ_TRY(dq_hessian_energy(&s->d, input->h, true, DQ_MATH_BF16, error));
+    DQ_TRY(dq_hessian_energy(&s->d, input->h, DQ_MATH_BF16, NULL, error));
     if (!isfinite(*error)) return dq_fail(DQ_E_NONFINITE, "the output error of scaled channels is not finite");
     return DQ_OK;
 }

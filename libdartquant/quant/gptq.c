@@ -16,11 +16,10 @@ typedef struct solve {
     int64_t out, in;
     bool upfront; /* group parameters found from the original weights */
     dq_codes codes;
-    dq_tensor work;     /* F32 [out, in]: weights in order of work, with all updates so far */
-    dq_tensor placed;   /* U8 [out, in]: codes in order of work; empty = codes.codes is in that order */
+    dq_tensor work;   /* F32 [out, in]: weights in order of work, with all updates so far; errors where they are done */
+    dq_tensor placed; /* U8 [out, in]: codes in order of work; empty = codes.codes is in that order */
     dq_tensor group_at; /* I32 [1, in]: group of each position */
     dq_tensor err;      /* F32 [out, BLOCK] */
-    double loss;        /* sum of e^2 = tr(dW (H + added) dW^T) */
 } solve;
 
 static dq_status upload_index(solve *s, const int32_t *index, dq_tensor *out)
@@ -91,29 +90,28 @@ static dq_status do_block(solve *s, int64_t c0, int64_t c1)
     dq_tensor group_at = dq_tensor_slice(&s->group_at, 0, 1, c0, cols);
     dq_tensor codes = dq_tensor_slice(all, 0, s->out, c0, cols);
     dq_tensor err = dq_tensor_slice(&s->err, 0, s->out, 0, cols);
-    double loss;
     if (!s->upfront) DQ_TRY(find_groups(s, c0, c1));
     DQ_TRY(dq_op_gptq_block(&d, &w, &u, &s->codes.scale, &s->codes.zero, &group_at, &codes, &err));
-    DQ_TRY(dq_op_dot(&err, &err, &loss));
-    s->loss += loss;
-    if (after == 0) return DQ_OK;
-    dq_tensor rest = dq_tensor_slice(&s->work, 0, s->out, c1, after);
-    dq_tensor u_rest = dq_tensor_slice(&s->plan->u, c0, cols, c1, after);
-    return dq_op_gemm(false, false, -1.0, &err, &u_rest, 1.0, &rest, DQ_MATH_F32);
+    if (after > 0) {
+        dq_tensor rest = dq_tensor_slice(&s->work, 0, s->out, c1, after);
+        dq_tensor u_rest = dq_tensor_slice(&s->plan->u, c0, cols, c1, after);
+        DQ_TRY(dq_op_gemm(false, false, -1.0, &err, &u_rest, 1.0, &rest, DQ_MATH_F32));
+    }
+    return dq_op_convert(&err, &w); /* nobody reads these columns again: they keep the errors until the end */
 }
 
 /* With E the errors, dW = -E U and inv(H + A) = U^T U, so sum e^2 = tr(dW (H + A) dW^T); A is what was added. The
  * energy of W only scales the report, so its products may be the quick ones. */
 static dq_status relative_error(solve *s, const dq_tensor *w, double *out)
 {
-    double added, energy;
+    double loss, added, energy;
+    DQ_TRY(dq_op_dot(&s->work, &s->work, &loss));
     DQ_TRY(dq_codes_dequantize(&s->codes, &s->work));
     DQ_TRY(dq_op_axpy(-1.0, w, &s->work));
     DQ_TRY(dq_op_scale_cols(&s->work, &s->plan->added_root, &s->work));
     DQ_TRY(dq_op_dot(&s->work, &s->work, &added));
-    DQ_TRY(dq_hessian_energy(w, s->plan->h, false, DQ_MATH_BF16, &energy));
-    double loss = s->loss > added ? s->loss - added : 0;
-    *out = energy > 0 ? loss / energy : 0;
+    DQ_TRY(dq_hessian_energy(w, s->plan->h, DQ_MATH_BF16, &s->work, &energy));
+    *out = energy > 0 && loss > added ? (loss - added) / energy : 0;
     return DQ_OK;
 }
 

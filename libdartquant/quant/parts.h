@@ -44,8 +44,8 @@ dq_status dq_gptq_solve(const dq_weight_spec *spec, const dq_gptq_plan *plan, dq
 /* ---- energy.c ---- */
 /* The strict upper triangle becomes the mirror image of the lower one. */
 dq_status dq_hessian_mirror(dq_tensor *h);
-/* tr(D H D^T) from the lower triangle of h; d F32 [rows, n]; whole: h is mirrored, which spares copies; math: DQ_MATH_* of
- * the products. */
-dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, bool whole, int math, double *out);
+/* tr(D H D^T) from the lower triangle of h, whose other numbers are finite; d F32 [rows, n]; math: DQ_MATH_* of the products.
+ * scratch: overwritten, like d, so that the host waits once; NULL = once for every 256 columns. */
+dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, dq_tensor *scratch, double *out);
 
 #endif

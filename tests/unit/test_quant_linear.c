@@ -93,8 +93,8 @@ static double true_error(const dq_tensor *w, const dq_tensor *h, const dq_codes 
     OK(dq_tensor_alloc(w->dev, DQ_F32, codes->out, codes->in, &d));
     OK(dq_codes_dequantize(codes, &d));
     OK(dq_op_axpy(-1.0, w, &d));
-    OK(dq_hessian_energy(&d, h, false, DQ_MATH_F32, &change));
-    OK(dq_hessian_energy(w, h, false, DQ_MATH_F32, &energy));
+    OK(dq_hessian_energy(&d, h, DQ_MATH_F32, NULL, &change));
+    OK(dq_hessian_energy(w, h, DQ_MATH_F32, NULL, &energy));
     dq_tensor_free(&d);
     return change / energy;
 }
