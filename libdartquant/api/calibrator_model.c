@@ -431,9 +431,9 @@ dq_status dq_model_capture(dq_model *model, const dq_config *config, const dq_da
 {
     DQ_ENTER_CONTEXT(dq_context_of_model(model), model && dataset && dir);
     dq_progress p = dq_progress_make(cancel, progress, user);
-    dq_config *defaults = NULL;
-    if (!config) DQ_TRY(dq_config_new(&defaults));
-    dq_status status = capture(model, config ? config : defaults, dataset, dir, &p);
-    dq_config_free(defaults);
+    dq_config *own;
+    DQ_TRY(dq_config_or_defaults(&config, &own));
+    dq_status status = capture(model, config, dataset, dir, &p);
+    dq_config_free(own);
     return status;
 }

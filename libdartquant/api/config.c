@@ -203,6 +203,15 @@ dq_status dq_config_new(dq_config **out)
     return DQ_OK;
 }
 
+dq_status dq_config_or_defaults(const dq_config **config, dq_config **own)
+{
+    *own = NULL;
+    if (*config) return DQ_OK;
+    DQ_TRY(dq_config_new(own));
+    *config = *own;
+    return DQ_OK;
+}
+
 void dq_config_free(dq_config *config)
 {
     if (!config) return;

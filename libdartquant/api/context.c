@@ -102,11 +102,10 @@ done:
 static dq_status new_context(const dq_config *config, const dq_services *services, const given_backend *backend,
                              dq_context **out)
 {
-    if (config) return open_context(config, services, backend, out);
-    dq_config *defaults = NULL;
-    DQ_TRY(dq_config_new(&defaults));
-    dq_status status = open_context(defaults, services, backend, out);
-    dq_config_free(defaults);
+    dq_config *own;
+    DQ_TRY(dq_config_or_defaults(&config, &own));
+    dq_status status = open_context(config, services, backend, out);
+    dq_config_free(own);
     return status;
 }
 

@@ -214,16 +214,23 @@ dq_status dq_model_weight_error(dq_model *model, dq_model *reference, int64_t la
 
 /* ---- output ---- */
 
+static dq_status part_size_of(const dq_config *config, uint64_t *out)
+{
+    dq_config *own;
+    DQ_TRY(dq_config_or_defaults(&config, &own));
+    *out = (uint64_t)dq_config_int(config, "part_size");
+    dq_config_free(own);
+    return DQ_OK;
+}
+
 dq_status dq_model_save(dq_model *model, const char *dir, const dq_config *config, const dq_cancel *cancel,
                         dq_progress_fn progress, void *user)
 {
     DQ_ENTER_CONTEXT(dq_context_of_model(model), model && dir);
     dq_model_card *card = dq_model_card_of(model);
     if (!card) return DQ_E_INVALID;
-    dq_config *defaults = NULL;
-    if (!config) DQ_TRY(dq_config_new(&defaults));
-    uint64_t part_size = (uint64_t)dq_config_int(config ? config : defaults, "part_size");
-    dq_config_free(defaults);
+    uint64_t part_size;
+    DQ_TRY(part_size_of(config, &part_size));
     dq_progress p = dq_progress_make(cancel, progress, user);
     dq_saver *saver = NULL;
     DQ_TRY(dq_saver_check_dir(model, dir));
@@ -238,12 +245,9 @@ dq_status dq_model_export(dq_model *model, const char *format, const char *dir, 
 {
     DQ_ENTER_CONTEXT(dq_context_of_model(model), model && format && dir);
     dq_export_spec spec;
-    dq_config *defaults = NULL;
     if (!dq_model_card_of(model)) return DQ_E_INVALID;
     DQ_TRY(dq_export_parse(format, &spec));
-    if (!config) DQ_TRY(dq_config_new(&defaults));
-    spec.part_size = (uint64_t)dq_config_int(config ? config : defaults, "part_size");
-    dq_config_free(defaults);
+    DQ_TRY(part_size_of(config, &spec.part_size));
     dq_progress p = dq_progress_make(cancel, progress, user);
     return dq_export_model(model, &spec, dir, &p);
 }

@@ -81,11 +81,10 @@ done:
 dq_status dq_rotation_new(dq_model *model, const dq_config *config, dq_rotation **out)
 {
     DQ_ENTER_CONTEXT(dq_context_of_model(model), model && out);
-    if (config) return dq_rotation_make(model, config, out);
-    dq_config *defaults = NULL;
-    DQ_TRY(dq_config_new(&defaults));
-    dq_status status = dq_rotation_make(model, defaults, out);
-    dq_config_free(defaults);
+    dq_config *own;
+    DQ_TRY(dq_config_or_defaults(&config, &own));
+    dq_status status = dq_rotation_make(model, config, out);
+    dq_config_free(own);
     return status;
 }
 

@@ -9,30 +9,13 @@
 #include "backend/cpu/cpu.h"
 #include "base/half.h"
 #include "bench.h"
+#include "env_host.h"
 
 /* ---- device ---- */
 
 static dq_host host;
 static const dq_backend *b;
 static void *dev;
-
-static void *host_alloc(void *self, size_t bytes) { return dq_alloc(self, bytes); }
-static void host_free(void *self, void *ptr)
-{
-    (void)self;
-    dq_free(ptr);
-}
-static void host_run(void *self, int64_t count, void (*task)(void *, int64_t, int), void *arg)
-{
-    dq_run(self, count, task, arg);
-}
-static int host_threads(void *self) { return dq_threads(self); }
-static dq_status host_fail(void *self, dq_status status, int64_t code, const char *message)
-{
-    (void)self;
-    (void)code;
-    return dq_fail(status, "%s", message);
-}
 
 static dq_view make(dq_dtype dtype, int64_t rows, int64_t cols)
 {
@@ -275,7 +258,7 @@ static void smollm2(int32_t math, dq_dtype weights)
 int main(int argc, char **argv)
 {
     bench_options(argc, argv, 7);
-    host = (dq_host){sizeof host, DQ_BACKEND_ABI, &env, host_alloc, host_free, host_run, host_threads, host_fail};
+    host = env_host(&env);
     b = dq_cpu_backend();
     char options[64];
     snprintf(options, sizeof options, "simd=%s", simd);

@@ -31,12 +31,6 @@ static int close_all(void **state)
     return 0;
 }
 
-static int fresh(void **state)
-{
-    (void)state;
-    return scratch_empty();
-}
-
 static void refused(const char *what, dq_status status, dq_status expected, const char *words, uint64_t before)
 {
     if (status != expected || !strstr(dq_error_text(), words))
@@ -437,13 +431,19 @@ static void failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(bad_tokenizers, fresh),      cmocka_unit_test_setup(deep_nesting, fresh),
-        cmocka_unit_test_setup(growing_normalizers, fresh), cmocka_unit_test_setup(truncations, fresh),
-        cmocka_unit_test_setup(catastrophic_regex, fresh),  cmocka_unit_test_setup(long_runs, fresh),
-        cmocka_unit_test_setup(bad_gpt2_folders, fresh),    cmocka_unit_test_setup(bad_ids_to_decode, fresh),
-        cmocka_unit_test_setup(bad_text_files, fresh),      cmocka_unit_test_setup(bad_recipes, fresh),
-        cmocka_unit_test_setup(bad_samples, fresh),         cmocka_unit_test_setup(bad_id_files, fresh),
-        cmocka_unit_test_setup(failing_allocations, fresh),
+        cmocka_unit_test_setup(bad_tokenizers, scratch_fresh),
+        cmocka_unit_test_setup(deep_nesting, scratch_fresh),
+        cmocka_unit_test_setup(growing_normalizers, scratch_fresh),
+        cmocka_unit_test_setup(truncations, scratch_fresh),
+        cmocka_unit_test_setup(catastrophic_regex, scratch_fresh),
+        cmocka_unit_test_setup(long_runs, scratch_fresh),
+        cmocka_unit_test_setup(bad_gpt2_folders, scratch_fresh),
+        cmocka_unit_test_setup(bad_ids_to_decode, scratch_fresh),
+        cmocka_unit_test_setup(bad_text_files, scratch_fresh),
+        cmocka_unit_test_setup(bad_recipes, scratch_fresh),
+        cmocka_unit_test_setup(bad_samples, scratch_fresh),
+        cmocka_unit_test_setup(bad_id_files, scratch_fresh),
+        cmocka_unit_test_setup(failing_allocations, scratch_fresh),
     };
     return cmocka_run_group_tests_name("bad text", tests, open_all, close_all);
 }

@@ -1,6 +1,5 @@
 /* What a host hands in and takes out, with every n-th allocation refused and every n-th callback failing: an error each
  * time, nothing leaked, the caller's arrays untouched, nothing finished by half. SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -123,12 +122,6 @@ static void close_world(world *w)
 }
 
 typedef dq_status (*job)(world *w);
-
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        dq_status status_ = (call);                                                                                    \
-        if (status_ != DQ_OK) return status_;                                                                          \
-    } while (0)
 
 static dq_status run(job work, const char *settings)
 {
@@ -415,15 +408,11 @@ static dq_status with_small_files(job work, const char *settings, rlim_t bytes)
     return status;
 }
 
-static int files_in(const char *name)
+static int files_in_scratch(const char *name)
 {
     char path[400];
     snprintf(path, sizeof path, "%s/%s", scratch_dir(), name);
-    DIR *d = opendir(path);
-    int n = 0;
-    for (struct dirent *e; d && (e = readdir(d));) n += e->d_name[0] != '.';
-    if (d) closedir(d);
-    return n;
+    return files_in(path);
 }
 
 static dq_status save_and_open(world *w)
@@ -443,7 +432,8 @@ static void full_disks(void **state)
     for (rlim_t bytes = 100; bytes < 4000000; bytes += bytes / 2) {
         dq_status status = with_small_files(save_and_open, "threads=1", bytes);
         if (status != DQ_OK && status != DQ_E_IO) fail_msg("files of %ld bytes: %s", (long)bytes, dq_error_text());
-        if (status != DQ_OK && files_in("saved") != 0) fail_msg("files of %ld bytes: something stays", (long)bytes);
+        if (status != DQ_OK && files_in_scratch("saved") != 0)
+            fail_msg("files of %ld bytes: something stays", (long)bytes);
         failures += status != DQ_OK;
         successes += status == DQ_OK;
         scratch_empty();

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "dartquant.h"
+#include "ok.h"
 #include "refusing_heap.h"
 
 static char dir[64];
@@ -22,12 +23,6 @@ typedef struct objects {
     dq_calibrator *job, *second;
     dq_rotation *rotation;
 } objects;
-
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        dq_status status_ = (call);                                                                                    \
-        if (status_ != DQ_OK) return status_;                                                                          \
-    } while (0)
 
 static const char *in_dir(const char *name)
 {

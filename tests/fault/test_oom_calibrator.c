@@ -8,14 +8,9 @@
 #include <cmocka.h>
 
 #include "dartquant.h"
+#include "ok.h"
 #include "refusing_heap.h"
 #include "scratch.h"
-
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        dq_status status_ = (call);                                                                                    \
-        if (status_ != DQ_OK) return status_;                                                                          \
-    } while (0)
 
 enum { N = 8, ROWS = 96 };
 

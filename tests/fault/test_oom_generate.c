@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "dartquant.h"
+#include "ok.h"
 #include "refusing_heap.h"
 
 #define MODEL "tests/data/tiny"
@@ -22,12 +23,6 @@ typedef struct objects {
     char text[200];
     int32_t ids[2][NEW];
 } objects;
-
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        dq_status status_ = (call);                                                                                    \
-        if (status_ != DQ_OK) return status_;                                                                          \
-    } while (0)
 
 static dq_status prepare(objects *o, const char *kv)
 {

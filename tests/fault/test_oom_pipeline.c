@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "dartquant.h"
+#include "ok.h"
 #include "refusing_heap.h"
 
 #define MODEL "tests/data/tiny"
@@ -26,12 +27,6 @@ typedef struct objects {
     dq_reference *reference;
     double ppl;
 } objects;
-
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        dq_status status_ = (call);                                                                                    \
-        if (status_ != DQ_OK) return status_;                                                                          \
-    } while (0)
 
 static dq_status pipeline(objects *o, const char *dir, int *saved)
 {

@@ -10,6 +10,13 @@
         if (s_ != DQ_OK) fail_msg("%s: %d %s", #call, s_, dq_error_text());                                            \
     } while (0)
 
+/* For functions that return a status: passes a failure on. */
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        dq_status status_ = (call);                                                                                    \
+        if (status_ != DQ_OK) return status_;                                                                          \
+    } while (0)
+
 /* The call fails with that status, in the error record too, and the record's text holds `words`. */
 #define assert_fails(call, status, words)                                                                              \
     do {                                                                                                               \

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "scratch.h"
 
+#include <dirent.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,12 @@ void scratch_close(void)
     rmdir(dir);
 }
 
+int scratch_fresh(void **state)
+{
+    (void)state;
+    return scratch_empty();
+}
+
 int scratch_setup(void **state)
 {
     (void)state;
@@ -62,4 +69,14 @@ const char *scratch_write(const char *name, const void *data, size_t bytes)
         abort();
     }
     return path;
+}
+
+int files_in(const char *path)
+{
+    int n = 0;
+    DIR *d = opendir(path);
+    if (!d) return 0;
+    for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
+    closedir(d);
+    return n;
 }

@@ -10,8 +10,13 @@ void scratch_close(void);
 /* The same as a group's setup and teardown. */
 int scratch_setup(void **state);
 int scratch_teardown(void **state);
+/* A test's setup or teardown. */
+int scratch_fresh(void **state);
 const char *scratch_dir(void);
 /* Writes dir/name (with the folders it needs) and returns the path, valid until the next call. bytes 0 = a string. */
 const char *scratch_write(const char *name, const void *data, size_t bytes);
+
+/* Entries of a folder whose names do not begin with a dot; 0 where there is no such folder. */
+int files_in(const char *dir);
 
 #endif

@@ -1,6 +1,5 @@
 /* dartquant/calibrator.h fed with what it should not get: numbers that are none, rows of low rank, no tokens, a learning rate
  * that is too high. Public functions alone. SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,16 +37,6 @@ static void expect(dq_status got, dq_status expected, const char *words)
 {
     if (got != expected || !strstr(dq_error_text(), words))
         fail_msg("status %d instead of %d, \"%s\" should say \"%s\"", got, expected, dq_error_text(), words);
-}
-
-static int files_in(const char *dir)
-{
-    int n = 0;
-    DIR *d = opendir(dir);
-    if (!d) return 0;
-    for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
 }
 
 /* ---- activations that are not finite ---- */

@@ -1,6 +1,5 @@
 /* calib: learning the rotations of a model, interruption at every step, captured inputs on disk.
  * SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,6 +18,7 @@
 #include "models.h"
 #include "ok.h"
 #include "rotation/rotation.h"
+#include "scratch.h"
 
 enum { SAMPLES = 6, SEQLEN = 32, TOKENS = SAMPLES * SEQLEN };
 
@@ -250,16 +250,6 @@ static void cancelled(void **state)
 }
 
 /* ---- folders ---- */
-
-static int files_in(const char *dir)
-{
-    int n = 0;
-    DIR *d = opendir(dir);
-    if (!d) return 0;
-    for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
-}
 
 static dq_folder *open_folder(fixture *f, dq_model *model, const char *dir, const dq_calibrate_spec *spec)
 {

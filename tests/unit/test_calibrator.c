@@ -9,11 +9,7 @@
 
 #include "dartquant.h"
 #include "scratch.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
+#include "ok.h"
 
 enum { N = 16, ROWS = 1200 };
 

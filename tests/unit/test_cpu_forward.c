@@ -14,26 +14,7 @@
 #include "base/env.h"
 #include "base/half.h"
 #include "base/status.h"
-
-/* ---- a host over dq_env ---- */
-
-static void *host_alloc(void *self, size_t bytes) { return dq_alloc(self, bytes); }
-static void host_free(void *self, void *ptr)
-{
-    (void)self;
-    dq_free(ptr);
-}
-static void host_run(void *self, int64_t count, void (*task)(void *, int64_t, int), void *arg)
-{
-    dq_run(self, count, task, arg);
-}
-static int host_threads(void *self) { return dq_threads(self); }
-static dq_status host_fail(void *self, dq_status status, int64_t code, const char *message)
-{
-    (void)self;
-    (void)code;
-    return dq_fail(status, "%s", message);
-}
+#include "env_host.h"
 
 typedef struct machine {
     dq_env env;
@@ -45,8 +26,7 @@ typedef struct machine {
 static dq_status machine_try(machine *m, const dq_backend *b, const char *options, int threads)
 {
     assert_int_equal(dq_env_init(&m->env, NULL, threads), DQ_OK);
-    m->host =
-        (dq_host){sizeof(dq_host), DQ_BACKEND_ABI, &m->env, host_alloc, host_free, host_run, host_threads, host_fail};
+    m->host = env_host(&m->env);
     m->b = b;
     m->dev = NULL;
     return b->open(&m->host, options, &m->dev);

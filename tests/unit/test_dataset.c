@@ -38,12 +38,6 @@ static int close_all(void **state)
     return 0;
 }
 
-static int fresh(void **state)
-{
-    (void)state;
-    return scratch_empty();
-}
-
 /* The stream's ids stand for exactly this text. */
 static void same_text(const dq_token_stream *s, const char *expected)
 {
@@ -313,17 +307,17 @@ static void shared_wikitext2_llama2(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(wikitext2, fresh),
-        cmocka_unit_test_setup(ptb, fresh),
-        cmocka_unit_test_setup(c4_test, fresh),
-        cmocka_unit_test_setup(c4_train, fresh),
-        cmocka_unit_test_setup(sample_starts, fresh),
-        cmocka_unit_test_setup(sample_documents, fresh),
-        cmocka_unit_test_setup(files, fresh),
-        cmocka_unit_test_setup(configured_bos, fresh),
-        cmocka_unit_test_setup(shared_wikitext2_gpt2, fresh),
-        cmocka_unit_test_setup(shared_wikitext2_opt, fresh),
-        cmocka_unit_test_setup(shared_wikitext2_llama2, fresh),
+        cmocka_unit_test_setup(wikitext2, scratch_fresh),
+        cmocka_unit_test_setup(ptb, scratch_fresh),
+        cmocka_unit_test_setup(c4_test, scratch_fresh),
+        cmocka_unit_test_setup(c4_train, scratch_fresh),
+        cmocka_unit_test_setup(sample_starts, scratch_fresh),
+        cmocka_unit_test_setup(sample_documents, scratch_fresh),
+        cmocka_unit_test_setup(files, scratch_fresh),
+        cmocka_unit_test_setup(configured_bos, scratch_fresh),
+        cmocka_unit_test_setup(shared_wikitext2_gpt2, scratch_fresh),
+        cmocka_unit_test_setup(shared_wikitext2_opt, scratch_fresh),
+        cmocka_unit_test_setup(shared_wikitext2_llama2, scratch_fresh),
     };
     return cmocka_run_group_tests_name("dataset", tests, open_all, close_all);
 }

@@ -13,11 +13,7 @@
 #include "base/status.h"
 #include "calib/fit.h"
 #include "fake_backend.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
+#include "ok.h"
 
 enum { N = 24, HEADS = 4, GROUPS = 2, ROWS = 900 };
 

@@ -12,13 +12,9 @@
 #include <cmocka.h>
 
 #include "dartquant.h"
+#include "ok.h"
 
 #define MODEL "tests/data/tiny"
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        if ((call) != DQ_OK) fail_msg("%s: %s", #call, dq_error_text());                                               \
-    } while (0)
-
 enum { SEQLEN = 64, WINDOWS = 1024, FIXED = 4 << 20 };
 
 typedef struct bed {

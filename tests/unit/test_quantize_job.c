@@ -14,11 +14,7 @@
 #include "io/formats.h"
 #include "quant/quantize.h"
 #include "rotation/rotation.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
+#include "ok.h"
 
 enum { HIDDEN = 48, INTER = 80, LAYERS = 2, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 12, VOCAB = 61 };
 

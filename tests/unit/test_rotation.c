@@ -11,11 +11,7 @@
 #include "base/status.h"
 #include "io/formats.h"
 #include "rotation/parts.h"
-
-#define OK(expr)                                                                                                       \
-    do {                                                                                                               \
-        if ((expr) != DQ_OK) fail_msg("%s: %s", #expr, dq_error_text());                                               \
-    } while (0)
+#include "ok.h"
 
 static dq_env env;
 static dq_device *dev;

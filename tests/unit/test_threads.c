@@ -35,12 +35,6 @@ typedef struct objects {
     dq_evaluator *evaluator;
 } objects;
 
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        dq_status s_ = (call);                                                                                         \
-        if (s_ != DQ_OK) return s_;                                                                                    \
-    } while (0)
-
 static dq_status configure(dq_config *config, const char *settings)
 {
     char text[256];
