@@ -52,7 +52,8 @@ typedef struct dq_rotation_loss {
 
 /* Prepares a job for `model`, whose norms must be fused (dq_model_fuse_norms) and which must be neither rotated nor
  * quantized. `config` (NULL = defaults): also target, nsamples, seqlen, temp_dir (for the part of the residual stream of all
- * windows that memory_budget, 1 GiB by default, does not hold), and the options of dq_rotation_new for what is not learnt.
+ * windows that memory_budget, 1 GiB by default, does not hold), and the options of dq_rotation_new for what is not learnt;
+ * for what is, r1_path, use_r1 = false and their like are refused.
  * Errors: DQ_E_INVALID (options), DQ_E_STATE (not fused, already rotated or quantized). */
 DQ_API dq_status dq_calibrator_new(dq_model *model, const dq_config *config, dq_calibrator **out);
 /* Draws nsamples windows of seqlen tokens (dq_dataset_sample). The dataset may be freed afterwards. Errors: DQ_E_INVALID
