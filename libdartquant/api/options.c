@@ -34,7 +34,7 @@
 
 /* clang-format off */
 const dq_option dq_options[] = {
-    INT("seed", "general", "0", 0, ANY, "", "Seed of rotations and of the calibration draw."),
+    INT("seed", "general", "0", 0, ANY, "", "Seed of rotations, of the calibration draw and of sampled tokens."),
     INT("threads", "general", "0", 0, 1024, "", "Worker threads; 0 = one per processor. Results do not depend on it."),
     {"backend", "general", DQ_OPTION_STRING, 0, 0, "auto", "", "", "Device: auto (= cpu), cpu, ref (plain C, slow, the definition of correct), or a plug-in by its name or absolute path; :key=value,... after it are its options."},
     CHOICE("policy", "general", "warn", "forbid|warn|allow", "What happens when the device lacks an operation: fail, run it on the host and log that, or run it silently."),

@@ -103,6 +103,53 @@ def gguf(folder, wanted):
         same(name, got, w)
 
 
+def packed_by_compressed_tensors(args):
+    """Files whose words compressed-tensors packed (any version: before 0.17 words of 3, 5, 6, 7 bits had gaps), read here."""
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    try:
+        from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+    except ImportError:
+        try:
+            from compressed_tensors.compressors.pack_quantized import pack_to_int32
+        except ImportError:  # up to 0.15 or so
+            from compressed_tensors.compressors.quantized_compressors.pack_quantized import pack_to_int32
+    source = HERE / "tests/data/formats/ct_w5_old"
+    base = load_file(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    plain_tensors = {k: v for k, v in base.items() if "_proj." not in k}
+    g = torch.Generator().manual_seed(1)
+    for bits in range(2, 9):
+        for symmetric in (True, False):
+            tensors, wanted, low, high = dict(plain_tensors), {}, -2 ** (bits - 1), 2 ** (bits - 1)
+            for name in (k[: -len(".weight_shape")] for k in base if k.endswith(".weight_shape")):
+                rows, cols = base[name + ".weight_shape"].tolist()
+                q = torch.randint(low, high, (rows, cols), generator=g).to(torch.int8)
+                zero = torch.randint(low, high, (rows, cols // 32), generator=g).to(torch.int8)
+                scale = (torch.rand(rows, cols // 32, generator=g) * 0.02 + 0.01).half()
+                if symmetric:
+                    zero.zero_()
+                else:
+                    tensors[name + ".weight_zero_point"] = pack_to_int32(zero, bits, packed_dim=0).contiguous()
+                tensors[name + ".weight_packed"] = pack_to_int32(q, bits)
+                tensors[name + ".weight_scale"] = scale
+                tensors[name + ".weight_shape"] = torch.tensor([rows, cols])
+                steps = q.view(rows, -1, 32).float() - zero.float()[..., None]
+                wanted[name + ".weight"] = (steps * scale.float()[..., None]).view(rows, cols).numpy()
+            weights.update(num_bits=bits, symmetric=symmetric)
+            with tempfile.TemporaryDirectory() as temporary:
+                work = pathlib.Path(temporary)
+                (work / "in").mkdir()
+                (work / "in/config.json").write_text(json.dumps(config))
+                save_file(tensors, work / "in/model.safetensors", metadata={"format": "pt"})
+                got = linears(plain(args, work / "in", work))
+                for name, w in wanted.items():
+                    same(name, got[name], w)
+
+
 def same(name, got, wanted):
     if got.shape != wanted.shape or not np.array_equal(got, wanted):
         most = np.abs(got - wanted).max() if got.shape == wanted.shape else (got.shape, wanted.shape)
@@ -132,9 +179,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--model", default=HERE / "tests/data/tiny")
     p.add_argument("--dartquant", default=HERE / "build/bin/dartquant")
-    p.add_argument("--only", nargs="*", help="programs or formats")
+    p.add_argument("--only", nargs="*", help="programs or formats; packed: files packed by compressed-tensors")
     args = p.parse_args()
     failed = 0
+    if not args.only or "packed" in args.only:
+        if importlib.util.find_spec("compressed_tensors"):
+            import compressed_tensors
+            packed_by_compressed_tensors(args)
+            print(f"ok 14 files packed by compressed-tensors {compressed_tensors.__version__} are read", flush=True)
+        else:
+            print("skip files packed by compressed-tensors: not installed")
     for package, check, name, options in CASES:
         label = f"{package} reads {name} {' '.join(o for o in options if o != '--w_rtn')}".rstrip()
         if args.only and not {package, name} & set(args.only):

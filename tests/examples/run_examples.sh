@@ -56,6 +56,7 @@ run perplexity '"ppl": ?[0-9.]+' perplexity $model "$work/text.txt" 64
 run perplexity_as_cxx '"ppl": ?[0-9.]+' perplexity_as_cxx $model "$work/text.txt" 64
 run quantize_model 'perplexity [0-9.]+ -> [0-9.]+' quantize_model $model "$work/text.txt" "$work/text.txt" "$work/q" \
     w4a16 w_groupsize=16 nsamples=4 seqlen=64 limit=4
+run generate '^12 tokens in [0-9]+ steps' generate $model "Ada found" max_tokens=12 ignore_eos=true kv=fp8
 run host_weights 'tensors came back' host_weights
 run host_gptq '^RTN' host_gptq
 awk '/GPTQ/ {g = $4} /RTN/ {r = $4} END {exit !(g > 0 && g < r)}' "$work/log"
