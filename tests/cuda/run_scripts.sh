@@ -22,6 +22,15 @@ r = json.load(open(sys.argv[1]))
 if not eval(sys.argv[2]): print(json.dumps(r, indent=1)[:4000])' "$2" "$3" 2>&1)"
 }
 
+# ---- what a card says of itself ----
+"$out/bin/dartquant" info --backends --backend "$card" --json > "$work/info.json" 2> "$work/info.err"
+holds cuda_info_fields "$work/info.json" '(lambda b: b["device"] == "cuda:0" and b["backend"] == "cuda" and b["missing_ops"] == []
+    and 0 < b["memory_free"] <= b["memory_total"] and all(w in b["description"] for w in
+    ("sm_90", "driver ", "runtime ", "cuBLAS ", "cuSOLVER ")) and b["option"])(r["backends"][0])'
+CUDASIM_DEVICES=0 "$out/bin/dartquant" info --backends --backend "$card" --json > "$work/info.json" 2> "$work/info.err"
+holds cuda_info_without_a_card "$work/info.json" 'r["backends"][0]["error"] == "DQ_E_BACKEND"
+    and "no CUDA device: no CUDA-capable device is detected" in r["backends"][0]["problem"]'
+
 # ---- the suite ----
 python3 tests/cuda/suite.py --build "$out" --backend "$card" --tiny --only device,perplexity,generated,wrong_index \
     --json "$work/suite.json" > "$work/suite.out" 2>&1

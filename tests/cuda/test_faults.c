@@ -252,6 +252,31 @@ static void opening_fails(void **state)
     assert_true(failed > 10);
 }
 
+/* Pinned memory: at the opening it is needed, later an upload waits instead. */
+static void no_pinned_memory(void **state)
+{
+    (void)state;
+    int64_t calls[CUDASIM_KINDS];
+    dq_context *ctx = NULL;
+    numbers out = {0}, want = run_clean(&jobs[1], calls);
+    fail_at(CUDASIM_PINNED, 3, NO_MEMORY, 1);
+    assert_int_equal(context_on("", &ctx), DQ_E_NOMEM);
+    assert_null(ctx);
+    assert_non_null(
+        strstr(dq_error_text(), "cuda:0: pinned staging of 8388608 bytes: out of memory [backend cuda, code 2]"));
+    fail_at(0, 0, 0, 0);
+    assert_nothing_left("opening without pinned memory");
+    for (int n = 1; n < 4; n++) {
+        ctx = context_of("");
+        fail_at(CUDASIM_PINNED, n, NO_MEMORY, 1000);
+        OK(jobs[1].run(ctx, &out));
+        assert_same("a job without more pinned memory", out, want);
+        fail_at(0, 0, 0, 0);
+        dq_context_free(ctx);
+        assert_nothing_left("a job without more pinned memory");
+    }
+}
+
 /* ---- cards ---- */
 
 static void old_cards_are_refused(void **state)
@@ -469,6 +494,7 @@ int main(void)
                                        cmocka_unit_test(kernels_crash_anywhere),
                                        cmocka_unit_test(driver_vanishes_anywhere),
                                        cmocka_unit_test(opening_fails),
+                                       cmocka_unit_test(no_pinned_memory),
                                        cmocka_unit_test(old_cards_are_refused),
                                        cmocka_unit_test(small_cards_say_so),
                                        cmocka_unit_test(two_cards),

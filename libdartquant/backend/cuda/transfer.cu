@@ -15,25 +15,27 @@ static const uint64_t BUDGET_SHARE = 16;   /* landings take that part of a budge
 
 /* ---- pinned pieces and their landings ---- */
 
-static dq_status add_stage(dq_cuda_device *dev)
+/* Nothing is recorded: an upload can do without one more. */
+static cudaError_t add_stage(dq_cuda_device *dev)
 {
     dq_cuda_stage stage = {};
-    CU_TRY(dq_cuda_check(dev, cudaMallocHost((void **)&stage.memory, STAGE_BYTES), "pinned staging"));
-    cudaError_t error = cudaEventCreateWithFlags(&stage.landed, cudaEventDisableTiming);
+    cudaError_t error = cudaMallocHost((void **)&stage.memory, STAGE_BYTES);
+    if (error != cudaSuccess) return error;
+    error = cudaEventCreateWithFlags(&stage.landed, cudaEventDisableTiming);
     if (error == cudaSuccess) {
         error = cudaEventCreateWithFlags(&stage.moved, cudaEventDisableTiming);
         if (error != cudaSuccess) (void)cudaEventDestroy(stage.landed);
     }
     if (error != cudaSuccess) {
         (void)cudaFreeHost(stage.memory);
-        return dq_cuda_check(dev, error, "event");
+        return error;
     }
     /* in its turn: before the one that has waited longest */
     int at = dev->this_stage + 1;
     memmove(dev->stage + at + 1, dev->stage + at, (size_t)(dev->stages - at) * sizeof stage);
     dev->stage[at] = stage;
     dev->stages++;
-    return DQ_OK;
+    return cudaSuccess;
 }
 
 dq_status dq_cuda_make_stages(dq_cuda_device *dev, uint64_t bytes_at_most)
@@ -41,7 +43,15 @@ dq_status dq_cuda_make_stages(dq_cuda_device *dev, uint64_t bytes_at_most)
     uint64_t most = bytes_at_most ? bytes_at_most / STAGE_BYTES : (uint64_t)DQ_CUDA_USUAL_STAGES;
     dev->most_stages = most < DQ_CUDA_STAGES ? (int)most : (int)DQ_CUDA_STAGES;
     dev->this_stage = -1;
-    for (int i = 0; i < DQ_CUDA_FIRST_STAGES; i++) CU_TRY(add_stage(dev));
+    for (int i = 0; i < DQ_CUDA_FIRST_STAGES; i++) {
+        cudaError_t error = add_stage(dev);
+        if (error == cudaErrorMemoryAllocation) {
+            (void)cudaGetLastError();
+            return dq_cuda_fail(dev, DQ_E_NOMEM, error, "pinned staging of %llu bytes: %s",
+                                (unsigned long long)STAGE_BYTES, cudaGetErrorString(error));
+        }
+        CU_TRY(dq_cuda_check(dev, error, "pinned staging"));
+    }
     return DQ_OK;
 }
 
@@ -100,7 +110,8 @@ static dq_status take_stage(dq_cuda_device *dev)
     cudaError_t error = cudaEventQuery(next->moved);
     if (error == cudaErrorNotReady) {
         (void)cudaGetLastError();
-        bool more = dev->stages < dev->most_stages && add_stage(dev) == DQ_OK;
+        bool more = dev->stages < dev->most_stages && add_stage(dev) == cudaSuccess;
+        if (!more) (void)cudaGetLastError();
         next = &dev->stage[(dev->this_stage + 1) % dev->stages];
         error = more ? cudaSuccess : cudaEventSynchronize(next->moved);
     }
