@@ -19,7 +19,7 @@ check() { # name, text of what is wrong
 holds() { # name, JSON file, python expression of r
     check "$1" "$(python3 -c 'import json, sys
 r = json.load(open(sys.argv[1]))
-if not eval(sys.argv[2]): print(json.dumps(r, indent=1)[:4000])' "$2" "$3" 2>&1)"
+if not eval("(" + sys.argv[2] + ")"): print(json.dumps(r, indent=1)[:4000])' "$2" "$3" 2>&1)"
 }
 
 # ---- what a card says of itself ----
