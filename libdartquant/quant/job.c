@@ -182,6 +182,11 @@ static dq_status make_scales(dq_quantize_job *job)
     for (int site = 0; site < DQ_SCALE_SITES; site++)
         if (!dq_scales_possible(dq_model_rotations(job->model), site))
             dq_log(job->env, DQ_LOG_WARNING, "AWQ: no channel scales for %s", why[site]);
+    const dq_rotation_set *rotations = dq_model_rotations(job->model);
+    if (rotations && rotations->r1)
+        dq_log(job->env, DQ_LOG_WARNING,
+               "AWQ: R1 mixes the channels of the residual stream, which leaves little for channel scales: AWQ without "
+               "rotations, or GPTQ with them, measured better (docs/benchmarks.md)");
     dq_scales_widths(job->arch, width);
     return dq_scales_new(job->env, job->arch->layers, width, &job->scales);
 }

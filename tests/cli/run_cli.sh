@@ -118,6 +118,7 @@ json q_info_of_saved 0 'r["quantization"] and r["rotations"]' info "$work/saved/
 # The codes of a saved model stay when only the activations change.
 json q_saved_other_activations 0 'r["scheme"]["w"]["bits"] == 4 and r["scheme"]["a"]["bits"] == 8 and r["results"][0]["ppl"] < load("q_save")["results"][0]["ppl"]' quantize "$work/saved/w4a4kv4" --a_bits 8 --a_asym --ppl_eval $p
 json q_threads 0 'r["results"][0]["ppl"] == load("q_save")["results"][0]["ppl"] and r["layers"] == load("q_save")["layers"]' quantize $model --preset w4a4kv4 $c --threads 1
+says q_awq_rotated 0 'R1 mixes the channels' quantize $model --w_bits 4 --w_rtn --w_awq --cal-file $work/cal.txt --nsamples 1 --seqlen 64
 json q_no_calibration_file 1 'r["error"]["name"] == "DQ_E_IO"' quantize $model --w_bits 4 --cal_file "$work/absent.txt"
 json q_short_calibration 1 'r["error"]["name"] == "DQ_E_TEXT"' quantize $model --w_bits 4 --cal_file "$work/once.txt" --seqlen 64
 : > "$work/file"
