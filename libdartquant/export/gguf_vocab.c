@@ -67,21 +67,30 @@ static void put_tokens(dq_gguf_writer *w, const vocabulary *v)
     for (int64_t i = 0; i < v->count; i++) dq_gguf_writer_element(w, &v->types[i], 4);
 }
 
-/* Merges are "a b", or pairs in newer files. */
+/* Merges are "a b", or pairs in newer files. *gap = length of a, which a blank follows. Fresh text. */
+static dq_status merge_text(dq_env *env, const json_t *merge, size_t i, char **out, size_t *gap)
+{
+    const char *a = json_string_value(merge), *b = NULL;
+    if (json_is_array(merge)) {
+        a = json_string_value(json_array_get(merge, 0));
+        b = json_string_value(json_array_get(merge, 1));
+    }
+    const char *blank = a && !b && *a ? strchr(a + 1, ' ') : NULL;
+    if (!a || (!b && !blank)) return dq_fail(DQ_E_FORMAT, "merge %zu is no pair of tokens", i);
+    *gap = b ? strlen(a) : (size_t)(blank - a);
+    *out = dq_asprintf(env, "%s%s%s", a, b ? " " : "", b ? b : "");
+    return *out ? DQ_OK : DQ_E_NOMEM;
+}
+
 static dq_status put_merges(dq_env *env, dq_gguf_writer *w, const json_t *merges)
 {
-    size_t i;
+    size_t i, gap;
     json_t *merge;
+    char *text;
     dq_gguf_writer_array(w, "tokenizer.ggml.merges", DQ_GGUF_STRING, json_array_size(merges));
     json_array_foreach(merges, i, merge)
     {
-        const char *a = json_string_value(merge), *b = NULL;
-        if (json_is_array(merge)) {
-            a = json_string_value(json_array_get(merge, 0));
-            b = json_string_value(json_array_get(merge, 1));
-        }
-        char *text = a ? dq_asprintf(env, "%s%s%s", a, b ? " " : "", b ? b : "") : NULL;
-        if (!text) return a ? DQ_E_NOMEM : dq_fail(DQ_E_FORMAT, "merge %zu is no pair of tokens", i);
+        DQ_TRY(merge_text(env, merge, i, &text, &gap));
         dq_gguf_writer_element_string(w, text, strlen(text));
         dq_free(text);
     }
@@ -117,17 +126,51 @@ static dq_status put_bpe(const dq_export_plan *p, dq_gguf_writer *w, const json_
     return put_merges(p->env, w, json_object_get(json_object_get(root, "model"), "merges"));
 }
 
-/* SentencePiece's BPE: tokens in the order of their merges, so that falling scores say the same as the merges. */
-static dq_status put_spm(dq_gguf_writer *w, const vocabulary *v)
+/* SentencePiece joins the two neighbours whose token has the highest score: minus the rank of the first merge that makes it.
+ * That says the same as the merges where all those of a token follow each other, as in files made from SentencePiece. */
+static dq_status find_scores(dq_env *env, const json_t *model, const vocabulary *v, float *scores)
 {
+    size_t i, gap, apart = 0;
+    json_t *merge;
+    char *text;
+    json_int_t last = -1;
+    json_array_foreach(json_object_get(model, "merges"), i, merge)
+    {
+        DQ_TRY(merge_text(env, merge, i, &text, &gap));
+        memmove(text + gap, text + gap + 1, strlen(text + gap));
+        const json_t *id = json_object_get(json_object_get(model, "vocab"), text);
+        json_int_t token = json_is_integer(id) ? json_integer_value(id) : -1;
+        dq_free(text);
+        if (token < 0 || token >= v->count) continue;
+        if (scores[token] == 0.0f)
+            scores[token] = -(float)(i + 1);
+        else
+            apart += token != last;
+        last = token;
+    }
+    if (apart > 0)
+        dq_log(env, DQ_LOG_WARNING,
+               "%zu merges cannot be said by scores, which is what GGUF has for this kind of vocabulary: some texts "
+               "will be cut differently",
+               apart);
+    return DQ_OK;
+}
+
+static dq_status put_spm(dq_env *env, dq_gguf_writer *w, const json_t *model, const vocabulary *v)
+{
+    float *scores = dq_calloc(env, (size_t)v->count, sizeof *scores);
+    if (!scores) return DQ_E_NOMEM;
+    dq_status status = find_scores(env, model, v, scores);
+    if (status != DQ_OK) {
+        dq_free(scores);
+        return status;
+    }
     dq_gguf_writer_string(w, "tokenizer.ggml.model", "llama");
     dq_gguf_writer_string(w, "tokenizer.ggml.pre", "default");
     put_tokens(w, v);
     dq_gguf_writer_array(w, "tokenizer.ggml.scores", DQ_GGUF_F32, (uint64_t)v->count);
-    for (int64_t i = 0; i < v->count; i++) {
-        float score = v->types[i] == NORMAL ? -(float)i : 0.0f;
-        dq_gguf_writer_element(w, &score, 4);
-    }
+    for (int64_t i = 0; i < v->count; i++) dq_gguf_writer_element(w, &scores[i], 4);
+    dq_free(scores);
     return DQ_OK;
 }
 
@@ -183,7 +226,7 @@ static dq_status put_json(const dq_export_plan *p, dq_gguf_writer *w, const char
     for (int64_t i = 0; status == DQ_OK && i < v.count; i++) v.types[i] = UNUSED;
     if (status == DQ_OK) {
         collect(root, bytes, &v);
-        status = bytes ? put_spm(w, &v) : put_bpe(p, w, root, &v);
+        status = bytes ? put_spm(p->env, w, model, &v) : put_bpe(p, w, root, &v);
         if (status == DQ_OK) status = put_flags(p, w, dir);
     }
     dq_free(v.tokens);

@@ -15,6 +15,7 @@
 #include "export/export.h"
 #include "io/file.h"
 #include "models.h"
+#include "text/tokenizer.h"
 #include "rotation/rotation.h"
 
 static void ok(dq_status status)
@@ -410,11 +411,78 @@ static void diffulex(void **state)
     }
 }
 
+static void copy_file(fixture *f, const char *from_dir, const char *to_dir, const char *name)
+{
+    char from[400], to[400];
+    dq_map map;
+    snprintf(from, sizeof from, "%s/%s", from_dir, name);
+    snprintf(to, sizeof to, "%s/%s", to_dir, name);
+    ok(dq_map_open(&f->env, from, &map));
+    ok(dq_file_write(&f->env, to, map.data, map.size));
+    dq_map_close(&map);
+}
+
+/* A vocabulary of SentencePiece's kind whose ids are not in the order of its merges: the two blanks come first and are joined
+ * last, as in Llama 2's. */
+static void scores_say_what_merges_say(void **state)
+{
+    (void)state;
+    static const char tokenizer[] =
+        "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"_\"},"
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"_\"}]},\"model\":{\"type\":\"BPE\","
+        "\"byte_fallback\":true,\"unk_token\":\"<unk>\",\"vocab\":{\"<unk>\":0,\"__\":1,\"_\":2,\"H\":3,\"i\":4,"
+        "\"_Hi\":5,\"Hi\":6,\"iH\":7},\"merges\":[\"H i\",\"_ Hi\",[\"i\",\"H\"],\"_ _\"]}}";
+    static const int32_t wanted[][4] = {{2, 5, 6, -1}, {5, -1}, {1, 5, -1}};
+    static const char *const texts[] = {" HiHi", "Hi", "  Hi"};
+    char marked[sizeof tokenizer * 2], dir[256], path[400], gguf_path[400];
+    size_t n = 0;
+    for (const char *c = tokenizer; *c; c++) { /* _ stands for the mark of a blank, but not in the keys */
+        bool mark = *c == '_' && strncmp(c - 4, "byte_", 5) != 0 && strncmp(c - 3, "unk_", 4) != 0;
+        memcpy(marked + n, mark ? "\xe2\x96\x81" : c, mark ? 3 : 1);
+        n += mark ? 3 : 1;
+    }
+    fixture f;
+    dq_model *m;
+    fixture_open(&f, "ref", 1);
+    make_folder(dir, sizeof dir);
+    copy_file(&f, "tests/data/models/gqa", dir, "config.json");
+    copy_file(&f, "tests/data/models/gqa", dir, "model.safetensors");
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    ok(dq_file_write(&f.env, path, marked, n));
+    ok(dq_model_open_path(f.dev, dir, &m));
+    snprintf(gguf_path, sizeof gguf_path, "%s/m.gguf", dir);
+    ok(export_to(m, "gguf:f16", gguf_path));
+    const char *const files[] = {path, gguf_path};
+    for (int i = 0; i < 2; i++) {
+        dq_tokenizer *t = NULL;
+        ok(dq_tokenizer_open_path(&f.env, files[i], &t));
+        for (int k = 0; k < 3; k++) {
+            dq_ids ids = {0};
+            ok(dq_tokenizer_encode_text(t, texts[k], strlen(texts[k]), false, false, &ids));
+            n = 0;
+            while (wanted[k][n] >= 0) n++;
+            if (ids.count != n || memcmp(ids.data, wanted[k], n * sizeof *ids.data) != 0)
+                fail_msg("%s: \"%s\" became %zu tokens, the first %d", files[i], texts[k], ids.count, ids.data[0]);
+            dq_free(ids.data);
+        }
+        dq_tokenizer_destroy(t);
+    }
+    dq_model_release(m);
+    remove_folder(dir);
+    fixture_close(&f);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(conversions),     cmocka_unit_test(gguf),     cmocka_unit_test(gguf_threads),
-        cmocka_unit_test(rotated),         cmocka_unit_test(biases),   cmocka_unit_test(refusals),
-        cmocka_unit_test(no_half_folders), cmocka_unit_test(diffulex), cmocka_unit_test(earlier_files_stay)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(conversions),
+                                       cmocka_unit_test(gguf),
+                                       cmocka_unit_test(gguf_threads),
+                                       cmocka_unit_test(rotated),
+                                       cmocka_unit_test(biases),
+                                       cmocka_unit_test(refusals),
+                                       cmocka_unit_test(no_half_folders),
+                                       cmocka_unit_test(diffulex),
+                                       cmocka_unit_test(earlier_files_stay),
+                                       cmocka_unit_test(scores_say_what_merges_say)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
