@@ -8,7 +8,10 @@
 
 #include "scratch.h"
 
-static bool try(const char *name) { return setlocale(LC_NUMERIC, name) && strcmp(localeconv()->decimal_point, ",") == 0; }
+static bool try(const char *name)
+{
+    return setlocale(LC_NUMERIC, name) && strcmp(localeconv()->decimal_point, ",") == 0;
+}
 
 /* A locale of the decimal sign alone; localedef warns of everything else that it lacks. */
 static bool make_one(void)
