@@ -50,6 +50,8 @@ static inline dq_tensor dq_tensor_rows(const dq_tensor *t, int64_t r0, int64_t r
     return dq_tensor_slice(t, r0, rows, 0, t->view.cols);
 }
 static inline bool dq_tensor_is_empty(const dq_tensor *t) { return t == NULL || t->dev == NULL; }
+/* Whether the host could touch its memory itself. */
+bool dq_tensor_in_reach(const dq_tensor *t);
 /* Whole tensor from or to packed host memory of the same dtype. */
 dq_status dq_tensor_upload(dq_tensor *t, const void *src);
 dq_status dq_tensor_download(const dq_tensor *t, void *dst);

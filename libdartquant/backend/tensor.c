@@ -46,6 +46,12 @@ void dq_tensor_free(dq_tensor *t)
     memset(t, 0, sizeof *t);
 }
 
+bool dq_tensor_in_reach(const dq_tensor *t)
+{
+    const dq_backend *table = &t->dev->table;
+    return table->host_pointer && table->host_pointer(t->dev->state, t->view.mem);
+}
+
 dq_tensor dq_tensor_slice(const dq_tensor *t, int64_t r0, int64_t rows, int64_t c0, int64_t cols)
 {
     dq_tensor slice = {0};

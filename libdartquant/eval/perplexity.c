@@ -26,7 +26,7 @@ static dq_status run_layer(run *r, int64_t layer, dq_workspace *ws)
     dq_block block;
     dq_status status = DQ_OK;
     uint64_t units = (uint64_t)(dq_model_arch(r->model)->layers * r->windows);
-    DQ_TRY(dq_model_load_block(r->model, layer, &block));
+    DQ_TRY(dq_model_load_forward(r->model, layer, r->spec.math, &block));
     for (int64_t w = 0; w < r->windows; w++) {
         dq_tensor h = window_of(&r->hidden, r, w);
         DQ_GO(dq_block_forward(&r->spec, &block, ws, &h));
@@ -87,6 +87,7 @@ static dq_status run_tile(run *r, int64_t first, int64_t rows)
     dq_tensor w = {0};
     dq_status status = DQ_OK;
     DQ_TRY(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &w));
+    DQ_GO(dq_weight_narrow(&w, r->spec.math));
     for (int64_t i = 0; i < r->windows; i++) {
         dq_tensor h = window_of(&r->hidden, r, i), state = window_of(&r->state, r, i);
         dq_tensor targets = dq_tensor_slice(&r->targets, 0, 1, i * r->seqlen, r->seqlen);

@@ -101,6 +101,9 @@ dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspa
 /* All six in a row. */
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
 
+/* Under DQ_MATH_BF16 a device may round the operands of its products: one with memory of its own gets an F32 weight rounded
+ * once instead of once for every window, at half the memory. Else w stays as it is. */
+dq_status dq_weight_narrow(dq_tensor *w, int math);
 /* y (+)= x w^T + bias; DQ_MATH_INT8 is for packed weights */
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
 /* y = fake_quant(x) as the spec says (y may be x); bits 16 copies nothing and returns x through *out, else y. Group -1 =

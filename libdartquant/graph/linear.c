@@ -4,6 +4,18 @@
 #include "base/status.h"
 #include "graph/block.h"
 
+dq_status dq_weight_narrow(dq_tensor *w, int math)
+{
+    dq_tensor narrow;
+    if (!(math & DQ_MATH_BF16) || dq_tensor_is_empty(w) || w->view.dtype != DQ_F32 || dq_tensor_in_reach(w))
+        return DQ_OK;
+    DQ_TRY(dq_tensor_alloc(w->dev, DQ_BF16, w->view.rows, w->view.cols, &narrow));
+    dq_status status = dq_op_convert(w, &narrow);
+    dq_tensor_free(status == DQ_OK ? w : &narrow);
+    if (status == DQ_OK) *w = narrow;
+    return status;
+}
+
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y)
 {
     double beta = accumulate ? 1.0 : 0.0;

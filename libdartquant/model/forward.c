@@ -77,7 +77,7 @@ static dq_status run_layers(dq_model *model, const dq_block_spec *spec, dq_tenso
     memset(&block, 0, sizeof block);
     DQ_GO(dq_workspace_alloc_forward(model->dev, spec, h->view.rows, &ws));
     for (int64_t layer = 0; layer < model->arch.layers; layer++) {
-        DQ_GO(dq_model_load_block(model, layer, &block));
+        DQ_GO(dq_model_load_forward(model, layer, spec->math, &block));
         DQ_GO(dq_block_forward(spec, &block, &ws, h));
         dq_block_free(&block);
     }

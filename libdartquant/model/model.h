@@ -62,6 +62,8 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
 /* hidden[i] = embedding of ids[i]; F32 [count, hidden], hidden already allocated. Ids are checked against vocab. */
 dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden);
 dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out);
+/* For products under `math` alone: dq_weight_narrow for each linear. */
+dq_status dq_model_load_forward(dq_model *model, int64_t layer, int math, dq_block *out);
 /* Everything of a block but its linears. */
 dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out);
 /* Whether embedding or head need more than reading: then a row costs what a block of rows costs. */

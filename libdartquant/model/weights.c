@@ -319,10 +319,18 @@ dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
 
 dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out)
 {
+    return dq_model_load_forward(model, layer, DQ_MATH_F32, out);
+}
+
+dq_status dq_model_load_forward(dq_model *model, int64_t layer, int math, dq_block *out)
+{
     dq_block b;
     dq_status status;
     DQ_TRY(dq_model_load_frame(model, layer, &b));
-    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
+    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
+        DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
+        DQ_GO(dq_weight_narrow(&b.linear[i].weight, math));
+    }
     *out = b;
     return DQ_OK;
 done:

@@ -103,9 +103,12 @@ dq_status dq_job_gptq_stage(dq_quantize_job *job, dq_block *block, dq_walk_cut c
     double start = dq_now();
     status = dq_job_name_error(job, (dq_role)first, dq_gptq_plan_make(&job->spec, &h, &plan));
     job->report.seconds_solve += dq_now() - start;
-    for (int i = first; i <= last && status == DQ_OK; i++)
+    for (int i = first; i <= last && status == DQ_OK; i++) {
         status =
             dq_job_name_error(job, (dq_role)i, dq_job_gptq_linear(job, &plan, (dq_role)i, &block->linear[i], NULL));
+        /* from here on it is a factor of products only */
+        if (status == DQ_OK) status = dq_weight_narrow(&block->linear[i].weight, job->walk->spec.math);
+    }
 done:
     dq_gptq_plan_free(&plan);
     dq_tensor_free(&h);

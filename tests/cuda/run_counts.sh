@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# What perplexity under bf16 asks of a card, counted on the simulated one: the numbers that docs/backends.md reckons with. A
+# weight is rounded once, however many windows there are, and no layer makes the host wait. Usage: run_counts.sh [BUILD].
+# SPDX-License-Identifier: Apache-2.0
+set -u
+out=${1:-build}
+cd "$(dirname "$0")/../.." || exit 1
+case $out in */sanitize-*) echo "ok counts_are_tested_in_the_ordinary_build"; exit 0 ;; esac
+card=$(realpath "$out/tests/fakes/libdartquant-cudasim.so") || exit 1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+head -c 3000 README.md > "$work/text"
+
+measure() { # windows
+    CUDASIM_REPORT=$work/$1 timeout 120 "$out/bin/dartquant" ppl tests/data/tiny --seqlen 64 --threads 1 --json --math bf16 \
+        --text_file "$work/text" --limit "$1" --backend "$card" --policy forbid > "$work/log" 2>&1 || cat "$work/log"
+}
+measure 1
+measure 3
+python3 - "$work/1" "$work/3" <<'END'
+import json, sys
+
+one, three = ({line.split("\t")[0]: int(line.split("\t")[1]) for line in open(f)} for f in sys.argv[1:])
+layers = json.load(open("tests/data/tiny/config.json"))["num_hidden_layers"]
+# launches in a window: of one layer, and of the head with the norm before it
+expected = {"gemm bf16": (7, 1), "(convert_kernel<X, Y>)": (7, 1), "rmsnorm_kernel": (2, 0), "rope_kernel": (2, 0),
+            "pad_kernel": (3, 0), "attention_mma_kernel<D>": (1, 0), "activation_kernel": (1, 0), "nll_kernel": (0, 1)}
+failed = False
+
+
+def check(name, wrong):
+    global failed
+    failed = failed or bool(wrong)
+    print(("not ok " if wrong else "ok ") + name + (": " + wrong if wrong else ""))
+
+
+more = {name: (three[name] - one.get(name, 0)) / 2 for name in three if three[name] != one.get(name, 0)}
+wanted = {name: float(layer * layers + head) for name, (layer, head) in expected.items()}
+check("counts_of_launches", "" if more == wanted else f"{more} instead of {wanted}")
+check("counts_of_waits", "" if three["wait of the host"] == one["wait of the host"] <= 5 else f"{one} {three}")
+check("counts_of_uploads", "" if three["copy to the card"] == one["copy to the card"] else f"{one} {three}")
+sys.exit(failed)
+END
