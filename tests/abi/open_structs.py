@@ -21,7 +21,7 @@ def structs(path, names):
         if e.tag == "qualified-type-def":
             return ("const " if e.get("const") else "volatile ") + text(e.get("type-id"))
         if e.tag == "typedef-decl":
-            return f"{e.get('name')} = {text(e.get('type-id'))}"
+            return text(e.get("type-id"))  # which of several names for one type abidw writes changes from build to build
         if e.tag == "array-type-def":
             return text(e.get("type-id")) + "".join(f"[{s.get('length')}]" for s in e.iter("subrange"))
         if e.tag == "function-type":
