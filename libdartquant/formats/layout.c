@@ -249,7 +249,11 @@ static dq_status check_awq(const dq_layout *l, const dq_host_codes *c)
     if (c->group_index)
         return dq_fail(DQ_E_UNSUPPORTED, "AWQ has no g_idx, which act-order without static groups needs; gptq and "
                                          "compressed-tensors have one");
-    if (c->groups > 1 && c->in % c->group != 0) return need_multiple("input columns", c->in, c->group, name);
+    if (c->groups > 1 && c->in % c->group != 0)
+        return dq_fail(DQ_E_UNSUPPORTED,
+                       "%s needs groups that divide the %lld input columns, %lld does not; another group size does, or "
+                       "gptq and compressed-tensors take any",
+                       name, (long long)c->in, (long long)c->group);
     if (l->kind != DQ_LAYOUT_AWQ_GEMV_FAST) return need_multiple("output rows", c->out, 8, name);
     return need_multiple("input columns", c->in, 64, name);
 }
