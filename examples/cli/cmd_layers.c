@@ -15,7 +15,6 @@ static const cli_flag list_flags[] = {
      "compared with unrotated ones."},
     {NULL, 0, NULL, NULL},
 };
-static const char *const linears[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
 static int open_model(cli *c, dq_model **model)
 {
@@ -39,19 +38,6 @@ static long long whole(const json_t *object, const char *key)
 
 /* ---- list-layers ---- */
 
-/* Shape of a linear that has no codes, from the architecture. */
-static void plain_shape(dq_model *model, int linear, int64_t *rows, int64_t *cols)
-{
-    int64_t hidden = cli_model_int(model, "hidden_size"), dim = cli_model_int(model, "head_dim");
-    int64_t q = cli_model_int(model, "num_attention_heads") * dim,
-            kv = cli_model_int(model, "num_key_value_heads") * dim;
-    int64_t mlp = cli_model_int(model, "intermediate_size");
-    const int64_t out[] = {q, kv, kv, hidden, mlp, mlp, hidden},
-                  in[] = {hidden, hidden, hidden, q, hidden, hidden, mlp};
-    *rows = out[linear];
-    *cols = in[linear];
-}
-
 /* What the job that made a saved model measured: the manifest's list of {layer, name, error}; NULL = not known. */
 static json_t *read_manifest(const char *folder)
 {
@@ -72,18 +58,18 @@ static json_t *measured_error(const json_t *measured, int64_t layer, const char 
     return NULL;
 }
 
-/* The tensor that a linear without codes is read from, by its Hugging Face or GGUF name. */
-static bool find_tensor(dq_model *model, int64_t layer, int linear, dq_tensor_desc *out)
+/* The tensor that a linear without codes is read from: its name has %d in place of the layer. */
+static bool find_tensor(dq_model *model, int64_t layer, const json_t *linear, dq_tensor_desc *out)
 {
-    static const char *const gguf[] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
-    char names[2][96];
-    snprintf(names[0], sizeof names[0], "model.layers.%lld.%s.%s.weight", (long long)layer,
-             linear < 4 ? "self_attn" : "mlp", linears[linear]);
-    snprintf(names[1], sizeof names[1], "blk.%lld.%s.weight", (long long)layer, gguf[linear]);
+    char name[192];
+    const char *pattern = json_string_value(json_object_get(linear, "tensor")),
+               *mark = pattern ? strstr(pattern, "%d") : NULL;
+    if (!mark) return false;
+    snprintf(name, sizeof name, "%.*s%lld%s", (int)(mark - pattern), pattern, (long long)layer, mark + 2);
     for (int64_t i = 0; i < dq_model_tensor_count(model); i++) {
         *out = (dq_tensor_desc){.struct_size = sizeof *out};
         if (dq_model_tensor_info(model, i, out) != DQ_OK) return false;
-        if (strcmp(out->name, names[0]) == 0 || strcmp(out->name, names[1]) == 0) return true;
+        if (strcmp(out->name, name) == 0) return true;
     }
     return false;
 }
@@ -105,19 +91,22 @@ static void add_blocks(const dq_tensor_desc *t, json_t *row)
     }
 }
 
-static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *measured, int64_t layer, int linear)
+/* `linear`: {name, rows, cols, tensor} of the model's description. */
+static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *measured, int64_t layer,
+                           const json_t *linear)
 {
+    const char *name = json_string_value(json_object_get(linear, "name"));
     int64_t rows = 0, cols = 0, groups = 0;
     int32_t bits = 0;
-    bool codes = dq_model_codes_shape(model, layer, linears[linear], &rows, &cols, &groups, &bits) == DQ_OK;
-    if (!codes) plain_shape(model, linear, &rows, &cols);
-    json_t *row = json_pack("{s:I, s:s, s:I, s:I, s:b}", "layer", (json_int_t)layer, "name", linears[linear], "rows",
+    bool codes = dq_model_codes_shape(model, layer, name, &rows, &cols, &groups, &bits) == DQ_OK;
+    if (!codes) rows = whole(linear, "rows"), cols = whole(linear, "cols");
+    json_t *row = json_pack("{s:I, s:s, s:I, s:I, s:b}", "layer", (json_int_t)layer, "name", name, "rows",
                             (json_int_t)rows, "cols", (json_int_t)cols, "quantized", codes);
     if (codes) {
         json_object_set_new(row, "bits", json_integer(bits));
         json_object_set_new(row, "group", json_integer((json_int_t)((cols + groups - 1) / groups)));
     }
-    json_t *error = codes ? measured_error(measured, layer, linears[linear]) : NULL;
+    json_t *error = codes ? measured_error(measured, layer, name) : NULL;
     if (error) json_object_set(row, "error", error);
     dq_tensor_desc t;
     if (!codes && find_tensor(model, layer, linear, &t)) {
@@ -131,11 +120,12 @@ static json_t *linear_json(dq_model *model, const json_t *facts, const json_t *m
 }
 
 /* What --reference adds to a row. */
-static int add_weight_error(cli *c, dq_model *model, dq_model *reference, int64_t layer, int linear, json_t *row)
+static int add_weight_error(cli *c, dq_model *model, dq_model *reference, int64_t layer, const char *linear,
+                            json_t *row)
 {
     double error = 0;
     int32_t rescaled = 0;
-    TRY(c, dq_model_weight_error(model, reference, layer, linears[linear], &error, &rescaled));
+    TRY(c, dq_model_weight_error(model, reference, layer, linear, &error, &rescaled));
     json_object_set_new(row, "weight_error", json_real(error));
     json_object_set_new(row, "rescaled", json_boolean(rescaled));
     return EXIT_OK;
@@ -205,12 +195,16 @@ static int list_rows(cli *c, dq_model *model, dq_model *reference, const json_t 
 {
     json_t *manifest = read_manifest(c->operand);
     const json_t *measured = json_object_get(json_object_get(manifest, "provenance"), "layers");
+    const json_t *linears = json_object_get(facts, "linears");
     int status = EXIT_OK;
     for (int64_t layer = 0; status == EXIT_OK && layer < cli_model_int(model, "num_hidden_layers"); layer++)
-        for (int i = 0; status == EXIT_OK && i < 7; i++) {
-            json_t *row = linear_json(model, facts, measured, layer, i);
+        for (size_t i = 0; status == EXIT_OK && i < json_array_size(linears); i++) {
+            const json_t *linear = json_array_get(linears, i);
+            json_t *row = linear_json(model, facts, measured, layer, linear);
             *quantized += json_is_true(json_object_get(row, "quantized"));
-            if (reference) status = add_weight_error(c, model, reference, layer, i, row);
+            if (reference)
+                status = add_weight_error(c, model, reference, layer,
+                                          json_string_value(json_object_get(linear, "name")), row);
             json_array_append_new(rows, row);
         }
     json_decref(manifest);

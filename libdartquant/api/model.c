@@ -159,15 +159,23 @@ static dq_status role_of(const dq_model *model, int64_t layer, const char *linea
     int64_t layers = dq_model_arch(model)->layers;
     if (layer < 0 || layer >= layers)
         return dq_fail(DQ_E_NOTFOUND, "layer %lld of a model with %lld", (long long)layer, (long long)layers);
-    for (int role = 0; role < DQ_LINEARS; role++) {
-        if (strcmp(dq_role_name((dq_role)role), linear) != 0) continue;
-        *out = (dq_role)role;
-        return DQ_OK;
+    const dq_arch *a = dq_model_arch(model);
+    char known[128] = "";
+    for (int n = 0; n < dq_arch_linears(a); n++) {
+        dq_role role = dq_arch_linear(a, n);
+        const char *name = dq_arch_role_name(a, role);
+        if (strcmp(name, linear) == 0) {
+            *out = role;
+            return DQ_OK;
+        }
+        size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s",
+                 n == 0                       ? ""
+                 : n + 1 < dq_arch_linears(a) ? ", "
+                                              : " and ",
+                 name);
     }
-    return dq_fail(DQ_E_NOTFOUND,
-                   "no linear is called \"%.64s\": there are q_proj, k_proj, v_proj, o_proj, gate_proj, "
-                   "up_proj and down_proj",
-                   linear);
+    return dq_fail(DQ_E_NOTFOUND, "no linear is called \"%.64s\": there are %s", linear, known);
 }
 
 dq_status dq_model_codes_shape(dq_model *model, int64_t layer, const char *linear, int64_t *rows, int64_t *cols,

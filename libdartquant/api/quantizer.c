@@ -181,9 +181,9 @@ static uint64_t codes_bytes(const dq_quantizer *q)
 {
     const dq_arch *a = dq_model_arch(q->model);
     double bytes = 0;
-    for (int role = 0; role < DQ_LINEARS; role++) {
+    for (int n = 0; n < dq_arch_linears(a); n++) {
         int64_t rows, cols;
-        dq_arch_shape(a, (dq_role)role, &rows, &cols);
+        dq_arch_shape(a, dq_arch_linear(a, n), &rows, &cols);
         double groups = q->scheme.w.group > 0 ? ceil((double)cols / (double)q->scheme.w.group) : 1;
         bytes += (double)rows * ((double)cols * q->scheme.w.bits / 8 + 5 * groups + 1);
     }
@@ -253,14 +253,14 @@ static json_t *set_options(const dq_config *config)
     return object;
 }
 
-static json_t *layers_json(const dq_quantize_report *r)
+static json_t *layers_json(const dq_quantizer *q, const dq_quantize_report *r)
 {
     json_t *list = json_array();
     for (int64_t i = 0; i < r->count; i++) {
         const dq_linear_report *l = &r->linears[i];
         json_array_append_new(list, json_pack("{s:I, s:s, s:i, s:f, s:f}", "layer", (json_int_t)l->layer, "name",
-                                              dq_role_name(l->role), "bits", l->bits, "error", l->error, "damping",
-                                              l->damping));
+                                              dq_arch_role_name(dq_model_arch(q->model), l->role), "bits", l->bits,
+                                              "error", l->error, "damping", l->damping));
     }
     return list;
 }
@@ -283,7 +283,7 @@ static dq_status provenance_text(const dq_quantizer *q, char **out)
 {
     json_t *object = json_pack("{s:s, s:I, s:o, s:o, s:o}", "library", dq_version_string(), "seed", (json_int_t)q->seed,
                                "calibration", calibration_json(q), "options", set_options(q->config), "layers",
-                               layers_json(job_report(q)));
+                               layers_json(q, job_report(q)));
     dq_status status = dq_json_dump(&q->ctx->env, object, false, out);
     json_decref(object);
     return status;
@@ -486,14 +486,14 @@ static dq_status refresh(dq_quantizer *q)
     }
     double total = q->search_seconds + r->seconds_load + r->seconds_forward + r->seconds_hessian + r->seconds_solve +
                    r->seconds_write;
-    json_t *facts =
-        json_pack("{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f, s:f}}", "scheme",
-                  dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
-                  (json_int_t)(r->count / DQ_LINEARS), "layers_total", (json_int_t)dq_model_arch(q->model)->layers,
-                  "max_error", worst, "mean_error", r->count ? sum / (double)r->count : 0.0, "total_seconds", total,
-                  "bits_per_weight", bits_json(q), "layers", layers_json(r), "seconds", "search", q->search_seconds,
-                  "load", r->seconds_load, "forward", r->seconds_forward, "hessian", r->seconds_hessian, "solve",
-                  r->seconds_solve, "write", r->seconds_write);
+    json_t *facts = json_pack("{s:o, s:o, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:{s:f, s:f, s:f, s:f, s:f, s:f}}",
+                              "scheme", dq_scheme_json(&q->scheme), "calibration", calibration_json(q), "layers_done",
+                              (json_int_t)(r->count / dq_arch_linears(dq_model_arch(q->model))), "layers_total",
+                              (json_int_t)dq_model_arch(q->model)->layers, "max_error", worst, "mean_error",
+                              r->count ? sum / (double)r->count : 0.0, "total_seconds", total, "bits_per_weight",
+                              bits_json(q), "layers", layers_json(q, r), "seconds", "search", q->search_seconds, "load",
+                              r->seconds_load, "forward", r->seconds_forward, "hessian", r->seconds_hessian, "solve",
+                              r->seconds_solve, "write", r->seconds_write);
     if (!facts) return dq_fail(DQ_E_NOMEM, "out of memory: report");
     json_decref(q->facts);
     q->facts = facts;

@@ -216,7 +216,7 @@ dq_status dq_quantizer_checkpoint(dq_quantizer *q, const char *dir)
         return dq_fail(DQ_E_STATE,
                        "the first checkpoint comes before the first step, so that codes are kept from there");
     DQ_TRY(finish_codes(q->keeper));
-    return save_state(q, q->job ? dq_quantize_job_report(q->job)->count / DQ_LINEARS : 0);
+    return save_state(q, q->job ? dq_quantize_job_report(q->job)->count / dq_arch_linears(dq_model_arch(q->model)) : 0);
 }
 
 /* ---- restoring ---- */
@@ -227,15 +227,17 @@ typedef struct saved {
     dq_quantize_report report;
 } saved;
 
-static dq_status read_linears(const json_t *list, int64_t bits, saved *s)
+static dq_status read_linears(const json_t *list, const dq_arch *arch, int64_t bits, saved *s)
 {
-    if (!json_is_array(list) || (int64_t)json_array_size(list) != s->layer * DQ_LINEARS)
+    int64_t each = dq_arch_linears(arch);
+    if (!json_is_array(list) || (int64_t)json_array_size(list) != s->layer * each)
         return dq_fail(DQ_E_FORMAT, "%zu linears for %lld layers", json_array_size(list), (long long)s->layer);
     for (size_t i = 0; i < json_array_size(list); i++) {
         json_int_t layer, role, width;
         double error, damping;
         if (json_unpack(json_array_get(list, i), "[I, I, I, F, F]", &layer, &role, &width, &error, &damping) != 0 ||
-            layer != (json_int_t)i / DQ_LINEARS || role != (json_int_t)i % DQ_LINEARS || width != bits)
+            layer != (json_int_t)i / each || role != (json_int_t)dq_arch_linear(arch, (int64_t)i % each) ||
+            width != bits)
             return dq_fail(DQ_E_FORMAT, "linear %zu of the checkpoint is damaged", i);
         s->report.linears[s->report.count++] =
             (dq_linear_report){(int64_t)layer, (dq_role)role, (int)width, error, damping};
@@ -259,7 +261,7 @@ static dq_status read_state(dq_quantizer *q, const char *dir, saved *s)
         return dq_fail(DQ_E_FORMAT, "the checkpoint names no times");
     r->linears = dq_calloc(env, (size_t)(layers * DQ_LINEARS), sizeof *r->linears);
     if (!r->linears) return DQ_E_NOMEM;
-    return read_linears(json_object_get(s->state, "linears"), q->scheme.w.bits, s);
+    return read_linears(json_object_get(s->state, "linears"), dq_model_arch(q->model), q->scheme.w.bits, s);
 }
 
 /* Hands the codes of one file to where the job's own will go. */

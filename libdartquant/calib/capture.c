@@ -126,7 +126,7 @@ static dq_status load_half(const dq_capture *c, const half *part, dq_block *b)
 {
     DQ_TRY(dq_model_load_frame(c->model, c->layer, b));
     for (int i = part->first; i <= part->last; i++)
-        if (i != DQ_BLOCK_DOWN || !is_last(c))
+        if (dq_arch_has(dq_model_arch(c->model), (dq_role)i) && (i != DQ_BLOCK_DOWN || !is_last(c)))
             DQ_TRY(dq_model_read_linear(c->model, c->layer, (dq_role)i, &b->linear[i]));
     return DQ_OK;
 }
@@ -199,7 +199,7 @@ static dq_status embed(dq_capture *c, const int32_t *windows)
     for (int64_t first = 0; first < c->tokens; first += c->chunk) {
         dq_tensor h;
         DQ_TRY(dq_stream_take(&c->stream, first, chunk_rows(c, first), false, &h));
-        DQ_TRY(dq_model_embed(c->model, windows + first, h.view.rows, &h));
+        DQ_TRY(dq_model_embed(c->model, windows + first, h.view.rows, c->seqlen, &h));
         DQ_TRY(check_finite(c, "embedding", first, &h));
         DQ_TRY(dq_stream_put(&c->stream, first, &h));
         if (c->wants_norms) DQ_TRY(measure(c, first, &h));

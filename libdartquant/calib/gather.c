@@ -199,6 +199,7 @@ static dq_status draw_weights(dq_gather *g, int64_t layer, int stream, dq_rows *
     dq_status status = DQ_OK;
     for (int k = 0; k < n; k++) {
         dq_arch_shape(g->arch, (dq_role)linears[k], &rows[k], &cols);
+        if (!dq_arch_has(g->arch, (dq_role)linears[k])) rows[k] = 0;
         total += rows[k];
     }
     DQ_TRY(

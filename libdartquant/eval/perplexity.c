@@ -49,16 +49,6 @@ done:
     return status;
 }
 
-static dq_status final_norm(run *r)
-{
-    dq_tensor weight = {0};
-    dq_status status;
-    DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &weight));
-    status = dq_op_rmsnorm(&r->hidden, dq_tensor_is_empty(&weight) ? NULL : &weight, r->spec.norm_eps, &r->hidden);
-    dq_tensor_free(&weight);
-    return status;
-}
-
 /* Each position predicts the next token of its window; the last one predicts nothing. */
 static dq_status upload_targets(run *r)
 {
@@ -107,7 +97,7 @@ static dq_status head_step(run *r)
     int64_t first = (r->position - arch->layers) * r->tile;
     int64_t rows = arch->vocab - first < r->tile ? arch->vocab - first : r->tile;
     if (first == 0) {
-        DQ_TRY(final_norm(r));
+        DQ_TRY(dq_model_final_norm(r->model, &r->spec, &r->hidden));
         DQ_TRY(start_loss(r));
     }
     DQ_TRY(run_tile(r, first, rows));
@@ -161,7 +151,7 @@ dq_status dq_perplexity_job_new(dq_model *model, const int32_t *ids, int64_t cou
     memcpy(r->ids, ids, bytes);
     DQ_GO(dq_model_block_spec(model, seqlen, math, &r->spec));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, r->windows * seqlen, arch->hidden, &r->hidden));
-    DQ_GO(dq_model_embed(model, ids, r->windows * seqlen, &r->hidden));
+    DQ_GO(dq_model_embed(model, ids, r->windows * seqlen, seqlen, &r->hidden));
     r->seconds = dq_now() - start;
     *out = r;
     return DQ_OK;

@@ -52,6 +52,10 @@ static dq_status check_activations(const dq_export_plan *p)
 static dq_status check_gguf_arch(const dq_arch *a)
 {
     const char *name = a->family->gguf_archs[0];
+    if (!name)
+        return dq_fail(DQ_E_UNSUPPORTED,
+                       "GGUF has no architecture for %s models; use hf, gptq, awq or compressed-tensors",
+                       a->family->name);
     if (a->window > 0)
         return dq_fail(DQ_E_UNSUPPORTED, "a sliding window of %lld tokens cannot be said in a %s GGUF; use hf",
                        (long long)a->window, name);
@@ -63,6 +67,26 @@ static dq_status check_gguf_arch(const dq_arch *a)
     return DQ_OK;
 }
 
+/* Families with layer norms. */
+static dq_status check_norms(const dq_export_plan *p)
+{
+    const dq_arch *a = dq_model_arch(p->model);
+    if (!a->family->layer_norm) return DQ_OK;
+    if (p->spec->kind == DQ_EXPORT_DIFFULEX)
+        return dq_fail(DQ_E_UNSUPPORTED, "Diffulex runs no %s models; use hf, gptq, awq or compressed-tensors",
+                       a->family->name);
+    /* A fused model is one of RMS norms over a stream without a mean. Its class takes the mean of what R1 turned, or of what
+     * rounding the weights that write the stream left. */
+    const dq_scheme *scheme = dq_model_scheme(p->model);
+    bool exact = !p->model->has_r1 && (!scheme || scheme->w.bits >= 16);
+    if (p->model->layer_norm || (p->spec->kind == DQ_EXPORT_HF && exact)) return DQ_OK;
+    return dq_fail(
+        DQ_E_UNSUPPORTED,
+        "fusing made RMS norms of %s's layer norms, which %s cannot say of an %s model once %s; use no_rotation "
+        "(nothing is fused then), or keep the library's own format",
+        a->family->hf_class, p->spec->name, a->family->name, p->model->has_r1 ? "R1 turned it" : "it is quantized");
+}
+
 static dq_status check_arch(const dq_export_plan *p)
 {
     const dq_arch *a = dq_model_arch(p->model);
@@ -70,7 +94,8 @@ static dq_status check_arch(const dq_export_plan *p)
         return dq_fail(DQ_E_UNSUPPORTED,
                        "the RoPE frequencies of this model are a table, which config.json cannot hold; "
                        "gguf and the library's own format can");
-    return p->spec->kind == DQ_EXPORT_GGUF ? check_gguf_arch(a) : DQ_OK;
+    if (p->spec->kind == DQ_EXPORT_GGUF) DQ_TRY(check_gguf_arch(a));
+    return check_norms(p);
 }
 
 dq_layout dq_export_layout(const dq_export_plan *p, const dq_host_codes *c)
@@ -177,7 +202,7 @@ static dq_status check_linears(dq_export_plan *p)
     const dq_arch *a = dq_model_arch(p->model);
     bool first = true;
     for (int64_t layer = 0; layer < a->layers; layer++)
-        for (int role = 0; role < DQ_LINEARS; role++) DQ_TRY(check_linear(p, layer, (dq_role)role, &first));
+        for (int n = 0; n < dq_arch_linears(a); n++) DQ_TRY(check_linear(p, layer, dq_arch_linear(a, n), &first));
     if (p->spec->kind != DQ_EXPORT_CODES || !first) return DQ_OK;
     return dq_fail(DQ_E_STATE,
                    "%s holds integer codes and this model has none: quantize it first, or export as hf or "
@@ -188,8 +213,7 @@ static dq_status check_linears(dq_export_plan *p)
 static dq_dtype stored_dtype(const dq_model *m)
 {
     const dq_source *s = dq_model_root_source((dq_model *)(uintptr_t)m);
-    int64_t t = dq_source_find(s, "model.embed_tokens.weight");
-    if (t < 0) t = dq_source_find(s, "token_embd.weight");
+    int64_t t = dq_root_weight(dq_model_root(m), 0, DQ_EMBED);
     if (t < 0 || s->tensors[t].dtype == DQ_F32) return DQ_F32;
     return s->tensors[t].dtype == DQ_BF16 ? DQ_BF16 : DQ_F16;
 }

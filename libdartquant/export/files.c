@@ -95,12 +95,14 @@ static json_t *ct_group(const dq_export_plan *p, const char *format, int bits, i
                      "output_activations", "weights", weights);
 }
 
-static json_t *r4_config(const dq_hadamard *h)
+static json_t *r4_config(const dq_arch *a, const dq_hadamard *h)
 {
+    char target[64];
+    snprintf(target, sizeof target, "re:.*%s$", dq_arch_role_name(a, DQ_DOWN_PROJ));
     json_t *online =
-        json_pack("{s:[s], s:s, s:b, s:[]}", "targets", "re:.*down_proj$", "location", "input", "inverse", 0, "ignore");
-    json_t *fused = json_pack("{s:[s], s:s, s:b, s:[]}", "targets", "re:.*down_proj$", "location", "weight_input",
-                              "inverse", 1, "ignore");
+        json_pack("{s:[s], s:s, s:b, s:[]}", "targets", target, "location", "input", "inverse", 0, "ignore");
+    json_t *fused =
+        json_pack("{s:[s], s:s, s:b, s:[]}", "targets", target, "location", "weight_input", "inverse", 1, "ignore");
     json_t *group = json_pack("{s:s, s:I, s:s, s:b, s:b, s:[o, o]}", "type", h->k == 1 ? "hadamard" : "random-hadamard",
                               "head_dim", (json_int_t)h->n, "precision", "torch.float32", "randomize", 0,
                               "requires_grad", 0, "apply", online, fused);
@@ -132,7 +134,7 @@ static json_t *ct_config(const dq_export_plan *p)
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:o, s:n, s:{}, s:o}", "quant_method", "compressed-tensors", "format",
                           format, "version", "0.20.0", "quantization_status", "compressed", "ignore", ignore,
                           "kv_cache_scheme", "sparsity_config", "config_groups", groups);
-    if (r && r->r4.n) bad |= json_object_set_new(o, "transform_config", r4_config(&r->r4));
+    if (r && r->r4.n) bad |= json_object_set_new(o, "transform_config", r4_config(dq_model_arch(p->model), &r->r4));
     return unless(bad, o);
 }
 

@@ -37,6 +37,8 @@ dq_status dq_export_diffulex(const dq_export_plan *plan, const char *dir);
 /* A weight of whatever kind, as F32 in host memory: a linear, or a norm of ones. */
 dq_status dq_export_linear_f32(const dq_export_plan *plan, int64_t layer, dq_role role, float **weight, float **bias);
 dq_status dq_export_norm_f32(const dq_export_plan *plan, int64_t layer, dq_role role, float **out);
+/* NULL where the family's norms have none. */
+dq_status dq_export_norm_bias_f32(const dq_export_plan *plan, int64_t layer, dq_role role, float **out);
 dq_status dq_export_rows(const dq_export_plan *plan, dq_role role, int64_t first, int64_t count, dq_dtype dtype,
                          void *out);
 void dq_narrow(dq_dtype dtype, const float *in, int64_t count, void *out);

@@ -54,20 +54,35 @@ done:
     return status;
 }
 
-dq_status dq_export_norm_f32(const dq_export_plan *p, int64_t layer, dq_role role, float **out)
+/* What was read of a norm, in host memory; `missing` everywhere where it was fused away. Frees `t`. */
+static dq_status norm_part(const dq_export_plan *p, dq_tensor *t, float missing, float **out)
 {
-    dq_tensor t = {0};
     int64_t hidden = dq_model_arch(p->model)->hidden;
-    DQ_TRY(dq_model_read_norm(p->model, layer, role, &t));
-    if (!dq_tensor_is_empty(&t)) {
-        dq_status status = download(p->env, &t, out);
-        dq_tensor_free(&t);
+    if (!dq_tensor_is_empty(t)) {
+        dq_status status = download(p->env, t, out);
+        dq_tensor_free(t);
         return status;
     }
     *out = dq_alloc(p->env, (size_t)hidden * sizeof **out);
     if (!*out) return DQ_E_NOMEM;
-    for (int64_t i = 0; i < hidden; i++) (*out)[i] = 1.0f;
+    for (int64_t i = 0; i < hidden; i++) (*out)[i] = missing;
     return DQ_OK;
+}
+
+dq_status dq_export_norm_f32(const dq_export_plan *p, int64_t layer, dq_role role, float **out)
+{
+    dq_tensor t = {0};
+    DQ_TRY(dq_model_read_norm(p->model, layer, role, &t));
+    return norm_part(p, &t, 1.0f, out);
+}
+
+dq_status dq_export_norm_bias_f32(const dq_export_plan *p, int64_t layer, dq_role role, float **out)
+{
+    dq_tensor t = {0};
+    *out = NULL;
+    if (!dq_arch_has_bias(dq_model_arch(p->model), role)) return DQ_OK;
+    DQ_TRY(dq_model_read_norm_bias(p->model, layer, role, &t));
+    return norm_part(p, &t, 0.0f, out);
 }
 
 dq_status dq_export_rows(const dq_export_plan *p, dq_role role, int64_t first, int64_t count, dq_dtype dtype, void *out)
@@ -103,13 +118,20 @@ static dq_status put_vector(const dq_export_plan *p, dq_sink *sink, const char *
 
 static dq_status put_norm(const dq_export_plan *p, dq_sink *sink, int64_t layer, dq_role role)
 {
-    char name[DQ_TENSOR_NAME];
-    float *values;
+    char module[DQ_TENSOR_NAME], name[DQ_TENSOR_NAME + 8];
+    float *values = NULL, *bias = NULL;
     const dq_arch *a = dq_model_arch(p->model);
-    DQ_TRY(dq_export_norm_f32(p, layer, role, &values));
-    dq_arch_tensor_name(a, role, layer, name, sizeof name);
-    dq_status status = put_vector(p, sink, name, a->hidden, values);
+    dq_status status;
+    DQ_GO(dq_export_norm_f32(p, layer, role, &values));
+    DQ_GO(dq_export_norm_bias_f32(p, layer, role, &bias));
+    dq_arch_module_name(a, role, layer, module, sizeof module);
+    snprintf(name, sizeof name, "%s.weight", module);
+    DQ_GO(put_vector(p, sink, name, a->hidden, values));
+    snprintf(name, sizeof name, "%s.bias", module);
+    if (bias) status = put_vector(p, sink, name, a->hidden, bias);
+done:
     dq_free(values);
+    dq_free(bias);
     return status;
 }
 
@@ -118,14 +140,15 @@ static dq_status put_rows(const dq_export_plan *p, dq_sink *sink, dq_role role)
     const dq_arch *a = dq_model_arch(p->model);
     char name[DQ_TENSOR_NAME];
     size_t size = dq_dtype_size(p->dtype);
-    int64_t shape[2] = {a->vocab, a->hidden}, piece = a->vocab < PIECE_ROWS ? a->vocab : PIECE_ROWS;
+    int64_t all, hidden;
+    dq_arch_shape(a, role, &all, &hidden);
+    int64_t shape[2] = {all, hidden}, piece = all < PIECE_ROWS ? all : PIECE_ROWS;
     dq_arch_tensor_name(a, role, 0, name, sizeof name);
     void *host = dq_alloc(p->env, (size_t)(piece * a->hidden) * size);
     if (!host) return DQ_E_NOMEM;
-    dq_status status =
-        sink->ops->begin(sink, name, p->dtype, 2, shape, (uint64_t)(a->vocab * a->hidden) * (uint64_t)size);
-    for (int64_t first = 0; status == DQ_OK && first < a->vocab; first += piece) {
-        int64_t n = a->vocab - first < piece ? a->vocab - first : piece;
+    dq_status status = sink->ops->begin(sink, name, p->dtype, 2, shape, (uint64_t)(all * hidden) * (uint64_t)size);
+    for (int64_t first = 0; status == DQ_OK && first < all; first += piece) {
+        int64_t n = all - first < piece ? all - first : piece;
         status = dq_export_rows(p, role, first, n, p->dtype, host);
         if (status == DQ_OK) status = sink->ops->append(sink, host, (uint64_t)(n * a->hidden) * (uint64_t)size);
     }
@@ -200,10 +223,11 @@ dq_status dq_export_tensors(const dq_export_plan *p, dq_sink *sink)
     uint64_t units = (uint64_t)a->layers + 2;
     DQ_TRY(sink->ops->set_metadata(sink, "format", "pt"));
     DQ_TRY(put_rows(p, sink, DQ_EMBED));
+    if (dq_arch_learns_positions(a)) DQ_TRY(put_rows(p, sink, DQ_POSITIONS));
     for (int64_t layer = 0; layer < a->layers; layer++) {
         DQ_TRY(put_norm(p, sink, layer, DQ_ATTN_NORM));
         DQ_TRY(put_norm(p, sink, layer, DQ_MLP_NORM));
-        for (int role = 0; role < DQ_LINEARS; role++) DQ_TRY(put_linear(p, sink, layer, (dq_role)role));
+        for (int n = 0; n < dq_arch_linears(a); n++) DQ_TRY(put_linear(p, sink, layer, dq_arch_linear(a, n)));
         DQ_TRY(dq_progress_report(p->progress, "export", (uint64_t)layer + 1, units, 0.0));
     }
     DQ_TRY(put_norm(p, sink, 0, DQ_FINAL_NORM));

@@ -80,11 +80,11 @@ dq_status dq_export_verify(const dq_export_plan *p, const char *path)
     const dq_arch *a = dq_model_arch(p->model);
     dq_status status = dq_model_open_path(dq_model_device(p->model), path, &back);
     for (int64_t layer = 0; status == DQ_OK && layer < a->layers; layer++)
-        for (int role = 0; status == DQ_OK && role < DQ_LINEARS; role++) {
-            bool codes = p->spec->kind == DQ_EXPORT_CODES && dq_model_has_codes(p->model, layer, (dq_role)role);
-            status =
-                codes ? compare_codes(p, back, layer, (dq_role)role) : compare_floats(p, back, layer, (dq_role)role);
-            dq_arch_module_name(a, (dq_role)role, layer, name, sizeof name);
+        for (int n = 0; status == DQ_OK && n < dq_arch_linears(a); n++) {
+            dq_role role = dq_arch_linear(a, n);
+            bool codes = p->spec->kind == DQ_EXPORT_CODES && dq_model_has_codes(p->model, layer, role);
+            status = codes ? compare_codes(p, back, layer, role) : compare_floats(p, back, layer, role);
+            dq_arch_module_name(a, role, layer, name, sizeof name);
             dq_error_in_tensor(status, name);
         }
     dq_model_release(back);

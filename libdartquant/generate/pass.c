@@ -21,11 +21,31 @@ static void pass_clear(pass *p)
     dq_tensor_free(&p->hidden);
 }
 
-/* Slots: sequence s has [s * capacity, (s + 1) * capacity). */
+static dq_status gather_rope(dq_generate_job *j, const dq_tensor *position, pass *p)
+{
+    dq_device *dev = dq_model_device(j->model);
+    int64_t half = j->block.cos.view.cols;
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, p->count, half, &p->spec.cos));
+    DQ_TRY(dq_tensor_alloc(dev, DQ_F32, p->count, half, &p->spec.sin));
+    DQ_TRY(dq_op_gather_rows(&j->block.cos, position, &p->spec.cos));
+    return dq_op_gather_rows(&j->block.sin, position, &p->spec.sin);
+}
+
+static dq_status add_positions(dq_generate_job *j, const dq_tensor *position, dq_tensor *hidden)
+{
+    dq_tensor rows = {0};
+    DQ_TRY(dq_tensor_alloc(hidden->dev, DQ_F32, hidden->view.rows, hidden->view.cols, &rows));
+    dq_status status = dq_op_gather_rows(&j->resident->positions, position, &rows);
+    if (status == DQ_OK) status = dq_op_axpy(1.0, &rows, hidden);
+    dq_tensor_free(&rows);
+    return status;
+}
+
+/* Slots: sequence s has [s * capacity, (s + 1) * capacity). The rows of `hidden` are there. */
 static dq_status place_rows(dq_generate_job *j, pass *p)
 {
     dq_device *dev = dq_model_device(j->model);
-    int64_t n = p->count, half = j->block.cos.view.cols, window = j->block.window;
+    int64_t n = p->count, window = j->block.window;
     int32_t *host = dq_alloc(j->env, (size_t)n * 4 * sizeof *host);
     dq_tensor position = {0};
     dq_status status;
@@ -42,10 +62,8 @@ static dq_status place_rows(dq_generate_job *j, pass *p)
     DQ_GO(dq_tensor_from_host(dev, DQ_I32, 1, n, host, &position));
     DQ_GO(dq_tensor_from_host(dev, DQ_I32, 1, n, slot, &p->spec.slot));
     DQ_GO(dq_tensor_from_host(dev, DQ_I32, 2, n, first, &p->spec.span));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, n, half, &p->spec.cos));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, n, half, &p->spec.sin));
-    DQ_GO(dq_op_gather_rows(&j->block.cos, &position, &p->spec.cos));
-    status = dq_op_gather_rows(&j->block.sin, &position, &p->spec.sin);
+    status = dq_arch_learns_positions(dq_model_arch(j->model)) ? add_positions(j, &position, &p->hidden)
+                                                               : gather_rope(j, &position, p);
 done:
     dq_tensor_free(&position);
     dq_free(host);
@@ -93,7 +111,7 @@ static dq_status finish(dq_generate_job *j, pass *p, float **logits)
     DQ_GO(dq_tensor_from_host(dq_model_device(j->model), DQ_I32, 1, p->wanted, at, &index));
     DQ_GO(dq_tensor_alloc(dq_model_device(j->model), DQ_F32, p->wanted, a->hidden, &x));
     DQ_GO(dq_op_gather_rows(&p->hidden, &index, &x));
-    DQ_GO(dq_op_rmsnorm(&x, dq_tensor_is_empty(&j->resident->norm) ? NULL : &j->resident->norm, p->spec.norm_eps, &x));
+    DQ_GO(dq_final_norm_apply(&p->spec, &j->resident->norm, &j->resident->norm_bias, &x));
     DQ_GO(dq_resident_logits(j->resident, &x, j->spec.math, out));
     *logits = out;
     out = NULL;
@@ -114,8 +132,8 @@ dq_status dq_generate_pass(dq_generate_job *j, const dq_pass_row *rows, int64_t 
     for (int64_t r = 0; r < count; r++) p.wanted += rows[r].last;
     *logits = NULL;
     DQ_GO(make_room(j, count));
-    DQ_GO(place_rows(j, &p));
     DQ_GO(embed(j, &p));
+    DQ_GO(place_rows(j, &p));
     dq_workspace ws = dq_workspace_rows(&j->ws, count);
     for (int64_t layer = 0; layer < j->resident->layers; layer++) {
         dq_block block = j->resident->blocks[layer];

@@ -41,6 +41,8 @@ void dq_resident_free(dq_resident *r)
     for (int64_t i = 0; r->head && i < r->tiles; i++) dq_linear_free(&r->head[i]);
     for (int64_t i = 0; r->embed && i < r->tiles; i++) dq_tensor_free(&r->embed[i]);
     dq_tensor_free(&r->norm);
+    dq_tensor_free(&r->norm_bias);
+    dq_tensor_free(&r->positions);
     dq_arena_free(&r->arena);
     dq_free(r->blocks);
     dq_free(r->head);
@@ -144,7 +146,10 @@ static dq_status load_layer(dq_resident *r, int64_t layer)
     DQ_TRY(dq_model_load_frame(r->model, layer, &b));
     DQ_GO(load_group(r, layer, DQ_BLOCK_Q, 3, &b, &b.qkv));
     DQ_GO(load_group(r, layer, DQ_BLOCK_O, 1, &b, NULL));
-    DQ_GO(load_group(r, layer, DQ_BLOCK_GATE, 2, &b, &b.gate_up));
+    if (dq_arch_is_gated(dq_model_arch(r->model)))
+        DQ_GO(load_group(r, layer, DQ_BLOCK_GATE, 2, &b, &b.gate_up));
+    else
+        DQ_GO(load_group(r, layer, DQ_BLOCK_UP, 1, &b, NULL));
     DQ_GO(load_group(r, layer, DQ_BLOCK_DOWN, 1, &b, NULL));
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) r->bytes += dq_linear_bytes(&b.linear[i]);
     r->bytes += dq_linear_bytes(&b.qkv) + dq_linear_bytes(&b.gate_up);
@@ -209,6 +214,18 @@ done:
     return status;
 }
 
+/* Final norm and positions. What was read before a failure is read again. */
+static dq_status load_ends(dq_resident *r)
+{
+    const dq_arch *a = dq_model_arch(r->model);
+    dq_tensor_free(&r->norm);
+    dq_tensor_free(&r->norm_bias);
+    DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &r->norm)); /* stays empty where it is fused */
+    DQ_TRY(dq_model_read_norm_bias(r->model, 0, DQ_FINAL_NORM, &r->norm_bias));
+    if (!dq_arch_learns_positions(a)) return DQ_OK;
+    return dq_model_read_rows(r->model, DQ_POSITIONS, DQ_POSITION_OFFSET, a->max_positions, &r->positions);
+}
+
 int64_t dq_resident_steps(const dq_resident *r) { return r->layers + r->tiles; }
 
 dq_status dq_resident_load(dq_resident *r, bool *done)
@@ -218,7 +235,7 @@ dq_status dq_resident_load(dq_resident *r, bool *done)
     else if (r->head_loaded < r->tiles)
         DQ_TRY(load_tile(r, r->head_loaded));
     if (r->loaded == r->layers && r->head_loaded == r->tiles && !r->ready) {
-        DQ_TRY(dq_model_read_norm(r->model, 0, DQ_FINAL_NORM, &r->norm)); /* stays empty where it is fused */
+        DQ_TRY(load_ends(r));
         r->ready = true;
     }
     *done = r->ready;
@@ -261,7 +278,7 @@ static const dq_tensor *table_of(const dq_resident *r, int64_t tile)
 
 dq_status dq_resident_embed(dq_resident *r, const int32_t *ids, int64_t count, dq_tensor *h)
 {
-    if (!table_of(r, 0)) return dq_model_embed(r->model, ids, count, h);
+    if (!table_of(r, 0)) return dq_model_embed_tokens(r->model, ids, count, h);
     for (int64_t i = 0; i < count; i++) {
         dq_tensor from = dq_tensor_rows(table_of(r, ids[i] / TILE_ROWS), ids[i] % TILE_ROWS, 1);
         dq_tensor to = dq_tensor_rows(h, i, 1);

@@ -13,9 +13,10 @@ typedef struct dq_resident {
     dq_arena arena; /* packed weights */
     dq_block *blocks;
     int64_t layers, loaded;
-    dq_tensor norm;
-    dq_linear *head;  /* tiles of the vocabulary */
-    dq_tensor *embed; /* the same tiles; NULL = rows are read from the model, or are the head's */
+    dq_tensor norm, norm_bias;
+    dq_tensor positions; /* F32 table of learned ones, or empty */
+    dq_linear *head;     /* tiles of the vocabulary */
+    dq_tensor *embed;    /* the same tiles; NULL = rows are read from the model, or are the head's */
     int64_t tiles, head_loaded;
     bool ready; /* everything is loaded */
     uint64_t bytes;

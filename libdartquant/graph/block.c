@@ -12,10 +12,11 @@ static dq_status check_rows(const dq_tensor *h, const dq_workspace *ws)
                    (long long)ws->x.view.rows);
 }
 
-static dq_status norm(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *h, dq_workspace *ws)
+static dq_status norm(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *h,
+                      dq_workspace *ws)
 {
     DQ_TRY(check_rows(h, ws));
-    return dq_op_rmsnorm(h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, &ws->x);
+    return dq_norm_apply(s, weight, bias, h, &ws->x);
 }
 
 /* With the layer's own clip ratio, where it has one. */
@@ -43,19 +44,23 @@ static dq_status quantize_input(const dq_block_spec *s, const dq_block *b, int s
 
 /* The norm of h as the linears of `site` take it, where nobody looks at what lies between. */
 static dq_status norm_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
-                            const dq_tensor *weight, const dq_tensor *h, dq_workspace *ws, dq_tensor *slice,
-                            const dq_tensor **out)
+                            const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *h, dq_workspace *ws,
+                            dq_tensor *slice, const dq_tensor **out)
 {
     dq_act_spec own = own_spec(&s->scheme.a, b, site);
     DQ_TRY(check_rows(h, ws));
     *slice = own.bits < 16 ? dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, h->view.cols) : ws->x;
+    if (s->layer_norm || !dq_tensor_is_empty(bias)) {
+        DQ_TRY(dq_norm_apply(s, weight, bias, h, &ws->x));
+        return dq_fake_quant_apply(&own, what, &ws->x, slice, out);
+    }
     *out = slice;
     return dq_norm_quant_apply(&own, what, h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, slice);
 }
 
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
 {
-    return norm(s, &b->attn_norm, h, ws);
+    return norm(s, &b->attn_norm, &b->attn_norm_bias, h, ws);
 }
 
 static float attention_scale(const dq_block_spec *s) { return (float)(1.0 / sqrt((double)s->head_dim)); }
@@ -95,8 +100,10 @@ static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const d
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
     }
     DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
-    DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->q));
-    DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->k));
+    if (!dq_tensor_is_empty(&s->cos)) { /* else positions are in the embedding */
+        DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->q));
+        DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->k));
+    }
     if (s->r3) DQ_TRY(dq_hadamard_apply(s->r3, 1, &ws->q));
     DQ_TRY(dq_hadamard_quant_apply(s->r3, &keys, "keys", &ws->k, &ws->k, &k));
     DQ_TRY(b->cache ? attend_cached(s, b->cache, k, v, ws) : attend(s, k, v, ws));
@@ -123,19 +130,21 @@ dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_
 
 dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
 {
-    return norm(s, &b->mlp_norm, h, ws);
+    return norm(s, &b->mlp_norm, &b->mlp_norm_bias, h, ws);
 }
 
 /* From the input of gate, up, quantized, to ws.gate before R4. */
 static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
 {
-    if (!dq_linear_is_empty(&b->gate_up)) {
+    if (!s->gated) {
+        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->gate));
+    } else if (!dq_linear_is_empty(&b->gate_up)) {
         DQ_TRY(dq_linear_forward(&b->gate_up, x, false, s->math, &ws->gate_up));
     } else {
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
     }
-    return dq_op_activation(s->activation, &ws->gate, &ws->up, &ws->gate);
+    return dq_op_activation(s->activation, &ws->gate, s->gated ? &ws->up : NULL, &ws->gate);
 }
 
 dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
@@ -162,7 +171,7 @@ static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_works
     dq_tensor slice;
     const dq_tensor *x;
     dq_act_spec down = own_spec(&s->scheme.a, b, DQ_CLIP_DOWN);
-    DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, h, ws, &slice, &x));
+    DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, &b->mlp_norm_bias, h, ws, &slice, &x));
     DQ_TRY(activated(s, b, x, ws));
     DQ_TRY(dq_hadamard_quant_apply(s->r4, &down, "down_proj input", &ws->gate, &ws->up, &x));
     return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
@@ -172,7 +181,7 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
 {
     dq_tensor slice;
     const dq_tensor *x;
-    DQ_TRY(norm_input(s, b, DQ_CLIP_QKV, "q, k, v input", &b->attn_norm, h, ws, &slice, &x));
+    DQ_TRY(norm_input(s, b, DQ_CLIP_QKV, "q, k, v input", &b->attn_norm, &b->attn_norm_bias, h, ws, &slice, &x));
     DQ_TRY(attention_of(s, b, x, ws));
     DQ_TRY(dq_block_attn_out(s, b, &ws->a, ws, h));
     int64_t step = ws->gate.view.rows;

@@ -37,7 +37,8 @@ typedef struct dq_kv_cache {
 } dq_kv_cache;
 
 typedef struct dq_block {
-    dq_tensor attn_norm, mlp_norm; /* F32 [1, hidden]; empty = weightless (fused) */
+    dq_tensor attn_norm, mlp_norm;           /* F32 [1, hidden]; empty = weightless (fused) */
+    dq_tensor attn_norm_bias, mlp_norm_bias; /* F32 [1, hidden]; empty = none */
     dq_linear linear[DQ_BLOCK_LINEARS];
     /* The rows of q, k and v, of gate and up, below each other, in place of those of `linear`; else empty. The workspace must
      * be a joined one. */
@@ -55,11 +56,13 @@ typedef struct dq_block_spec {
     int heads, kv_heads, head_dim;
     int window; /* sliding attention window in tokens, 0 = unlimited */
     double norm_eps;
+    bool layer_norm;             /* norms subtract the mean, too */
     int activation;              /* DQ_ACT_* */
+    bool gated;                  /* act(gate) * up; else act(up), and there is no gate */
     dq_scheme scheme;            /* only a, k, v are looked at here */
     const dq_hadamard *r3, *r4;  /* NULL = off */
     const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */
-    dq_tensor cos, sin;          /* F32 [seqlen, head_dim/2]; owned by the spec's owner */
+    dq_tensor cos, sin;          /* F32 [seqlen, head_dim/2]; owned by the spec's owner; empty = no RoPE */
     int math;                    /* DQ_MATH_*; with a cache, DQ_MATH_INT8 may be added */
     dq_tensor slot, span; /* with a cache: where each row's key goes and what it sees; cos and sin then have its row */
 } dq_block_spec;
@@ -106,6 +109,12 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
 dq_status dq_weight_narrow(dq_tensor *w, int math);
 /* y (+)= x w^T + bias; DQ_MATH_INT8 is for packed weights */
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
+/* y = norm(x) * weight + bias; both may be empty, y may be x */
+dq_status dq_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *x,
+                        dq_tensor *y);
+/* The norm behind the last block, in place. An RMS norm with a bias was a layer norm (model/derive_fuse.c): the bias has
+ * length 1 and is the direction in which x has nothing but what rounded weights left there, which goes first. */
+dq_status dq_final_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, dq_tensor *x);
 /* y = fake_quant(x) as the spec says (y may be x); bits 16 copies nothing and returns x through *out, else y. Group -1 =
  * one range per row, extended to contain zero; a positive group is a contiguous run of columns, its range as it is.
  * `what` names the quantized value in errors ("o_proj input"). */

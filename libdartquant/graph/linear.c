@@ -29,6 +29,30 @@ dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumul
     return dq_tensor_is_empty(&l->bias) ? DQ_OK : dq_op_axpy(1.0, &l->bias, y);
 }
 
+static const dq_tensor *present(const dq_tensor *t) { return dq_tensor_is_empty(t) ? NULL : t; }
+
+dq_status dq_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *x,
+                        dq_tensor *y)
+{
+    if (s->layer_norm) return dq_op_layernorm(x, present(weight), present(bias), s->norm_eps, y);
+    DQ_TRY(dq_op_rmsnorm(x, present(weight), s->norm_eps, y));
+    return dq_tensor_is_empty(bias) ? DQ_OK : dq_op_axpy(1.0, bias, y);
+}
+
+dq_status dq_final_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, dq_tensor *x)
+{
+    dq_tensor along = {0};
+    dq_status status;
+    if (s->layer_norm || dq_tensor_is_empty(bias)) return dq_norm_apply(s, weight, bias, x, x);
+    DQ_GO(dq_tensor_alloc(x->dev, DQ_F32, x->view.rows, 1, &along));
+    DQ_GO(dq_op_gemm(false, true, 1.0, x, bias, 0.0, &along, DQ_MATH_F32));
+    DQ_GO(dq_op_gemm(false, false, -1.0, &along, bias, 1.0, x, DQ_MATH_F32));
+    status = dq_norm_apply(s, weight, bias, x, x);
+done:
+    dq_tensor_free(&along);
+    return status;
+}
+
 /* The grid of fewer than 16 bits that `spec` puts on rows of `cols` columns. */
 static dq_status grid_of(const dq_act_spec *spec, const char *what, int64_t cols, dq_fake_quant_desc *out)
 {

@@ -42,20 +42,28 @@ typedef enum dq_role {
     DQ_EMBED,
     DQ_FINAL_NORM,
     DQ_HEAD,
+    DQ_POSITIONS, /* learned positions, added to the embedding */
     DQ_ROLES
 } dq_role;
 enum { DQ_LINEARS = 7 };
+/* Position p is row p + 2 of a table of learned positions (fairseq counted from behind its padding token). */
+enum { DQ_POSITION_OFFSET = 2 };
 
 /* A family as data: how its tensors are called in each container. "%d" stands for the layer. */
 typedef struct dq_family {
     const char *name;                  /* "llama" */
     const char *const *hf_model_types; /* NULL-terminated values of config.json model_type it covers */
-    const char *const *gguf_archs;     /* NULL-terminated values of general.architecture, the first is written */
-    const char *hf_class;              /* of transformers */
-    const char *hf_names[DQ_ROLES];    /* without ".weight" */
+    const char *const
+        *gguf_archs;      /* NULL-terminated values of general.architecture, the first is written; may be none */
+    const char *hf_class; /* of transformers */
+    const char *hf_intermediate, *hf_activation; /* keys of config.json */
+    const char *hf_names[DQ_ROLES];              /* without ".weight"; NULL = it has no such tensor */
     const char *gguf_names[DQ_ROLES];
     bool gguf_permuted_qk; /* q and k rows are stored in interleaved RoPE order in GGUF */
     bool qkv_bias;         /* q, k and v always have biases, other linears never */
+    bool all_biases;       /* every linear has one */
+    bool layer_norm;       /* norms are layer norms with biases; fusing turns them into RMS norms (derive_fuse.c) */
+    bool tied_by_default;  /* where tie_word_embeddings is missing */
     bool partial_windows;  /* use_sliding_window and max_window_layers say which layers have a window */
 } dq_family;
 
@@ -65,10 +73,23 @@ const dq_family *dq_family_by_gguf(const char *architecture);
 const char *dq_family_list(void);
 const char *dq_family_gguf_list(void);
 
+/* Whether the family has such a tensor: no gate_proj where the MLP is down(act(up x)), positions where they are learned. */
+bool dq_arch_has(const dq_arch *arch, dq_role role);
+static inline bool dq_arch_is_gated(const dq_arch *arch) { return dq_arch_has(arch, DQ_GATE_PROJ); }
+static inline bool dq_arch_learns_positions(const dq_arch *arch) { return dq_arch_has(arch, DQ_POSITIONS); }
+/* Quantizable linears of a block, and the n-th of them. */
+int dq_arch_linears(const dq_arch *arch);
+dq_role dq_arch_linear(const dq_arch *arch, int64_t n);
+static inline bool dq_role_is_norm(dq_role role)
+{
+    return role == DQ_ATTN_NORM || role == DQ_MLP_NORM || role == DQ_FINAL_NORM;
+}
 /* Rows and columns of a role's weight ([1, n] for norms). */
 void dq_arch_shape(const dq_arch *arch, dq_role role, int64_t *rows, int64_t *cols);
 /* Short name: "q_proj", "input_layernorm", ... */
 const char *dq_role_name(dq_role role);
+/* What the family calls it: the last word of the module's name, "q_proj", "fc1", ... */
+const char *dq_arch_role_name(const dq_arch *arch, dq_role role);
 /* Room for every tensor name the functions below make. */
 enum { DQ_TENSOR_NAME = 160 };
 /* HF tensor name with ".weight" into buf. */
@@ -76,6 +97,7 @@ void dq_arch_tensor_name(const dq_arch *arch, dq_role role, int64_t layer, char 
 /* The same without ".weight": under this name the codes of a linear are kept. */
 void dq_arch_module_name(const dq_arch *arch, dq_role role, int64_t layer, char *buf, size_t size);
 bool dq_arch_has_bias(const dq_arch *arch, dq_role role);
+int64_t dq_arch_bias_size(const dq_arch *arch, dq_role role);
 /* Whether the sizes fit together (heads divide, counts positive, within what this library can address). `where` names
  * the file in errors, may be NULL. */
 dq_status dq_arch_check(const dq_arch *arch, const char *where);

@@ -11,7 +11,7 @@ enum { CONFIG_LIMIT = 1 << 24 };
 static dq_status read_sizes(const json_t *c, const char *path, dq_arch *a)
 {
     DQ_TRY(dq_json_int(c, "hidden_size", 1, 1 << 20, true, path, &a->hidden));
-    DQ_TRY(dq_json_int(c, "intermediate_size", 1, 1 << 24, true, path, &a->intermediate));
+    DQ_TRY(dq_json_int(c, a->family->hf_intermediate, 1, 1 << 24, true, path, &a->intermediate));
     DQ_TRY(dq_json_int(c, "num_hidden_layers", 1, 1 << 16, true, path, &a->layers));
     DQ_TRY(dq_json_int(c, "num_attention_heads", 1, 1 << 16, true, path, &a->heads));
     a->kv_heads = a->heads;
@@ -29,9 +29,41 @@ static dq_status read_sizes(const json_t *c, const char *path, dq_arch *a)
     DQ_TRY(dq_json_int(c, "vocab_size", 1, 1 << 28, true, path, &a->vocab));
     a->max_positions = 2048;
     DQ_TRY(dq_json_int(c, "max_position_embeddings", 1, INT64_C(1) << 40, false, path, &a->max_positions));
-    a->norm_eps = 1e-6;
-    DQ_TRY(dq_json_double(c, "rms_norm_eps", false, path, &a->norm_eps));
-    return DQ_OK;
+    a->norm_eps = a->family->layer_norm ? 1e-5 : 1e-6; /* OPT's stands in no file */
+    return a->family->layer_norm ? DQ_OK : dq_json_double(c, "rms_norm_eps", false, path, &a->norm_eps);
+}
+
+static dq_status must_be(const json_t *c, const char *key, bool wanted, const char *path)
+{
+    bool value = wanted;
+    DQ_TRY(dq_json_bool(c, key, false, path, &value));
+    if (value == wanted) return DQ_OK;
+    return dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED, "%s %s is not supported", key, value ? "true" : "false"), path);
+}
+
+/* What one OPT or another has that the graph here has not: OPT-350m norms behind its branches and projects its embedding,
+ * Galactica leaves parameters out. */
+static dq_status check_opt(const json_t *c, const char *path, const dq_arch *a)
+{
+    int64_t width = a->hidden;
+    bool before = true;
+    DQ_TRY(dq_json_bool(c, "do_layer_norm_before", false, path, &before));
+    if (!before)
+        return dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED,
+                                        "do_layer_norm_before false (norms behind the branches, as in OPT-350m) is not "
+                                        "supported: their weights cannot be folded into linears"),
+                                path);
+    DQ_TRY(dq_json_int(c, "word_embed_proj_dim", 1, 1 << 20, false, path, &width));
+    if (width != a->hidden)
+        return dq_error_in_file(
+            dq_fail(DQ_E_UNSUPPORTED,
+                    "word_embed_proj_dim %lld is not hidden_size %lld: the projections project_in and "
+                    "project_out (OPT-350m) are not supported",
+                    (long long)width, (long long)a->hidden),
+            path);
+    DQ_TRY(must_be(c, "enable_bias", true, path));
+    DQ_TRY(must_be(c, "layer_norm_elementwise_affine", true, path));
+    return must_be(c, "_remove_final_layer_norm", false, path);
 }
 
 /* How many layers attend within a window, where that is said layer by layer (Qwen2). */
@@ -84,14 +116,14 @@ static dq_status read_activation(const json_t *c, const char *path, dq_arch *a)
         int kind;
     } known[] = {{"silu", DQ_ACT_SILU},          {"swish", DQ_ACT_SILU}, {"gelu", DQ_ACT_GELU},
                  {"gelu_new", DQ_ACT_GELU_TANH}, {"relu", DQ_ACT_RELU},  {"gelu_pytorch_tanh", DQ_ACT_GELU_TANH}};
-    const char *name = "silu";
-    DQ_TRY(dq_json_string(c, "hidden_act", false, path, &name));
+    const char *key = a->family->hf_activation, *name = a->family->layer_norm ? "relu" : "silu";
+    DQ_TRY(dq_json_string(c, key, false, path, &name));
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(name, known[i].name) != 0) continue;
         a->activation = known[i].kind;
         return DQ_OK;
     }
-    return dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED, "hidden_act \"%s\" is not known", name), path);
+    return dq_error_in_file(dq_fail(DQ_E_UNSUPPORTED, "%s \"%s\" is not known", key, name), path);
 }
 
 /* `rope_scaling` of older files and `rope_parameters` of newer ones hold the same members; the latter theta too. */
@@ -162,9 +194,12 @@ static dq_status read_config(const json_t *c, const char *path, dq_arch *a)
     DQ_TRY(read_window(c, path, type, a));
     DQ_TRY(read_activation(c, path, a));
     DQ_TRY(read_rope(c, path, a));
+    a->tied = a->family->tied_by_default;
     DQ_TRY(dq_json_bool(c, "tie_word_embeddings", false, path, &a->tied));
     DQ_TRY(dq_json_bool(c, "attention_bias", false, path, &a->attention_bias));
     DQ_TRY(dq_json_bool(c, "mlp_bias", false, path, &a->mlp_bias));
+    if (a->family->all_biases) a->attention_bias = a->mlp_bias = true;
+    if (a->family->layer_norm) DQ_TRY(check_opt(c, path, a));
     if (a->family->qkv_bias)
         a->attention_bias = true, a->mlp_bias = false; /* whatever the keys of other families say */
     DQ_TRY(read_token(c, "bos_token_id", path, &a->bos_id));

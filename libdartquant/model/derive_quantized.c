@@ -5,7 +5,7 @@
 /* The linear's name, DQ_TENSOR_NAME bytes, and where its codes are. */
 static dq_status find_codes(dq_model *model, int64_t layer, dq_role role, char *name, dq_source **store)
 {
-    if (role < 0 || role > DQ_DOWN_PROJ || layer < 0 || layer >= model->arch.layers)
+    if (role < 0 || role > DQ_DOWN_PROJ || !dq_arch_has(&model->arch, role) || layer < 0 || layer >= model->arch.layers)
         return dq_fail(DQ_E_INVALID, "no linear %s in layer %lld", dq_role_name(role), (long long)layer);
     dq_arch_module_name(&model->arch, role, layer, name, DQ_TENSOR_NAME);
     *store = dq_model_codes_source(model);
@@ -59,6 +59,7 @@ static dq_status check_store(const dq_model *m)
     if (!m->store || m->scheme->w.bits >= 16) return DQ_OK;
     for (int64_t layer = 0; layer < m->arch.layers; layer++) {
         for (int role = 0; role < DQ_LINEARS; role++) {
+            if (!dq_arch_has(&m->arch, (dq_role)role)) continue;
             dq_arch_module_name(&m->arch, (dq_role)role, layer, name, sizeof name);
             if (!dq_codes_exist(m->store, name))
                 return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "the store has no codes of this linear"), name);

@@ -1,12 +1,14 @@
 /* Channel scales of AWQ (Lin et al., arXiv 2306.00978), folded in double precision. With s the scales of a linear's input:
  *   q, k, v:  W <- W diag(s), weight of the norm before them divided by s;   gate, up: the same
  *   o:        W_h <- W_h diag(s_g), rows of v (and its bias) of KV head g divided by s_g, g = h / (heads / kv_heads)
- *   down:     W <- W diag(s), rows of up (and its bias) divided by s, as the activation multiplies them element by element
- * The function stays the same. Norms that were fused become weights again, 1 / s.
+ *   down:     W <- W diag(s), rows of up (and its bias) divided by s, as the activation multiplies them element by element,
+ *             or is ReLU of up itself, which positive factors pass
+ * The function stays the same. Norms that were fused become weights again, 1 / s; a norm's bias is divided with its weight.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
 #include "base/status.h"
+#include "dartquant/backend.h"
 #include "model/internal.h"
 
 void dq_scales_widths(const dq_arch *a, int64_t width[DQ_SCALE_SITES])
@@ -99,21 +101,25 @@ static dq_status check_scales(const dq_model *base, const dq_scales *s)
     for (int64_t layer = 0; layer < s->layers; layer++)
         for (int site = 0; site < DQ_SCALE_SITES; site++) {
             const float *at = dq_scales_at(s, layer, site);
-            bool fixed = !dq_scales_possible(r, site);
+            bool fixed = !dq_scales_possible(&base->arch, r, site);
             for (int64_t i = 0; i < width[site]; i++) {
                 if (!(at[i] > 0.0f && isfinite(at[i])))
                     return dq_fail(DQ_E_INVALID, "channel scale %lld of layer %lld is %g", (long long)i,
                                    (long long)layer, (double)at[i]);
                 if (fixed && at[i] != 1.0f)
-                    return dq_fail(DQ_E_INVALID, "%s input is rotated at run time: its channels cannot be scaled",
-                                   site == DQ_SCALE_O ? "the o_proj" : "the down_proj");
+                    return dq_fail(
+                        DQ_E_INVALID,
+                        "%s input is rotated at run time, or behind an activation that no factor passes: its channels cannot be scaled",
+                        site == DQ_SCALE_O ? "the o_proj" : "the down_proj");
             }
         }
     return DQ_OK;
 }
 
-bool dq_scales_possible(const dq_rotation_set *r, int site)
+bool dq_scales_possible(const dq_arch *a, const dq_rotation_set *r, int site)
 {
+    /* act(x / s) = act(x) / s where a gate stands between, or of ReLU */
+    if (site == DQ_SCALE_DOWN && !dq_arch_is_gated(a) && a->activation != DQ_ACT_RELU) return false;
     if (site == DQ_SCALE_O) return !r || r->r2_mode != DQ_R2_ONLINE;
     return site != DQ_SCALE_DOWN || !r || r->r4.n == 0;
 }

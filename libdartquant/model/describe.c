@@ -8,9 +8,9 @@ static int64_t parameters(const dq_arch *a)
 {
     int64_t rows, cols, total = 0;
     for (int role = 0; role < DQ_ROLES; role++) {
-        if (role == DQ_HEAD && a->tied) continue;
+        if ((role == DQ_HEAD && a->tied) || !dq_arch_has(a, (dq_role)role)) continue;
         dq_arch_shape(a, (dq_role)role, &rows, &cols);
-        int64_t n = rows * cols + (dq_arch_has_bias(a, (dq_role)role) ? rows : 0);
+        int64_t n = rows * cols + (dq_arch_has_bias(a, (dq_role)role) ? dq_arch_bias_size(a, (dq_role)role) : 0);
         total += role <= DQ_MLP_NORM ? n * a->layers : n;
     }
     return total;
@@ -55,6 +55,7 @@ double dq_model_bits_per_weight(dq_model *model)
     for (int64_t layer = 0; layer < a->layers; layer++) {
         for (int role = 0; role < DQ_LINEARS; role++) {
             int64_t rows, cols;
+            if (!dq_arch_has(a, (dq_role)role)) continue;
             dq_arch_shape(a, (dq_role)role, &rows, &cols);
             bits += 8.0 * (double)linear_bytes(model, layer, (dq_role)role);
             weights += (double)rows * (double)cols;
@@ -71,7 +72,8 @@ uint64_t dq_model_bytes(dq_model *model)
     if (root == model) return bytes;
     for (int64_t layer = 0; layer < model->arch.layers; layer++)
         for (int role = 0; role < DQ_LINEARS; role++)
-            bytes += linear_bytes(model, layer, (dq_role)role) - linear_bytes(root, layer, (dq_role)role);
+            if (dq_arch_has(&model->arch, (dq_role)role))
+                bytes += linear_bytes(model, layer, (dq_role)role) - linear_bytes(root, layer, (dq_role)role);
     /* An untied head is one more tensor, counted like the embedding it came from. */
     uint64_t table = stored_bytes(root, 0, DQ_EMBED), tables = model->arch.tied ? 1 : 2;
     if (root->arch.tied && !model->arch.tied) bytes += table;
@@ -80,6 +82,26 @@ uint64_t dq_model_bytes(dq_model *model)
     if (!root->arch.tied) table += stored_bytes(root, 0, DQ_HEAD);
     bytes -= root->arch.tied ? tables * table : table;
     return bytes + tables * (uint64_t)(model->arch.vocab * model->arch.hidden) * dq_dtype_size(dtype);
+}
+
+/* The linears of a block: {"name", "rows", "cols", "tensor"}, the last as the file calls it, with %d for the layer. */
+static json_t *linears_json(const dq_model *model)
+{
+    const dq_arch *a = &model->arch;
+    const dq_model *root = dq_model_root(model);
+    json_t *list = json_array();
+    for (int n = 0; list && n < dq_arch_linears(a); n++) {
+        int64_t rows, cols;
+        dq_role role = dq_arch_linear(a, n);
+        dq_arch_shape(a, role, &rows, &cols);
+        const char *pattern = root->gguf_names ? a->family->gguf_names[role] : a->family->hf_names[role];
+        json_t *one = json_pack("{s:s, s:I, s:I, s:s+}", "name", dq_arch_role_name(a, role), "rows", (json_int_t)rows,
+                                "cols", (json_int_t)cols, "tensor", pattern + (root->bare_names ? 6 : 0), ".weight");
+        if (json_array_append_new(list, one) == 0) continue;
+        json_decref(list);
+        return NULL;
+    }
+    return list;
 }
 
 dq_status dq_model_describe_json(dq_model *model, char **out)
@@ -96,6 +118,7 @@ dq_status dq_model_describe_json(dq_model *model, char **out)
     bad |= !o || json_object_set_new(o, "bytes", json_integer((json_int_t)dq_model_bytes(model)));
     bad |= !o || json_object_set_new(o, "bits_per_weight", json_real(dq_model_bits_per_weight(model)));
     bad |= !o || json_object_set_new(o, "format", json_string(format ? format : ""));
+    bad |= !o || json_object_set_new(o, "linears", linears_json(model));
     bad |= !o || json_object_set_new(o, "fused", json_boolean(model->fused));
     bad |= !o || json_object_set_new(o, "fingerprint", json_string(fingerprint));
     bad |= !o || json_object_set(o, "quantization", quantization);

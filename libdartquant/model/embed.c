@@ -102,7 +102,7 @@ dq_status dq_embed_limited(dq_model *model, const int32_t *ids, int64_t count, i
     return status;
 }
 
-dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden)
+dq_status dq_model_embed_tokens(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden)
 {
     int64_t vocab = model->arch.vocab, row_bytes = model->arch.hidden * 4;
     if (hidden->view.rows != count || hidden->view.cols != model->arch.hidden)
@@ -115,4 +115,28 @@ dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_
     /* The table takes a quarter of the hidden states at most, unless that is little anyway. */
     int64_t bytes = count * row_bytes / 4 > MIN_TABLE_BYTES ? count * row_bytes / 4 : MIN_TABLE_BYTES;
     return dq_embed_limited(model, ids, count, bytes / row_bytes > GROUP ? bytes / row_bytes : GROUP, hidden);
+}
+
+/* Every window begins at position 0. */
+static dq_status add_positions(dq_model *model, int64_t count, int64_t seqlen, dq_tensor *hidden)
+{
+    dq_tensor table = {0};
+    dq_status status = DQ_OK;
+    if (seqlen < 1 || seqlen > model->arch.max_positions)
+        return dq_fail(DQ_E_INVALID, "windows of %lld tokens, but the model has learned %lld positions",
+                       (long long)seqlen, (long long)model->arch.max_positions);
+    DQ_TRY(dq_model_read_rows(model, DQ_POSITIONS, DQ_POSITION_OFFSET, seqlen, &table));
+    for (int64_t first = 0; status == DQ_OK && first < count; first += seqlen) {
+        int64_t rows = count - first < seqlen ? count - first : seqlen;
+        dq_tensor from = dq_tensor_rows(&table, 0, rows), to = dq_tensor_rows(hidden, first, rows);
+        status = dq_op_axpy(1.0, &from, &to);
+    }
+    dq_tensor_free(&table);
+    return status;
+}
+
+dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, dq_tensor *hidden)
+{
+    DQ_TRY(dq_model_embed_tokens(model, ids, count, hidden));
+    return dq_arch_learns_positions(&model->arch) ? add_positions(model, count, seqlen, hidden) : DQ_OK;
 }

@@ -9,6 +9,8 @@ static const char *const llama_hf[] = {"llama", "mistral", NULL};
 static const char *const llama_gguf[] = {"llama", NULL};
 static const char *const qwen2_hf[] = {"qwen2", NULL};
 static const char *const qwen2_gguf[] = {"qwen2", NULL};
+static const char *const opt_hf[] = {"opt", NULL};
+static const char *const none[] = {NULL};
 
 /* What the descendants of LLaMA have in common. */
 #define LLAMA_HF_NAMES                                                                                                 \
@@ -34,6 +36,8 @@ static const dq_family families[] = {
         .hf_model_types = llama_hf,
         .gguf_archs = llama_gguf,
         .hf_class = "LlamaForCausalLM",
+        .hf_intermediate = "intermediate_size",
+        .hf_activation = "hidden_act",
         .hf_names = LLAMA_HF_NAMES,
         .gguf_names = LLAMA_GGUF_NAMES,
         .gguf_permuted_qk = true,
@@ -43,10 +47,38 @@ static const dq_family families[] = {
         .hf_model_types = qwen2_hf,
         .gguf_archs = qwen2_gguf,
         .hf_class = "Qwen2ForCausalLM",
+        .hf_intermediate = "intermediate_size",
+        .hf_activation = "hidden_act",
         .hf_names = LLAMA_HF_NAMES,
         .gguf_names = LLAMA_GGUF_NAMES,
         .qkv_bias = true,
         .partial_windows = true,
+    },
+    {
+        .name = "opt",
+        .hf_model_types = opt_hf,
+        .gguf_archs = none,
+        .hf_class = "OPTForCausalLM",
+        .hf_intermediate = "ffn_dim",
+        .hf_activation = "activation_function",
+        .hf_names =
+            {
+                [DQ_Q_PROJ] = "model.decoder.layers.%d.self_attn.q_proj",
+                [DQ_K_PROJ] = "model.decoder.layers.%d.self_attn.k_proj",
+                [DQ_V_PROJ] = "model.decoder.layers.%d.self_attn.v_proj",
+                [DQ_O_PROJ] = "model.decoder.layers.%d.self_attn.out_proj",
+                [DQ_UP_PROJ] = "model.decoder.layers.%d.fc1",
+                [DQ_DOWN_PROJ] = "model.decoder.layers.%d.fc2",
+                [DQ_ATTN_NORM] = "model.decoder.layers.%d.self_attn_layer_norm",
+                [DQ_MLP_NORM] = "model.decoder.layers.%d.final_layer_norm",
+                [DQ_EMBED] = "model.decoder.embed_tokens",
+                [DQ_FINAL_NORM] = "model.decoder.final_layer_norm",
+                [DQ_HEAD] = "lm_head",
+                [DQ_POSITIONS] = "model.decoder.embed_positions",
+            },
+        .all_biases = true,
+        .layer_norm = true,
+        .tied_by_default = true,
     },
 };
 
@@ -62,7 +94,7 @@ static const dq_family *find(const char *name, bool gguf)
 
 const dq_family *dq_family_by_hf(const char *model_type) { return find(model_type, false); }
 const dq_family *dq_family_by_gguf(const char *architecture) { return find(architecture, true); }
-const char *dq_family_list(void) { return "llama, mistral, qwen2"; }
+const char *dq_family_list(void) { return "llama, mistral, qwen2, opt"; }
 const char *dq_family_gguf_list(void) { return "llama, qwen2"; }
 
 void dq_arch_shape(const dq_arch *a, dq_role role, int64_t *rows, int64_t *cols)
@@ -78,6 +110,7 @@ void dq_arch_shape(const dq_arch *a, dq_role role, int64_t *rows, int64_t *cols)
         case DQ_DOWN_PROJ: *rows = a->hidden, *cols = a->intermediate; return;
         case DQ_EMBED:
         case DQ_HEAD: *rows = a->vocab, *cols = a->hidden; return;
+        case DQ_POSITIONS: *rows = a->max_positions + DQ_POSITION_OFFSET, *cols = a->hidden; return;
         default: *rows = 1, *cols = a->hidden; return;
     }
 }
@@ -95,13 +128,30 @@ const char *dq_role_name(dq_role role)
                                                 "post_attention_layernorm",
                                                 "embed_tokens",
                                                 "norm",
-                                                "lm_head"};
+                                                "lm_head",
+                                                "embed_positions"};
     return role >= 0 && role < DQ_ROLES ? names[role] : "?";
+}
+
+const char *dq_arch_role_name(const dq_arch *arch, dq_role role)
+{
+    const char *name = role >= 0 && role < DQ_ROLES ? arch->family->hf_names[role] : NULL;
+    const char *dot = name ? strrchr(name, '.') : NULL;
+    return dot ? dot + 1 : name ? name : dq_role_name(role);
+}
+
+bool dq_arch_has(const dq_arch *arch, dq_role role) { return arch->family->hf_names[role] != NULL; }
+
+int dq_arch_linears(const dq_arch *arch) { return dq_arch_is_gated(arch) ? DQ_LINEARS : DQ_LINEARS - 1; }
+
+dq_role dq_arch_linear(const dq_arch *arch, int64_t n)
+{
+    return (dq_role)(n < DQ_GATE_PROJ || dq_arch_is_gated(arch) ? n : n + 1);
 }
 
 void dq_arch_module_name(const dq_arch *arch, dq_role role, int64_t layer, char *buf, size_t size)
 {
-    const char *pattern = arch->family->hf_names[role];
+    const char *pattern = dq_arch_has(arch, role) ? arch->family->hf_names[role] : dq_role_name(role);
     const char *mark = strstr(pattern, "%d");
     if (mark)
         snprintf(buf, size, "%.*s%lld%s", (int)(mark - pattern), pattern, (long long)layer, mark + 2);
@@ -119,8 +169,16 @@ void dq_arch_tensor_name(const dq_arch *arch, dq_role role, int64_t layer, char 
 bool dq_arch_has_bias(const dq_arch *arch, dq_role role)
 {
     if (role == DQ_O_PROJ && arch->family->qkv_bias) return false;
+    if (dq_role_is_norm(role)) return arch->family->layer_norm;
     if (role <= DQ_O_PROJ) return arch->attention_bias;
     return role <= DQ_DOWN_PROJ && arch->mlp_bias;
+}
+
+int64_t dq_arch_bias_size(const dq_arch *arch, dq_role role)
+{
+    int64_t rows, cols;
+    dq_arch_shape(arch, role, &rows, &cols);
+    return dq_role_is_norm(role) ? cols : rows;
 }
 
 static dq_status in_range(const char *name, int64_t value, int64_t max)
@@ -142,7 +200,10 @@ static dq_status check(const dq_arch *a)
     if (a->heads % a->kv_heads != 0)
         return dq_fail(DQ_E_FORMAT, "%lld attention heads are no multiple of %lld key/value heads", (long long)a->heads,
                        (long long)a->kv_heads);
-    if (a->head_dim % 2 != 0)
+    if (dq_arch_learns_positions(a)) {
+        DQ_TRY(in_range("number of positions", a->max_positions, 1 << 24));
+        if (a->window > 0) return dq_fail(DQ_E_FORMAT, "a sliding window beside learned positions");
+    } else if (a->head_dim % 2 != 0)
         return dq_fail(DQ_E_FORMAT, "head dimension %lld is odd, RoPE turns pairs", (long long)a->head_dim);
     if (!(a->norm_eps >= 0.0 && a->norm_eps < 1.0))
         return dq_fail(DQ_E_FORMAT, "norm epsilon %g is not in [0, 1)", a->norm_eps);

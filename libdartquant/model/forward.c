@@ -12,6 +12,7 @@ static dq_status upload_rope(dq_model *model, int64_t seqlen, dq_block_spec *spe
 {
     int64_t half = model->arch.head_dim / 2;
     size_t elements, bytes;
+    if (dq_arch_learns_positions(&model->arch)) return DQ_OK;
     if (!dq_mul_ok((size_t)seqlen, (size_t)half, &elements) || !dq_mul_ok(elements, 2 * sizeof(float), &bytes))
         return dq_fail(DQ_E_NOMEM, "RoPE tables of %lld positions overflow", (long long)seqlen);
     float *table = dq_alloc(model->env, bytes);
@@ -30,6 +31,9 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
     dq_block_spec spec;
     dq_status status;
     if (seqlen < 1) return dq_fail(DQ_E_INVALID, "sequences of %lld tokens", (long long)seqlen);
+    if (dq_arch_learns_positions(a) && seqlen > a->max_positions)
+        return dq_fail(DQ_E_INVALID, "sequences of %lld tokens, but the model has learned %lld positions",
+                       (long long)seqlen, (long long)a->max_positions);
     memset(&spec, 0, sizeof spec);
     spec.hidden = a->hidden;
     spec.intermediate = a->intermediate;
@@ -39,7 +43,9 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
     spec.head_dim = (int)a->head_dim;
     spec.window = (int)a->window;
     spec.norm_eps = a->norm_eps;
+    spec.layer_norm = model->layer_norm;
     spec.activation = a->activation;
+    spec.gated = dq_arch_is_gated(a);
     spec.math = math;
     if (model->scheme)
         spec.scheme = *model->scheme;
@@ -71,7 +77,6 @@ static dq_status run_layers(dq_model *model, const dq_block_spec *spec, dq_tenso
 {
     dq_workspace ws;
     dq_block block;
-    dq_tensor norm = {0};
     dq_status status;
     memset(&ws, 0, sizeof ws);
     memset(&block, 0, sizeof block);
@@ -81,10 +86,8 @@ static dq_status run_layers(dq_model *model, const dq_block_spec *spec, dq_tenso
         DQ_GO(dq_block_forward(spec, &block, &ws, h));
         dq_block_free(&block);
     }
-    DQ_GO(dq_model_read_norm(model, 0, DQ_FINAL_NORM, &norm));
-    status = dq_op_rmsnorm(h, dq_tensor_is_empty(&norm) ? NULL : &norm, spec->norm_eps, h);
+    status = dq_model_final_norm(model, spec, h);
 done:
-    dq_tensor_free(&norm);
     dq_block_free(&block);
     dq_workspace_free(&ws);
     return status;
@@ -118,7 +121,7 @@ dq_status dq_model_forward_logits(dq_model *model, const int32_t *ids, int64_t c
     if (count < 1) return dq_fail(DQ_E_INVALID, "logits of no tokens");
     DQ_TRY(dq_model_block_spec(model, count, math, &spec));
     DQ_GO(dq_tensor_alloc(model->dev, DQ_F32, count, model->arch.hidden, &h));
-    DQ_GO(dq_model_embed(model, ids, count, &h));
+    DQ_GO(dq_model_embed(model, ids, count, count, &h));
     DQ_GO(run_layers(model, &spec, &h));
     for (int64_t first = 0; first < model->arch.vocab; first += HEAD_ROWS) {
         int64_t left = model->arch.vocab - first;

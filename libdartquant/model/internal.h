@@ -30,14 +30,16 @@ struct dq_model {
     /* roots */
     dq_source *source;
     bool gguf_names;
-    int64_t *weights;    /* [layers * DQ_LAYER_ROLES + 3] tensor of each weight, -1 = codes instead */
-    int64_t *biases;     /* [layers * DQ_LINEARS], -1 = none */
+    bool bare_names;     /* HF names without the "model." in front, as base models are saved */
+    int64_t *weights;    /* [layers * DQ_LAYER_ROLES + DQ_ROLES - DQ_EMBED] tensor of each weight, -1 = codes instead */
+    int64_t *biases;     /* the same of biases, -1 = none */
     float *rope_divisor; /* [head_dim / 2] for DQ_ROPE_TABLE */
     char *path;          /* what was opened, NULL when made from a source */
     char fingerprint[17];
 
     /* what holds for this model, inherited or its own */
     bool fused, centered;
+    bool layer_norm;                  /* norms subtract a mean: the family's do until they are fused */
     bool scaled;                      /* channel scales were derived; final: no fusing, no rotating */
     bool has_r1;                      /* known even where the matrix is not (saved models) */
     const dq_rotation_set *rotations; /* NULL = none */
@@ -78,7 +80,12 @@ dq_status dq_root_read(const dq_model *root, dq_role role, bool bias, int64_t te
 /* Applies one derivation in place: to a whole linear F64 [out, in], to its bias F64 [1, out], to rows of the embedding
  * or the head F64 [n, hidden]. *bound, which no magnitude of the operand exceeds, becomes such a bound of the result. */
 dq_status dq_fuse_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w, double *bound);
+dq_status dq_fuse_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias, double *bound);
 dq_status dq_fuse_rows(dq_model *model, dq_role role, dq_tensor *rows, double *bound);
+/* Whether fusing a linear needs the whole matrix. */
+bool dq_fuse_mixes_rows(const dq_model *model, dq_role role);
+/* The bias that a layer norm has once it is fused. */
+dq_status dq_fuse_norm_bias(dq_model *model, dq_role role, dq_tensor *bias, double *bound);
 dq_status dq_rotate_linear(dq_model *model, int64_t layer, dq_role role, dq_tensor *w, double *bound);
 dq_status dq_rotate_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias, double *bound);
 dq_status dq_rotate_rows(dq_model *model, dq_role role, dq_tensor *rows, double *bound);
@@ -86,7 +93,15 @@ dq_status dq_scale_linear(dq_model *model, int64_t layer, dq_role role, dq_tenso
 dq_status dq_scale_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *bias, double *bound);
 dq_status dq_scale_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *weight, double *bound);
 
-/* dq_model_embed with at most `limit` different rows in memory at a time; ids are in range. */
+/* What stands below a fused model: rows [first, first + w.rows) of a linear as F64. */
+dq_status dq_linear64(dq_model *model, int64_t layer, dq_role role, int64_t first, dq_tensor *w, double *bound);
+/* Rows of a linear that are in fp64 at a time, where rows can be transformed alone. */
+int64_t dq_rows_at_once(const dq_model *model, int64_t rows, int64_t cols);
+/* Rounds rows from `first` on of a role's F64 weight; an overflow is an error. */
+dq_status dq_round_weight(const dq_model *m, int64_t layer, dq_role role, int64_t first, const dq_tensor *from,
+                          double bound, dq_tensor *to);
+
+/* dq_model_embed_tokens with at most `limit` different rows in memory at a time; ids are in range. */
 dq_status dq_embed_limited(dq_model *model, const int32_t *ids, int64_t count, int64_t limit, dq_tensor *hidden);
 
 /* Order-independent hash of names, types, shapes and sampled content, one tensor at a time: the hash of a source is the

@@ -14,6 +14,7 @@ enum { MANIFEST_LIMIT = 1 << 24, MANIFEST_VERSION = 2 };
 typedef struct manifest {
     dq_arch arch;
     bool fused, centered, has_r1, quantized;
+    bool layer_norm; /* of families that have layer norms: not fused away */
     dq_scheme scheme;
     dq_clips *clips;            /* of the scheme */
     dq_rotation_set *rotations; /* tables still missing */
@@ -50,6 +51,7 @@ static dq_status read_manifest(dq_env *env, const json_t *o, const char *path, m
     DQ_TRY(dq_arch_from_json(json_object_get(o, "model"), path, &m->arch));
     DQ_TRY(dq_json_bool(o, "fused", true, path, &m->fused));
     DQ_TRY(dq_json_bool(o, "centered_embedding", true, path, &m->centered));
+    if (m->arch.family->layer_norm) DQ_TRY(dq_json_bool(o, "layer_norm", true, path, &m->layer_norm));
     DQ_TRY(read_content(json_object_get(o, "content"), path, m));
     const json_t *quantization = json_object_get(o, "quantization");
     m->quantized = is_present(quantization);
@@ -120,6 +122,7 @@ static dq_status from_manifest(dq_device *dev, const char *path, manifest *m, dq
     source = NULL;
     DQ_TRY(dq_model_new_root(dev, &m->arch, taken, false, m->quantized ? &m->scheme : NULL, &model));
     model->fused = m->fused;
+    model->layer_norm = m->layer_norm;
     model->centered = m->centered;
     model->has_r1 = m->has_r1;
     model->rotations = model->own_rotations = m->rotations;

@@ -53,6 +53,7 @@ dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out)
     m->kind = kind;
     m->arch = base->arch;
     m->fused = base->fused;
+    m->layer_norm = base->layer_norm;
     m->centered = base->centered;
     m->scaled = base->scaled;
     m->has_r1 = base->has_r1;
@@ -103,6 +104,7 @@ dq_status dq_model_new_root(dq_device *dev, const dq_arch *arch, dq_source *sour
     m->arch = *arch;
     m->source = source;
     m->gguf_names = gguf_names;
+    m->layer_norm = arch->family->layer_norm;
     if (scheme) {
         DQ_GO(dq_model_own_scheme(m, scheme));
     }

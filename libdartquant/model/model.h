@@ -20,9 +20,9 @@ dq_status dq_model_from_text(dq_device *dev, const char *config, dq_source *sour
 dq_model *dq_model_retain(dq_model *model);
 void dq_model_release(dq_model *model); /* NULL is accepted */
 
-/* Norm weights multiplied into the linears that read them (q,k,v / gate,up / head); norms become weightless; a tied head
- * becomes its own tensor. Fusing twice returns the same function. center_embedding subtracts each embedding row's mean
- * (upstream's habit; changes an RMSNorm model). */
+/* Norm weights (and biases) multiplied into the linears that read them (q,k,v / gate,up / head); norms become weightless RMS
+ * norms; a tied head becomes its own tensor. Fusing twice returns the same function. center_embedding subtracts each embedding
+ * row's mean (upstream's habit; changes an RMSNorm model, and is always done where norms are layer norms). */
 dq_status dq_model_derive_fused(dq_model *base, bool center_embedding, dq_model **out);
 /* Folds R1, R2, R4 and remembers what runs online. The base must be fused and not yet rotated. Takes a reference to
  * nothing: the set is copied. */
@@ -31,8 +31,9 @@ dq_status dq_model_derive_rotated(dq_model *base, const dq_rotation_set *set, dq
  * may be fused and rotated or not; the result can be neither any more, only quantized. */
 dq_status dq_model_derive_scaled(dq_model *base, const dq_scales *scales, dq_model **out);
 void dq_scales_widths(const dq_arch *arch, int64_t width[DQ_SCALE_SITES]);
-/* Whether a site's channels can be scaled: not where a rotation runs online between it and what comes before. */
-bool dq_scales_possible(const dq_rotation_set *rotations, int site);
+/* Whether a site's channels can be scaled: not where a rotation runs online between it and what comes before, nor behind an
+ * activation that is not homogeneous. */
+bool dq_scales_possible(const dq_arch *arch, const dq_rotation_set *rotations, int site);
 /* The site whose scales multiply a linear's columns; the one whose scales divide its rows, -1 = none. */
 int dq_scale_input_site(dq_role role);
 int dq_scale_output_site(dq_role role);
@@ -57,10 +58,14 @@ dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_
 /* F32 [1, out]; empty where the linear has none. */
 dq_status dq_model_read_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out);
 dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty when weightless */
-/* Rows of the embedding or the head. */
+dq_status dq_model_read_norm_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty = none */
+/* Rows of the embedding, the head or the learned positions. */
 dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out);
-/* hidden[i] = embedding of ids[i]; F32 [count, hidden], hidden already allocated. Ids are checked against vocab. */
-dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden);
+/* hidden[i] = embedding of ids[i], which stands at position i % seqlen; F32 [count, hidden], hidden already allocated. Ids are
+ * checked against vocab. */
+dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, dq_tensor *hidden);
+/* Without what learned positions add. */
+dq_status dq_model_embed_tokens(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden);
 dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out);
 /* For products under `math` alone: dq_weight_narrow for each linear. */
 dq_status dq_model_load_forward(dq_model *model, int64_t layer, int math, dq_block *out);
@@ -72,6 +77,8 @@ bool dq_model_transforms_rows(const dq_model *model);
 /* What dq_block_* need for this model: sizes, online transforms, quantization, RoPE tables for seqlen. */
 dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_block_spec *out);
 void dq_block_spec_clear(dq_block_spec *spec);
+/* hidden = the final norm of hidden. */
+dq_status dq_model_final_norm(dq_model *model, const dq_block_spec *spec, dq_tensor *hidden);
 
 /* Codes of one linear of a quantized model; refused for others. */
 typedef struct dq_codes {

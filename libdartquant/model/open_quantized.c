@@ -71,17 +71,20 @@ static dq_status find_config(dq_env *env, const json_t *config, const char *dir,
 /* ---- what follows from it ---- */
 
 /* A head that was codes has products of codes and scales: no 16-bit type holds them. */
-static dq_dtype table_dtype(const dq_source *source)
+static dq_dtype table_dtype(const dq_arch *arch, const dq_source *source)
 {
-    int64_t t = dq_source_find(source, "lm_head.weight");
+    char name[DQ_TENSOR_NAME];
+    dq_arch_tensor_name(arch, DQ_HEAD, 0, name, sizeof name);
+    int64_t t = dq_source_find(source, name);
     if (t >= 0 && source->tensors[t].dtype == DQ_BLOCK) return DQ_F32;
-    t = dq_source_find(source, "model.embed_tokens.weight");
+    dq_arch_tensor_name(arch, DQ_EMBED, 0, name, sizeof name);
+    t = dq_source_find(source, name);
     dq_dtype dtype = t >= 0 ? source->tensors[t].dtype : DQ_F32;
     return dtype == DQ_F16 || dtype == DQ_BF16 ? dtype : DQ_F32;
 }
 
 /* The scheme of the root; false when neither codes nor quantized inputs are there. */
-static bool scheme_of(const dq_source *source, const dq_quant_config *config, dq_scheme *out)
+static bool scheme_of(const dq_arch *arch, const dq_source *source, const dq_quant_config *config, dq_scheme *out)
 {
     const dq_act_spec off = {.bits = 16, .group = -1, .symmetric = true, .clip = 1.0};
     dq_layout l;
@@ -94,7 +97,7 @@ static bool scheme_of(const dq_source *source, const dq_quant_config *config, dq
         s.w.group = l.group;
         s.w.symmetric = l.symmetric;
         s.w.act_order = config->act_order;
-        s.w.vocab_dtype = table_dtype(source);
+        s.w.vocab_dtype = table_dtype(arch, source);
     }
     if (s.a.bits == 16) s.a = off;
     *out = s;
@@ -131,7 +134,7 @@ static dq_status open_quantized(dq_device *dev, const dq_arch *arch, const found
     DQ_GO(dq_packed_source_open(base, second, config, &view));
     source = view;
     DQ_GO(dq_error_in_file(dq_transforms_read(view, config, arch, &set), config->path));
-    bool quantized = scheme_of(view, config, &scheme);
+    bool quantized = scheme_of(arch, view, config, &scheme);
     source = NULL;
     DQ_GO(dq_model_new_root(dev, arch, view, false, quantized ? &scheme : NULL, &model));
     model->rotations = model->own_rotations = set;

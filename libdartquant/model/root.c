@@ -22,12 +22,16 @@ int64_t dq_root_weight(const dq_model *root, int64_t layer, dq_role role)
 
 int64_t dq_root_bias(const dq_model *root, int64_t layer, dq_role role)
 {
-    return root->biases[layer * DQ_LINEARS + role];
+    return root->biases[slot(root, layer, role)];
 }
+
+static const char HF_PREFIX[] = "model.";
+enum { HF_PREFIX_SIZE = sizeof HF_PREFIX - 1 };
 
 static void stored_name(const dq_model *root, dq_role role, int64_t layer, const char *suffix, char *buf, size_t size)
 {
     const char *pattern = root->gguf_names ? root->arch.family->gguf_names[role] : root->arch.family->hf_names[role];
+    if (root->bare_names && strncmp(pattern, HF_PREFIX, HF_PREFIX_SIZE) == 0) pattern += HF_PREFIX_SIZE;
     const char *mark = strstr(pattern, "%d");
     if (mark)
         snprintf(buf, size, "%.*s%lld%s%s", (int)(mark - pattern), pattern, (long long)layer, mark + 2, suffix);
@@ -90,24 +94,37 @@ static dq_status bind_role(dq_model *root, int64_t layer, dq_role role)
         stored_name(root, role, layer, ".weight", name, sizeof name);
         DQ_TRY(bind_tensor(root, name, rows, cols, &root->weights[slot(root, layer, role)]));
     }
-    if (role > DQ_DOWN_PROJ) return DQ_OK;
+    if (role > DQ_DOWN_PROJ && !dq_arch_has_bias(&root->arch, role)) return DQ_OK;
     stored_name(root, role, layer, ".bias", name, sizeof name);
     if (!dq_arch_has_bias(&root->arch, role)) return check_no_bias(root, name, rows);
-    return bind_tensor(root, name, 1, rows, &root->biases[layer * DQ_LINEARS + role]);
+    return bind_tensor(root, name, 1, dq_arch_bias_size(&root->arch, role), &root->biases[slot(root, layer, role)]);
+}
+
+/* Some checkpoints hold the base model alone: "decoder.layers.0..." (OPT). */
+static void find_prefix(dq_model *root)
+{
+    char name[DQ_TENSOR_NAME];
+    if (root->gguf_names) return;
+    stored_name(root, DQ_EMBED, 0, ".weight", name, sizeof name);
+    root->bare_names = strncmp(name, HF_PREFIX, HF_PREFIX_SIZE) == 0 && dq_source_find(root->source, name) < 0 &&
+                       dq_source_find(root->source, name + HF_PREFIX_SIZE) >= 0;
 }
 
 dq_status dq_root_bind(dq_model *root)
 {
-    size_t layers = (size_t)root->arch.layers;
-    root->weights = dq_calloc(root->env, layers * DQ_LAYER_ROLES + 3, sizeof *root->weights);
-    root->biases = dq_calloc(root->env, layers * DQ_LINEARS, sizeof *root->biases);
+    size_t slots = (size_t)root->arch.layers * DQ_LAYER_ROLES + DQ_ROLES - DQ_EMBED;
+    root->weights = dq_calloc(root->env, slots, sizeof *root->weights);
+    root->biases = dq_calloc(root->env, slots, sizeof *root->biases);
     if (!root->weights || !root->biases) return DQ_E_NOMEM;
-    for (size_t i = 0; i < layers * DQ_LINEARS; i++) root->biases[i] = -1;
+    for (size_t i = 0; i < slots; i++) root->biases[i] = -1;
+    find_prefix(root);
     DQ_TRY(bind_role(root, 0, DQ_EMBED));
+    if (dq_arch_learns_positions(&root->arch)) DQ_TRY(bind_role(root, 0, DQ_POSITIONS));
     DQ_TRY(bind_role(root, 0, DQ_FINAL_NORM));
     if (!root->arch.tied) DQ_TRY(bind_role(root, 0, DQ_HEAD));
     for (int64_t layer = 0; layer < root->arch.layers; layer++)
-        for (int role = 0; role < DQ_LAYER_ROLES; role++) DQ_TRY(bind_role(root, layer, (dq_role)role));
+        for (int role = 0; role < DQ_LAYER_ROLES; role++)
+            if (dq_arch_has(&root->arch, (dq_role)role)) DQ_TRY(bind_role(root, layer, (dq_role)role));
     return DQ_OK;
 }
 

@@ -139,20 +139,28 @@ static const char *weight_name(const dq_model *m, dq_role role, int64_t layer, c
     return buf;
 }
 
-/* Norms that are fused away are written as ones: other readers of the folder expect them. */
+/* Norms that are fused away are written as ones (biases as zeros): other readers of the folder expect them. */
 static dq_status put_norm(dq_saver *s, dq_model *m, int64_t layer, dq_role role)
 {
-    char name[DQ_TENSOR_NAME];
-    dq_tensor t = {0};
-    dq_status status;
-    DQ_GO(dq_model_read_norm(m, layer, role, &t));
-    if (dq_tensor_is_empty(&t)) {
-        DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t));
-        DQ_GO(dq_op_fill(1.0, &t));
+    char name[DQ_TENSOR_NAME + 8];
+    dq_tensor t[2] = {{0}};
+    dq_status status = DQ_OK;
+    int parts = dq_arch_has_bias(&m->arch, role) ? 2 : 1;
+    DQ_GO(dq_model_read_norm(m, layer, role, &t[0]));
+    DQ_GO(dq_model_read_norm_bias(m, layer, role, &t[1]));
+    for (int i = 0; i < parts; i++) {
+        if (dq_tensor_is_empty(&t[i])) {
+            DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t[i]));
+            DQ_GO(dq_op_fill(i ? 0.0 : 1.0, &t[i]));
+        }
+        dq_arch_module_name(&m->arch, role, layer, name, DQ_TENSOR_NAME);
+        size_t used = strlen(name);
+        snprintf(name + used, sizeof name - used, i ? ".bias" : ".weight");
+        DQ_GO(put_f32(s, name, &t[i], true));
     }
-    status = put_f32(s, weight_name(m, role, layer, name), &t, true);
 done:
-    dq_tensor_free(&t);
+    dq_tensor_free(&t[0]);
+    dq_tensor_free(&t[1]);
     return status;
 }
 
@@ -171,20 +179,21 @@ done:
     return status;
 }
 
-/* The embedding or the head in pieces, so that the whole table is never in memory. */
+/* The embedding, the positions or the head in pieces, so that the whole table is never in memory. */
 static dq_status put_rows(dq_saver *s, dq_model *m, const dq_scheme *scheme, dq_role role)
 {
     dq_dtype dtype = scheme && scheme->w.bits < 16 ? scheme->w.vocab_dtype : DQ_F32;
     size_t size = dq_dtype_size(dtype);
     char name[DQ_TENSOR_NAME];
-    int64_t vocab = m->arch.vocab, hidden = m->arch.hidden, shape[2] = {vocab, hidden};
-    int64_t piece = vocab < PIECE_ROWS ? vocab : PIECE_ROWS;
+    int64_t all, hidden;
+    dq_arch_shape(&m->arch, role, &all, &hidden);
+    int64_t shape[2] = {all, hidden}, piece = all < PIECE_ROWS ? all : PIECE_ROWS;
     char *host = dq_alloc(s->env, (size_t)(piece * hidden) * size);
     if (!host) return DQ_E_NOMEM;
-    dq_status status = s->files->ops->begin(s->files, weight_name(m, role, 0, name), dtype, 2, shape,
-                                            (uint64_t)(vocab * hidden) * size);
-    for (int64_t first = 0; status == DQ_OK && first < vocab; first += piece) {
-        int64_t n = vocab - first < piece ? vocab - first : piece;
+    dq_status status =
+        s->files->ops->begin(s->files, weight_name(m, role, 0, name), dtype, 2, shape, (uint64_t)(all * hidden) * size);
+    for (int64_t first = 0; status == DQ_OK && first < all; first += piece) {
+        int64_t n = all - first < piece ? all - first : piece;
         status = fetch_rows(m, role, first, n, dtype, host);
         if (status == DQ_OK) status = s->files->ops->append(s->files, host, (uint64_t)(n * hidden) * size);
     }
@@ -247,10 +256,12 @@ static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, 
     DQ_TRY(s->files->ops->set_metadata(s->files, "format", "pt"));
     DQ_TRY(put_tables(s, m));
     DQ_TRY(put_rows(s, m, scheme, DQ_EMBED));
+    if (dq_arch_learns_positions(&m->arch)) DQ_TRY(put_rows(s, m, scheme, DQ_POSITIONS));
     for (int64_t layer = 0; layer < m->arch.layers; layer++) {
         DQ_TRY(put_norm(s, m, layer, DQ_ATTN_NORM));
         DQ_TRY(put_norm(s, m, layer, DQ_MLP_NORM));
-        for (int role = 0; role < DQ_LINEARS; role++) DQ_TRY(put_linear(s, m, scheme, layer, (dq_role)role));
+        for (int n = 0; n < dq_arch_linears(&m->arch); n++)
+            DQ_TRY(put_linear(s, m, scheme, layer, dq_arch_linear(&m->arch, n)));
         DQ_TRY(dq_progress_report(progress, STAGE, (uint64_t)layer + 1, units, 0.0));
     }
     DQ_TRY(put_norm(s, m, 0, DQ_FINAL_NORM));

@@ -68,6 +68,21 @@ static json_t *rope_config(const dq_arch *a)
     }
 }
 
+/* OPT calls some sizes by other names, and says what a LLaMA need not. */
+static int opt_config(const dq_arch *a, json_t *o)
+{
+    static const char *const foreign[] = {"intermediate_size", "hidden_act",     "num_key_value_heads",
+                                          "head_dim",          "rms_norm_eps",   "rope_theta",
+                                          "rope_scaling",      "attention_bias", "mlp_bias"};
+    int bad = json_object_set(o, "ffn_dim", json_object_get(o, "intermediate_size"));
+    bad |= json_object_set(o, "activation_function", json_object_get(o, "hidden_act"));
+    bad |= json_object_set_new(o, "word_embed_proj_dim", json_integer((json_int_t)a->hidden));
+    bad |= json_object_set_new(o, "do_layer_norm_before", json_true());
+    bad |= json_object_set_new(o, "enable_bias", json_true());
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) json_object_del(o, foreign[i]);
+    return bad;
+}
+
 json_t *dq_hf_config_json(const dq_arch *a, const char *dtype)
 {
     json_t *o = dq_arch_to_json(a);
@@ -85,6 +100,7 @@ json_t *dq_hf_config_json(const dq_arch *a, const char *dtype)
     if (o && a->eos_id < 0) json_object_set_new(o, "eos_token_id", json_null());
     if (o && a->window == 0) json_object_del(o, "sliding_window");
     if (o && a->family->qkv_bias) json_object_del(o, "attention_bias"), json_object_del(o, "mlp_bias");
+    if (o && a->family->layer_norm) bad |= opt_config(a, o);
     if (o && a->window && a->family->partial_windows) {
         bad |= json_object_set_new(o, "use_sliding_window", json_true());
         bad |= json_object_set_new(o, "max_window_layers", json_integer(0));
@@ -100,6 +116,8 @@ dq_status dq_saver_write_config(dq_saver *s, const dq_model *m, const dq_scheme 
 {
     bool online = false;
     if (m->rotations) online = m->rotations->r3.n || m->rotations->r4.n || m->rotations->r2_mode == DQ_R2_ONLINE;
+    if (m->arch.family->layer_norm && m->has_r1)
+        online = true; /* RMS norms, where the family's class has layer norms */
     json_t *o = dq_hf_config_json(&m->arch, "float32");
     if (o && (scheme || online) &&
         json_object_set_new(o, "quantization_config", json_pack("{s:s}", "quant_method", "dartquant")) != 0) {
@@ -192,6 +210,10 @@ dq_status dq_saver_write_manifest(dq_saver *s, dq_model *m, const dq_scheme *sch
                   "model", dq_arch_to_json(&m->arch), "fused", (int)m->fused, "centered_embedding", (int)m->centered,
                   "quantization", scheme ? dq_scheme_to_json(scheme) : json_null(), "rotations", rotations, "content",
                   content, "provenance", provenance);
+    if (o && m->arch.family->layer_norm && json_object_set_new(o, "layer_norm", json_boolean(m->layer_norm)) != 0) {
+        json_decref(o);
+        o = NULL;
+    }
     return write_json(s, DQ_MANIFEST, o);
 }
 

@@ -113,13 +113,14 @@ static dq_status check_input(const dq_quant_config *config, const dq_arch *a, co
     for (int64_t layer = 0; layer < a->layers; layer++)
         for (int role = 0; role < DQ_LINEARS; role++) {
             bool target, ignored;
+            if (!dq_arch_has(a, (dq_role)role)) continue;
             dq_arch_module_name(a, (dq_role)role, layer, name, sizeof name);
             DQ_TRY(dq_targets_match(config->env, json_object_get(args, "targets"), name, &target));
             DQ_TRY(dq_targets_match(config->env, json_object_get(args, "ignore"), name, &ignored));
             if ((target && !ignored) != (role == DQ_DOWN_PROJ))
                 return dq_error_in_tensor(
-                    dq_fail(DQ_E_UNSUPPORTED,
-                            "transform %s: online rotations of inputs run at down_proj of all layers only", t->group),
+                    dq_fail(DQ_E_UNSUPPORTED, "transform %s: online rotations of inputs run at %s of all layers only",
+                            t->group, dq_arch_role_name(a, DQ_DOWN_PROJ)),
                     name);
         }
     return DQ_OK;

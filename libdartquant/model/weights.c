@@ -18,19 +18,29 @@ static bool is_transformed(const dq_model *m)
     return false;
 }
 
-/* Fusing norms scales columns; rotating and scaling channels take the whole matrix. */
-static bool rows_stand_alone(const dq_model *m)
+/* Fusing norms scales columns, or takes a mean over all rows; rotating and scaling channels take the whole matrix. */
+static bool rows_stand_alone(const dq_model *m, dq_role role)
 {
-    for (; m->base; m = m->base)
+    for (; m->base; m = m->base) {
         if (m->kind != DQ_MODEL_FUSED && m->kind != DQ_MODEL_QUANTIZED) return false;
+        if (m->kind == DQ_MODEL_FUSED && dq_fuse_mixes_rows(m, role)) return false;
+    }
     return true;
 }
 
+/* In whole heads: files may keep the rows of one in another order. */
+int64_t dq_rows_at_once(const dq_model *m, int64_t rows, int64_t cols)
+{
+    int64_t step = WIDE_NUMBERS / cols / m->arch.head_dim * m->arch.head_dim;
+    if (step < m->arch.head_dim) step = m->arch.head_dim;
+    return step < rows ? step : rows;
+}
+
 /* Rows from `first` on; all of them unless rows stand alone. *bound: no magnitude exceeds it. */
-static dq_status linear64(dq_model *m, int64_t layer, dq_role role, int64_t first, dq_tensor *w, double *bound)
+dq_status dq_linear64(dq_model *m, int64_t layer, dq_role role, int64_t first, dq_tensor *w, double *bound)
 {
     if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, false, dq_root_weight(m, layer, role), first, w, bound);
-    DQ_TRY(linear64(m->base, layer, role, first, w, bound));
+    DQ_TRY(dq_linear64(m->base, layer, role, first, w, bound));
     if (m->kind == DQ_MODEL_FUSED) return dq_fuse_linear(m, layer, role, w, bound);
     if (m->kind == DQ_MODEL_SCALED) return dq_scale_linear(m, layer, role, w, bound);
     return m->kind == DQ_MODEL_ROTATED ? dq_rotate_linear(m, layer, role, w, bound) : DQ_OK;
@@ -40,6 +50,7 @@ static dq_status bias64(dq_model *m, int64_t layer, dq_role role, dq_tensor *bia
 {
     if (m->kind == DQ_MODEL_ROOT) return dq_root_read(m, role, true, dq_root_bias(m, layer, role), 0, bias, bound);
     DQ_TRY(bias64(m->base, layer, role, bias, bound));
+    if (m->kind == DQ_MODEL_FUSED) return dq_fuse_bias(m, layer, role, bias, bound);
     if (m->kind == DQ_MODEL_SCALED) return dq_scale_bias(m, layer, role, bias, bound);
     return m->kind == DQ_MODEL_ROTATED ? dq_rotate_bias(m, layer, role, bias, bound) : DQ_OK;
 }
@@ -57,8 +68,8 @@ static bool may_overflow(double bound, dq_dtype dtype) { return !(bound <= (dtyp
 
 /* Rounds rows from `first` on to fp32 and makes sure that nothing overflowed on the way: what was read is finite, so that a
  * bound of the magnitudes answers nearly always, and nobody waits for the device. */
-static dq_status round_weight(const dq_model *m, int64_t layer, dq_role role, int64_t first, const dq_tensor *from,
-                              double bound, dq_tensor *to)
+dq_status dq_round_weight(const dq_model *m, int64_t layer, dq_role role, int64_t first, const dq_tensor *from,
+                          double bound, dq_tensor *to)
 {
     int64_t at;
     DQ_TRY(dq_op_convert(from, to));
@@ -86,7 +97,7 @@ dq_status dq_model_read_bias(dq_model *m, int64_t layer, dq_role role, dq_tensor
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, rows, &wide));
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, rows, &bias));
     DQ_GO(bias64(m, layer, role, &wide, &bound));
-    DQ_GO(round_weight(m, layer, role, 0, &wide, bound, &bias));
+    DQ_GO(dq_round_weight(m, layer, role, 0, &wide, bound, &bias));
     *out = bias;
     bias = (dq_tensor){0};
 done:
@@ -101,17 +112,13 @@ static dq_status read_transformed(dq_model *m, int64_t layer, dq_role role, dq_t
     double bound;
     dq_tensor wide = {0};
     dq_status status;
-    if (rows_stand_alone(m)) { /* in whole heads: files may keep the rows of one in another order */
-        step = WIDE_NUMBERS / cols / m->arch.head_dim * m->arch.head_dim;
-        if (step < m->arch.head_dim) step = m->arch.head_dim;
-        if (step > rows) step = rows;
-    }
+    if (rows_stand_alone(m, role)) step = dq_rows_at_once(m, rows, cols);
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, step, cols, &wide));
     for (int64_t first = 0; first < rows; first += step) {
         int64_t n = rows - first < step ? rows - first : step;
         dq_tensor block = dq_tensor_rows(&wide, 0, n), part = dq_tensor_rows(w, first, n);
-        DQ_GO(linear64(m, layer, role, first, &block, &bound));
-        DQ_GO(round_weight(m, layer, role, first, &block, bound, &part));
+        DQ_GO(dq_linear64(m, layer, role, first, &block, &bound));
+        DQ_GO(dq_round_weight(m, layer, role, first, &block, bound, &part));
     }
 done:
     dq_tensor_free(&wide);
@@ -169,7 +176,8 @@ dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_
     dq_linear l = {0};
     dq_status status;
     DQ_TRY(check_layer(model, layer));
-    if (role < 0 || role > DQ_DOWN_PROJ) return dq_fail(DQ_E_INVALID, "%s is not a linear", dq_role_name(role));
+    if (role < 0 || role > DQ_DOWN_PROJ || !dq_arch_has(&model->arch, role))
+        return dq_fail(DQ_E_INVALID, "%s is not a linear of this model", dq_role_name(role));
     if (dq_model_has_codes(model, layer, role))
         DQ_GO(read_quantized(model, layer, role, &l.weight));
     else
@@ -183,65 +191,16 @@ done:
     return status;
 }
 
-/* A norm's weight; ones once it is fused. */
-static dq_status norm64(dq_model *m, int64_t layer, dq_role role, dq_tensor *weight, double *bound)
-{
-    if (m->kind == DQ_MODEL_ROOT && !m->fused)
-        return dq_root_read(m, role, false, dq_root_weight(m, layer, role), 0, weight, bound);
-    *bound = 1;
-    if (m->kind == DQ_MODEL_ROOT || m->kind == DQ_MODEL_FUSED) return dq_op_fill(1.0, weight);
-    DQ_TRY(norm64(m->base, layer, role, weight, bound));
-    return m->kind == DQ_MODEL_SCALED ? dq_scale_norm(m, layer, role, weight, bound) : DQ_OK;
-}
-
-static dq_status read_scaled_norm(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
-{
-    dq_tensor wide = {0}, t = {0};
-    dq_status status;
-    double bound;
-    DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, 1, m->arch.hidden, &wide));
-    DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, 1, m->arch.hidden, &t));
-    DQ_GO(norm64(m, layer, role, &wide, &bound));
-    DQ_GO(round_weight(m, layer, role, 0, &wide, bound, &t));
-    *out = t;
-    t = (dq_tensor){0};
-done:
-    dq_tensor_free(&wide);
-    dq_tensor_free(&t);
-    return status;
-}
-
-dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out)
-{
-    dq_tensor t = {0};
-    double bound;
-    if (role != DQ_ATTN_NORM && role != DQ_MLP_NORM && role != DQ_FINAL_NORM)
-        return dq_fail(DQ_E_INVALID, "%s is not a norm", dq_role_name(role));
-    if (role != DQ_FINAL_NORM) DQ_TRY(check_layer(model, layer));
-    if (model->fused) {
-        *out = t;
-        return DQ_OK;
-    }
-    if (model->scaled) return read_scaled_norm(model, layer, role, out);
-    const dq_model *root = dq_model_root(model);
-    DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, 1, model->arch.hidden, &t));
-    dq_status status = dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &t, &bound);
-    if (status == DQ_OK)
-        *out = t;
-    else
-        dq_tensor_free(&t);
-    return status;
-}
-
 static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first, dq_tensor *out, double *bound)
 {
-    int64_t hidden = m->arch.hidden, end = first + out->view.rows;
+    int64_t all, hidden, end = first + out->view.rows;
     dq_tensor wide = {0};
     dq_status status;
     *bound = 0;
+    dq_arch_shape(&m->arch, role, &all, &hidden);
     DQ_GO(dq_tensor_alloc(m->dev, DQ_F64, ROW_BLOCK, hidden, &wide));
     for (int64_t start = first / ROW_BLOCK * ROW_BLOCK; start < end; start += ROW_BLOCK) {
-        int64_t rows = m->arch.vocab - start < ROW_BLOCK ? m->arch.vocab - start : ROW_BLOCK;
+        int64_t rows = all - start < ROW_BLOCK ? all - start : ROW_BLOCK;
         int64_t from = start > first ? start : first;
         int64_t to = start + rows < end ? start + rows : end;
         dq_tensor block = dq_tensor_rows(&wide, 0, rows);
@@ -249,7 +208,7 @@ static dq_status read_transformed_rows(dq_model *m, dq_role role, int64_t first,
         dq_tensor part = dq_tensor_rows(out, from - first, to - from);
         double here;
         DQ_GO(rows64(m, role, start, &block, &here));
-        DQ_GO(round_weight(m, 0, role, from, &wanted, here, &part));
+        DQ_GO(dq_round_weight(m, 0, role, from, &wanted, here, &part));
         if (!(here <= *bound)) *bound = here;
     }
 done:
@@ -272,7 +231,7 @@ static dq_status round_rows(const dq_model *m, dq_role role, int64_t first, doub
     if (dtype == DQ_F32) return DQ_OK;
     DQ_TRY(dq_tensor_alloc(m->dev, dtype, rows->view.rows, rows->view.cols, &narrow));
     dq_status status = dq_op_convert(rows, &narrow);
-    if (status == DQ_OK) status = round_weight(m, 0, role, first, &narrow, bound, rows);
+    if (status == DQ_OK) status = dq_round_weight(m, 0, role, first, &narrow, bound, rows);
     dq_tensor_free(&narrow);
     return status;
 }
@@ -282,10 +241,13 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
     dq_tensor rows = {0};
     dq_status status;
     double bound;
-    if (role != DQ_EMBED && role != DQ_HEAD) return dq_fail(DQ_E_INVALID, "%s has no rows", dq_role_name(role));
-    if (first < 0 || count < 1 || count > model->arch.vocab - first)
-        return dq_fail(DQ_E_INVALID, "rows %lld..%lld of a vocabulary of %lld", (long long)first,
-                       (long long)(first + count), (long long)model->arch.vocab);
+    int64_t all, hidden;
+    if (role < DQ_EMBED || role == DQ_FINAL_NORM || !dq_arch_has(&model->arch, role))
+        return dq_fail(DQ_E_INVALID, "%s has no rows", dq_role_name(role));
+    dq_arch_shape(&model->arch, role, &all, &hidden);
+    if (first < 0 || count < 1 || count > all - first)
+        return dq_fail(DQ_E_INVALID, "rows %lld..%lld of a %s of %lld", (long long)first, (long long)(first + count),
+                       role == DQ_POSITIONS ? "table of positions" : "vocabulary", (long long)all);
     DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, count, model->arch.hidden, &rows));
     const dq_model *root = dq_model_root(model);
     if (is_transformed(model))
@@ -308,6 +270,8 @@ dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
     memset(&b, 0, sizeof b);
     dq_status status = dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm);
     if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm);
+    if (status == DQ_OK) status = dq_model_read_norm_bias(model, layer, DQ_ATTN_NORM, &b.attn_norm_bias);
+    if (status == DQ_OK) status = dq_model_read_norm_bias(model, layer, DQ_MLP_NORM, &b.mlp_norm_bias);
     if (status != DQ_OK) {
         dq_block_free(&b);
         return status;
@@ -328,6 +292,7 @@ dq_status dq_model_load_forward(dq_model *model, int64_t layer, int math, dq_blo
     dq_status status;
     DQ_TRY(dq_model_load_frame(model, layer, &b));
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
+        if (!dq_arch_has(&model->arch, (dq_role)i)) continue;
         DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
         DQ_GO(dq_weight_narrow(&b.linear[i].weight, math));
     }

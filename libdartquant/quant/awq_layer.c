@@ -54,7 +54,7 @@ static dq_status search(dq_quantize_job *job, const dq_block *block, cut *c)
     for (int i = c->first; i <= c->last; i++) linears[input.count++] = &block->linear[i].weight;
     double start = dq_now();
     dq_status status = DQ_OK;
-    if (dq_scales_possible(dq_model_rotations(job->model), c->site))
+    if (dq_scales_possible(job->arch, dq_model_rotations(job->model), c->site))
         status = dq_awq_search(&job->spec, &input, c->found, NULL);
     for (int64_t i = 0; i < c->in; i++) c->scale[i] = c->found[dq_awq_source(i, c->share, input.head_dim)];
     job->report.seconds_solve += dq_now() - start;
@@ -97,7 +97,9 @@ static dq_status scale_block(dq_quantize_job *job, dq_block *block, const cut *c
         DQ_TRY(dq_tensor_alloc(dq_model_device(job->model), DQ_F32, 1, c->in, norm));
         DQ_TRY(dq_op_fill(1.0, norm));
     }
-    return divide_cols(job, c, norm);
+    DQ_TRY(divide_cols(job, c, norm));
+    dq_tensor *bias = c->site == DQ_SCALE_QKV ? &block->attn_norm_bias : &block->mlp_norm_bias;
+    return dq_tensor_is_empty(bias) ? DQ_OK : divide_cols(job, c, bias);
 }
 
 /* The scales that divide a linear's rows. */
@@ -105,6 +107,25 @@ static const float *divisors(const dq_quantize_job *job, int role)
 {
     int site = dq_scale_output_site((dq_role)role);
     return site < 0 ? NULL : dq_scales_at(job->scales, job->layer, site);
+}
+
+/* Biases of the linears whose rows B's scales divide; their codes are divided when they are made. */
+static dq_status divide_biases(dq_quantize_job *job, dq_block *block, const cut *a, const cut *b)
+{
+    for (int i = a->first; i <= a->last; i++) {
+        dq_tensor *bias = &block->linear[i].bias, v = {0};
+        if (!divisors(job, i) || dq_tensor_is_empty(bias)) continue;
+        int64_t n = bias->view.cols;
+        float *inverse = dq_alloc(job->env, (size_t)n * sizeof *inverse);
+        if (!inverse) return DQ_E_NOMEM;
+        for (int64_t k = 0; k < n; k++) inverse[k] = 1.0f / b->found[k];
+        dq_status status = dq_tensor_from_host(bias->dev, DQ_F32, 1, n, inverse, &v);
+        if (status == DQ_OK) status = dq_op_scale_cols(bias, &v, bias);
+        dq_tensor_free(&v);
+        dq_free(inverse);
+        DQ_TRY(status);
+    }
+    return DQ_OK;
 }
 
 /* ---- rounding ---- */
@@ -147,6 +168,7 @@ static dq_status gptq_both(dq_quantize_job *job, dq_block *block, cut *a, cut *b
     dq_tensor_free(&b->gram);
     DQ_GO(scale_block(job, block, a));
     DQ_GO(scale_block(job, block, b));
+    DQ_GO(divide_biases(job, block, a, b));
     DQ_GO(divide_cols(job, a, &a->gram));
     DQ_GO(dq_divide_rows(a->scale, &a->gram));
     DQ_GO(dq_job_name_error(job, (dq_role)a->first, dq_gptq_plan_make(&job->spec, &a->gram, &plan)));
@@ -193,7 +215,8 @@ dq_status dq_job_awq_layer(dq_quantize_job *job, dq_block *block)
 {
     cut qkv = {.fn = dq_walk_qkv, .site = DQ_SCALE_QKV, .first = DQ_BLOCK_Q, .last = DQ_BLOCK_V};
     cut o = {.fn = dq_walk_o, .site = DQ_SCALE_O, .first = DQ_BLOCK_O, .last = DQ_BLOCK_O};
-    cut gate_up = {.fn = dq_walk_gate_up, .site = DQ_SCALE_GATE_UP, .first = DQ_BLOCK_GATE, .last = DQ_BLOCK_UP};
+    cut gate_up = {
+        .fn = dq_walk_gate_up, .site = DQ_SCALE_GATE_UP, .first = dq_job_first_mlp(job), .last = DQ_BLOCK_UP};
     cut down = {.fn = dq_walk_down, .site = DQ_SCALE_DOWN, .first = DQ_BLOCK_DOWN, .last = DQ_BLOCK_DOWN};
     DQ_TRY(half(job, block, qkv, o));
     return half(job, block, gate_up, down);

@@ -191,7 +191,7 @@ dq_status dq_clip_job_new(dq_model *model, const dq_scheme *scheme, unsigned wan
     DQ_GO(alloc_samples(j));
     DQ_GO(dq_clips_new(j->env, dq_model_arch(model)->layers, &j->clips));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, j->windows * seqlen, dq_model_arch(model)->hidden, &j->hidden));
-    DQ_GO(dq_model_embed(model, windows, j->windows * seqlen, &j->hidden));
+    DQ_GO(dq_model_embed(model, windows, j->windows * seqlen, seqlen, &j->hidden));
     j->seconds = dq_now() - start;
     *out = j;
     return DQ_OK;

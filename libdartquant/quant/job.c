@@ -17,7 +17,7 @@ dq_status dq_job_tick(void *arg)
     dq_quantize_job *job = arg;
     const char *stage = job->spec.awq ? "awq" : job->walk ? "gptq" : "rtn";
     return dq_progress_report(job->progress, stage, (uint64_t)job->report.count,
-                              (uint64_t)(job->arch->layers * DQ_LINEARS), job->metric);
+                              (uint64_t)(job->arch->layers * dq_arch_linears(job->arch)), job->metric);
 }
 
 dq_status dq_job_deliver(dq_quantize_job *job, dq_role role, const dq_codes *codes, double error, double damping)
@@ -67,8 +67,10 @@ done:
 
 static dq_status rtn_layer(dq_quantize_job *job)
 {
-    for (int role = 0; role < DQ_LINEARS; role++)
-        DQ_TRY(dq_job_name_error(job, (dq_role)role, rtn_linear(job, (dq_role)role)));
+    for (int n = 0; n < dq_arch_linears(job->arch); n++) {
+        dq_role role = dq_arch_linear(job->arch, n);
+        DQ_TRY(dq_job_name_error(job, role, rtn_linear(job, role)));
+    }
     return DQ_OK;
 }
 
@@ -115,11 +117,13 @@ done:
     return status;
 }
 
+int dq_job_first_mlp(const dq_quantize_job *job) { return dq_arch_is_gated(job->arch) ? DQ_BLOCK_GATE : DQ_BLOCK_UP; }
+
 static dq_status gptq_block(dq_quantize_job *job, dq_block *block)
 {
     DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_qkv, DQ_BLOCK_Q, DQ_BLOCK_V));
     DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_o, DQ_BLOCK_O, DQ_BLOCK_O));
-    DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_gate_up, DQ_BLOCK_GATE, DQ_BLOCK_UP));
+    DQ_TRY(dq_job_gptq_stage(job, block, dq_walk_gate_up, dq_job_first_mlp(job), DQ_BLOCK_UP));
     return dq_job_gptq_stage(job, block, dq_walk_down, DQ_BLOCK_DOWN, DQ_BLOCK_DOWN);
 }
 
@@ -180,10 +184,12 @@ static dq_status make_scales(dq_quantize_job *job)
 {
     static const char *const why[DQ_SCALE_SITES] = {
         [DQ_SCALE_O] = "the o_proj input: R2 turns it at run time (use_r2 offline allows them)",
-        [DQ_SCALE_DOWN] = "the down_proj input: R4 turns it at run time (use_r4 false allows them)"};
+        [DQ_SCALE_DOWN] =
+            "the down_proj input: R4 turns it at run time (use_r4 false allows them), or no factor passes the "
+            "activation before it"};
     int64_t width[DQ_SCALE_SITES];
     for (int site = 0; site < DQ_SCALE_SITES; site++)
-        if (!dq_scales_possible(dq_model_rotations(job->model), site))
+        if (!dq_scales_possible(job->arch, dq_model_rotations(job->model), site))
             dq_log(job->env, DQ_LOG_WARNING, "AWQ: no channel scales for %s", why[site]);
     const dq_rotation_set *rotations = dq_model_rotations(job->model);
     if (rotations && rotations->r1)
@@ -213,7 +219,7 @@ dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const in
     job->spec = scheme->w;
     job->sink = sink;
     job->metric = NAN;
-    job->report.linears = dq_calloc(env, (size_t)(arch->layers * DQ_LINEARS), sizeof *job->report.linears);
+    job->report.linears = dq_calloc(env, (size_t)(arch->layers * dq_arch_linears(arch)), sizeof *job->report.linears);
     if (!job->report.linears) DQ_GO(DQ_E_NOMEM);
     if (scheme->w.awq) DQ_GO(make_scales(job));
     if (walks) {
@@ -253,7 +259,7 @@ dq_tensor dq_quantize_job_stream(const dq_quantize_job *job)
 
 dq_status dq_quantize_job_resume(dq_quantize_job *job, int64_t layer, const dq_quantize_report *done)
 {
-    if (job->layer != 0 || layer < 0 || layer >= job->arch->layers || done->count != layer * DQ_LINEARS)
+    if (job->layer != 0 || layer < 0 || layer >= job->arch->layers || done->count != layer * dq_arch_linears(job->arch))
         return dq_fail(DQ_E_INVALID, "a job of %lld layers cannot go on at layer %lld with %lld linears done",
                        (long long)job->arch->layers, (long long)layer, (long long)done->count);
     dq_linear_report *linears = job->report.linears;

@@ -36,4 +36,7 @@ dq_status dq_job_gptq_stage(dq_quantize_job *job, dq_block *block, dq_walk_cut c
 /* Scales and codes of the layer. RTN: the walk goes on in full precision, as published. GPTQ: with quantized layers. */
 dq_status dq_job_awq_layer(dq_quantize_job *job, dq_block *block);
 
+/* The first linear that reads the input of the MLP. */
+int dq_job_first_mlp(const dq_quantize_job *job);
+
 #endif

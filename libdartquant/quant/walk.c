@@ -208,7 +208,7 @@ dq_status dq_walk_new(dq_model *model, const int32_t *windows, int64_t nsamples,
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
         int64_t rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk;
         dq_tensor part = dq_tensor_rows(&w->hidden, first, rows);
-        DQ_GO(dq_model_embed(model, windows + first, rows, &part));
+        DQ_GO(dq_model_embed(model, windows + first, rows, seqlen, &part));
     }
     *out = w;
     return DQ_OK;

@@ -14,8 +14,8 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM)
+from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig,
+                          OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
 OUT = pathlib.Path(__file__).resolve().parents[1] / "data" / "models"
 VOCAB, TOKENS = 96, 24
@@ -41,13 +41,17 @@ MODELS = {
     "qwen2": (Qwen2ForCausalLM, torch.float16, False,
               Qwen2Config(hidden_size=64, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
                           num_hidden_layers=2, sliding_window=5, use_sliding_window=False)),
+    "opt": (OPTForCausalLM, torch.float16, False,
+            OPTConfig(hidden_size=64, ffn_dim=96, num_attention_heads=4, word_embed_proj_dim=64)),
 }
 
 
 def randomize(model, generator):
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
-        if "norm" in name:
+        if "norm" in name and name.endswith("bias"):
+            p.data = 0.3 * noise
+        elif "norm" in name:
             p.data = 1.0 + 0.3 * noise
         elif p.dim() == 1:
             p.data = 0.2 * noise

@@ -160,6 +160,7 @@ dq_source *quantize_to_memory(fixture *f, dq_model *model, int bits, bool symmet
     ok(dq_memory_sink(&f->env, &sink));
     for (int64_t layer = 0; layer < a->layers; layer++) {
         for (int role = 0; role < DQ_LINEARS; role++) {
+            if (!dq_arch_has(a, (dq_role)role)) continue;
             char name[DQ_TENSOR_NAME];
             dq_linear l;
             dq_codes c;

@@ -214,7 +214,7 @@ static dq_scales *random_scales(fixture *f, const dq_model *m)
     OK(dq_scales_new(&f->env, a->layers, width, &s));
     for (int64_t layer = 0; layer < a->layers; layer++)
         for (int site = 0; site < DQ_SCALE_SITES; site++)
-            for (int64_t i = 0; i < width[site] && dq_scales_possible(dq_model_rotations(m), site); i++)
+            for (int64_t i = 0; i < width[site] && dq_scales_possible(a, dq_model_rotations(m), site); i++)
                 dq_scales_at(s, layer, site)[i] = (float)exp2(2 * dq_rng_uniform(&rng) - 1);
     return s;
 }
@@ -259,10 +259,10 @@ static void check_scaled(fixture *f, dq_model *base, const expected *e)
 static void scaling_keeps_logits(void **state)
 {
     (void)state;
-    static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2"};
+    static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "opt"};
     fixture f;
     fixture_open(&f, "cpu", 2);
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         expected e;
         read_expected(&f, names[i], &e);
         dq_model *base = open_tiny(&f, names[i]), *plain, *turned;

@@ -103,7 +103,7 @@ static void compare_window(fixture *f, dq_model *model, const shown *s, int wind
     OK(dq_model_block_spec(model, SEQLEN, DQ_MATH_F32, &spec));
     OK(dq_workspace_alloc(f->dev, &spec, SEQLEN, &ws));
     OK(dq_tensor_alloc(f->dev, DQ_F32, SEQLEN, spec.hidden, &h));
-    OK(dq_model_embed(model, windows(model) + window * SEQLEN, SEQLEN, &h));
+    OK(dq_model_embed(model, windows(model) + window * SEQLEN, SEQLEN, SEQLEN, &h));
     for (int64_t l = 0; l < s->arch->layers; l++) {
         dq_block b;
         float got[SEQLEN * 512];

@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "export/export.h"
 #include "io/file.h"
+#include "model/internal.h"
 #include "models.h"
 #include "text/tokenizer.h"
 #include "rotation/rotation.h"
@@ -259,6 +260,70 @@ static void biases(void **state)
     fixture_close(&f);
 }
 
+/* OPT: biases everywhere, norms with biases, positions. R1 makes RMS norms of its norms, which no other program could tell. */
+static void opt(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *format;
+        bool plain; /* weights without codes */
+        double most;
+    } cases[] = {
+        {"gptq", false, 0.05}, {"awq", false, 0.05}, {"compressed-tensors", false, 0.05}, {"hf:f32", true, 1e-4}};
+    static const char *const refused[][2] = {{"gguf:f16", "no architecture for opt"},
+                                             {"diffulex-gptq", "no opt models"}};
+    fixture f;
+    expected e;
+    char dir[256];
+    dq_model *fused, *turned[2], *quantized;
+    fixture_open(&f, "cpu", 2);
+    read_expected(&f, "opt", &e);
+    dq_model *m = open_tiny(&f, "opt");
+    ok(dq_model_derive_fused(m, false, &fused));
+    for (int r1 = 0; r1 < 2; r1++) {
+        dq_rotation_options o = {.use_r1 = r1, .use_r2 = DQ_R2_OFFLINE, .seed = 5};
+        dq_rotation_set *set;
+        ok(dq_rotation_set_make(f.dev, dq_model_arch(m), &o, &set));
+        ok(dq_model_derive_rotated(fused, set, &turned[r1]));
+        dq_rotation_set_free(set);
+    }
+    dq_scheme scheme = plain_scheme();
+    scheme.w.bits = 4;
+    scheme.w.vocab_dtype = DQ_F16;
+    ok(dq_model_derive_quantized(m, quantize_to_memory(&f, m, 4, true, 32, false), &scheme, &quantized));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        dq_model *from = cases[i].plain ? turned[0] : quantized, *back = through(&f, from, cases[i].format, dir);
+        logits_of(from, &e, reference);
+        logits_of(back, &e, got);
+        double d = max_difference(got, reference, e.tokens * e.vocab);
+        print_message("opt to %-18s logits differ by %.1e\n", cases[i].format, d);
+        assert_true(d < cases[i].most);
+        assert_true(back->layer_norm && dq_model_arch(back)->tied != cases[i].plain);
+        dq_model_release(back);
+        remove_folder(dir);
+    }
+    make_folder(dir, sizeof dir);
+    assert_int_equal(export_to(turned[1], "hf", dir), DQ_E_UNSUPPORTED);
+    assert_non_null(strstr(dq_error_text(), "RMS norms"));
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(export_to(m, refused[i][0], dir), DQ_E_UNSUPPORTED);
+        assert_non_null(strstr(dq_error_text(), refused[i][1]));
+    }
+    dq_error_reset();
+    remove_folder(dir);
+    dq_model_release(quantized);
+    ok(dq_model_derive_quantized(turned[0], quantize_to_memory(&f, turned[0], 4, true, 32, false), &scheme,
+                                 &quantized));
+    assert_int_equal(export_to(quantized, "gptq", dir), DQ_E_UNSUPPORTED);
+    assert_non_null(strstr(dq_error_text(), "quantized"));
+    dq_error_reset();
+    dq_model_release(quantized);
+    for (int r1 = 0; r1 < 2; r1++) dq_model_release(turned[r1]);
+    dq_model_release(fused);
+    dq_model_release(m);
+    fixture_close(&f);
+}
+
 static bool exists(const char *path) { return access(path, F_OK) == 0; }
 
 static void refusals(void **state)
@@ -478,6 +543,7 @@ int main(void)
                                        cmocka_unit_test(gguf_threads),
                                        cmocka_unit_test(rotated),
                                        cmocka_unit_test(biases),
+                                       cmocka_unit_test(opt),
                                        cmocka_unit_test(refusals),
                                        cmocka_unit_test(no_half_folders),
                                        cmocka_unit_test(diffulex),

@@ -14,7 +14,7 @@
 #include "model/internal.h"
 #include "models.h"
 
-static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2"};
+static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "opt"};
 enum { MODELS = sizeof names / sizeof *names };
 
 static void check_logits(const char *device)
@@ -347,7 +347,7 @@ static void embedding_in_chunks(void **state)
     dq_model *base = open_tiny(&f, "mha"), *m;
     assert_int_equal(dq_model_derive_fused(base, true, &m), DQ_OK);
     assert_int_equal(dq_tensor_alloc(f.dev, DQ_F32, 200, 48, &h), DQ_OK);
-    assert_int_equal(dq_model_embed(m, ids, 200, &h), DQ_OK);
+    assert_int_equal(dq_model_embed(m, ids, 200, 200, &h), DQ_OK);
     assert_int_equal(dq_tensor_download(&h, whole), DQ_OK);
     for (int64_t limit = 1; limit < 20; limit += 6) {
         assert_int_equal(dq_op_fill(0.0, &h), DQ_OK);

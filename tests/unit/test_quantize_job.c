@@ -243,7 +243,7 @@ static void compare_with_plain_walk(bench *b, const dq_scheme *scheme, dq_source
     OK(dq_workspace_alloc(b->dev, &s, tokens, &ws));
     OK(dq_tensor_alloc(b->dev, DQ_F32, tokens, HIDDEN, &start));
     OK(dq_tensor_alloc(b->dev, DQ_F32, tokens, HIDDEN, &h));
-    OK(dq_model_embed(b->model, windows, tokens, &start));
+    OK(dq_model_embed(b->model, windows, tokens, tokens, &start));
     static const int first[] = {DQ_Q_PROJ, DQ_O_PROJ, DQ_GATE_PROJ, DQ_DOWN_PROJ, DQ_LINEARS};
     for (int64_t layer = 0; layer < LAYERS; layer++) {
         dq_block block;
