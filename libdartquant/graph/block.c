@@ -136,7 +136,7 @@ dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_te
 /* From the input of gate, up, quantized, to ws.gate before R4. */
 static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
 {
-    if (!s->gated) {
+    if (s->no_gate) {
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->gate));
     } else if (!dq_linear_is_empty(&b->gate_up)) {
         DQ_TRY(dq_linear_forward(&b->gate_up, x, false, s->math, &ws->gate_up));
@@ -144,7 +144,7 @@ static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_t
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
     }
-    return dq_op_activation(s->activation, &ws->gate, s->gated ? &ws->up : NULL, &ws->gate);
+    return dq_op_activation(s->activation, &ws->gate, s->no_gate ? NULL : &ws->up, &ws->gate);
 }
 
 dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)

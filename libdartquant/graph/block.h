@@ -58,7 +58,7 @@ typedef struct dq_block_spec {
     double norm_eps;
     bool layer_norm;             /* norms subtract the mean, too */
     int activation;              /* DQ_ACT_* */
-    bool gated;                  /* act(gate) * up; else act(up), and there is no gate */
+    bool no_gate;                /* act(up) in place of act(gate) * up */
     dq_scheme scheme;            /* only a, k, v are looked at here */
     const dq_hadamard *r3, *r4;  /* NULL = off */
     const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */

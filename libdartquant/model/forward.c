@@ -45,7 +45,7 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
     spec.norm_eps = a->norm_eps;
     spec.layer_norm = model->layer_norm;
     spec.activation = a->activation;
-    spec.gated = dq_arch_is_gated(a);
+    spec.no_gate = !dq_arch_is_gated(a);
     spec.math = math;
     if (model->scheme)
         spec.scheme = *model->scheme;

@@ -37,6 +37,7 @@ static void limited_free(void *user, void *ptr, size_t bytes)
 }
 
 static char folder[64];
+static const char *family; /* the tiny model in use */
 
 /* Opens, fuses, rotates; what follows is the job's. */
 static dq_status with_rotated(dq_device *dev, dq_status (*job)(dq_model *m))
@@ -45,7 +46,7 @@ static dq_status with_rotated(dq_device *dev, dq_status (*job)(dq_model *m))
     dq_rotation_set *set = NULL;
     dq_rotation_options o = {.use_r1 = true, .use_r3 = true, .use_r4 = true, .use_r2 = DQ_R2_OFFLINE};
     dq_status status;
-    DQ_GO(dq_model_open_path(dev, tiny_path("bias"), &base));
+    DQ_GO(dq_model_open_path(dev, tiny_path(family), &base));
     DQ_GO(dq_model_derive_fused(base, false, &fused));
     DQ_GO(dq_rotation_set_make(dev, dq_model_arch(base), &o, &set));
     DQ_GO(dq_model_derive_rotated(fused, set, &m));
@@ -125,9 +126,13 @@ static long run_once(dq_status (*job)(dq_model *m), long refused)
 /* All of the first allocations, then ever fewer. */
 static void fail_each(dq_status (*job)(dq_model *m), long dense)
 {
-    long total = run_once(job, -1);
-    assert_true(total > 100);
-    for (long i = 0; i < total; i += i < dense ? 1 : 1 + i / 40) run_once(job, i);
+    static const char *const families[] = {"bias", "opt"};
+    for (int n = 0; n < 2; n++) {
+        family = families[n];
+        long total = run_once(job, -1);
+        assert_true(total > 100);
+        for (long i = 0; i < total; i += i < dense ? 1 : 1 + i / 40) run_once(job, i);
+    }
 }
 
 static void perplexity_runs_out_of_memory(void **state)

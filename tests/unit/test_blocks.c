@@ -89,7 +89,8 @@ static void write_file(const dq_arch *a, int type, int other, int table, dq_env 
             for (int role = 0; role < DQ_ROLES; role++) {
                 bool outer = role >= DQ_EMBED,
                      norm = role == DQ_ATTN_NORM || role == DQ_MLP_NORM || role == DQ_FINAL_NORM;
-                if (outer != (layer == a->layers) || (role == DQ_HEAD && a->tied)) continue;
+                if (outer != (layer == a->layers) || (role == DQ_HEAD && a->tied) || !a->family->gguf_names[role])
+                    continue;
                 char name[100];
                 int64_t rows, cols;
                 const char *pattern = a->family->gguf_names[role], *mark = strstr(pattern, "%d");
