@@ -89,6 +89,7 @@ static void packed_linear(void **state)
         {13, 771, 18, 16, 4, MIDDLE, false, -0.5, DQ_MATH_BF16, false},
         {210, 200, 70, 40, 4, BYTES, true, 1, 0, false},
         {201, 301, 19, 304, 8, MIDDLE, false, 0, 0, true},
+        {201, 601, 9, 608, 4, BYTES, false, 0, 0, false},
         {300, 100, 75, 32, 4, BYTES, true, 1, DQ_MATH_BF16, false},
         /* as GGUF's blocks */
         {1, 576, 33, 32, 4, MIDDLE, false, 0, 0, true},

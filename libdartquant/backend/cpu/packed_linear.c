@@ -8,8 +8,8 @@
 #include "backend/ref/ops.h"
 
 enum {
-    FEW_MOST = 5,
-    MANY_ROWS = 24,        /* from here on panels are worth their making */
+    SOME_ROWS = 8,         /* from here on floats in the cache are worth their making, */
+    MANY_ROWS = 24,        /* and from here on panels */
     PANEL_BYTES = 4 << 20, /* of dequantized weights at a time, */
     PANEL_ROWS = 64,       /* but not fewer rows than this */
     DEQUANT_ROWS = 8       /* rows of a panel in a task */
@@ -89,7 +89,7 @@ dq_status dq_cpu_packed_linear(void *device, const dq_packed_desc *d, const dq_v
     p.kernels = dq_cpu_decode(dev);
     p.n = order ? order->cols : x->cols;
     p.groups = scale->cols;
-    if (x->rows < FEW_MOST || (x->rows < MANY_ROWS && (d->math & DQ_MATH_INT8))) return dq_packed_few(dev, &p);
+    if (x->rows < SOME_ROWS || (x->rows < MANY_ROWS && (d->math & DQ_MATH_INT8))) return dq_packed_few(dev, &p);
     bool some = x->rows < MANY_ROWS || (x->rows <= DQ_SOME_ROWS && !(d->math & DQ_MATH_BF16));
     return some ? dq_packed_some(dev, &p) : many_rows(dev, &p);
 }
