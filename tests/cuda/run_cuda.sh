@@ -45,7 +45,8 @@ if ls "$out"/obj/libdartquant/backend/cuda/*.usage > /dev/null 2>&1 && command -
     for kernel in $hot; do
         lines=$(grep -F -e "$kernel<" -e "$kernel(" <<< "$kernels" | grep -E "(^|[ :])${kernel%%<*}[<(]")
         [ -n "$lines" ] || spills+="$kernel: not among what was compiled"$'\n'
-        spills+=$(grep -v ' : 0$' <<< "$lines")
+        bad=$(grep -v ' : 0$' <<< "$lines")
+        [ -z "$bad" ] || spills+=$bad$'\n'
     done
     check cuda_hot_kernels_do_not_spill "$spills"
 else
