@@ -77,7 +77,8 @@ static inline void cu_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
     for (int i = 0; i < 4; i++) {
         int column = 2 * t + i % 2;
         for (int k = 0; k < 16; k++) {
-            uint64_t left = (k < 8 ? first : second)[4 * g + k % 8 / 2];
+            const uint64_t *half = k < 8 ? first : second; /* g++ 12 with sanitizers takes an array here wrongly */
+            uint64_t left = half[4 * g + k % 8 / 2];
             float x = cu_half_of((uint32_t)(i < 2 ? left : left >> 32), k % 2);
             uint64_t b = right[4 * column + k % 8 / 2];
             c[i] += x * cu_half_of((uint32_t)(k < 8 ? b : b >> 32), k % 2);
