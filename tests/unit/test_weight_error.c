@@ -180,20 +180,13 @@ static void what_cannot_be_compared(void **state)
     dq_context_free(other);
 }
 
-static int teardown(void **state)
-{
-    (void)state;
-    assert_int_equal(host_live_blocks, 0);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(as_by_hand, teardown),
-        cmocka_unit_test_teardown(nothing_differs, teardown),
-        cmocka_unit_test_teardown(scaled_channels, teardown),
-        cmocka_unit_test_teardown(what_cannot_be_compared, teardown),
+        cmocka_unit_test_teardown(as_by_hand, host_no_leaks),
+        cmocka_unit_test_teardown(nothing_differs, host_no_leaks),
+        cmocka_unit_test_teardown(scaled_channels, host_no_leaks),
+        cmocka_unit_test_teardown(what_cannot_be_compared, host_no_leaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
