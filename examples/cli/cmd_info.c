@@ -30,6 +30,19 @@ static void print_value(const char *key, const json_t *value)
     free(text);
 }
 
+/* The linears of a layer, with their shapes. */
+static void print_linears(const json_t *list)
+{
+    size_t i;
+    json_t *l;
+    printf("%-24s", "linears");
+    json_array_foreach((json_t *)(uintptr_t)list, i, l) /* which only reads */
+        printf(" %s %lldx%lld", json_string_value(json_object_get(l, "name")),
+               (long long)json_integer_value(json_object_get(l, "rows")),
+               (long long)json_integer_value(json_object_get(l, "cols")));
+    printf("\n");
+}
+
 static void print_tensor(const json_t *t)
 {
     char *shape = json_dumps(json_object_get(t, "shape"), JSON_COMPACT);
@@ -47,7 +60,10 @@ static int print_report(const cli *c, json_t *report)
     size_t i;
     json_object_foreach(report, key, value)
     {
-        if (strcmp(key, "tensors") != 0) print_value(key, value);
+        if (strcmp(key, "linears") == 0)
+            print_linears(value);
+        else if (strcmp(key, "tensors") != 0)
+            print_value(key, value);
     }
     json_array_foreach(json_object_get(report, "tensors"), i, t) print_tensor(t);
     json_decref(report);
