@@ -24,8 +24,9 @@ DQ_API dq_status dq_model_open(dq_context *ctx, const char *path, dq_model **out
 DQ_API void dq_model_free(dq_model *model);
 
 /* JSON text about the model: architecture, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
- * num_key_value_heads, head_dim, vocab_size, tie_word_embeddings, dtype, parameters, bytes, and where it applies
- * `quantization` and `rotations`. *out is owned by the model and valid until it is freed.
+ * num_key_value_heads, head_dim, vocab_size, tie_word_embeddings, dtype, parameters, bytes, `linears` (of a layer: name,
+ * rows, cols, and the file's tensor with %d for the layer), and where it applies `quantization` and `rotations`. *out is
+ * owned by the model and valid until it is freed.
  * Errors: DQ_E_INVALID, DQ_E_NOMEM, those of reading a file. */
 DQ_API dq_status dq_model_describe(dq_model *model, const char **out);
 /* One number of that JSON text by key, e.g. "hidden_size", "vocab_size", "parameters"; booleans count as 0 / 1.
@@ -50,7 +51,7 @@ DQ_API dq_status dq_model_fuse_norms(dq_model *model, const dq_config *config, d
 DQ_API dq_status dq_model_rotate(dq_model *model, const dq_rotation *rotation, dq_model **out);
 
 /* Integer codes of one linear of a quantized model, as dq_quantize_weight gives them. `linear`: "q_proj", "k_proj", "v_proj",
- * "o_proj", "gate_proj", "up_proj" or "down_proj" of decoder layer 0 .. num_hidden_layers - 1.
+ * "o_proj", "gate_proj", "up_proj" or "down_proj" (of an OPT "out_proj", "fc1", "fc2") of decoder layer 0 .. num_hidden_layers - 1.
  * _codes_shape: *rows = output features, *cols = input features, *groups = groups in a row, *bits; each may be NULL.
  * _copy_codes: the weight, as fused and rotated, is scale * (code - zero): codes u8 [rows, cols], one code per byte; scale,
  * zero fp32 [rows, groups] (zeros are integral); g_idx int32 [cols] = group of each column. The arrays are the caller's and

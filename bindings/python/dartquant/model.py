@@ -318,8 +318,8 @@ class Model(Handle):
         return out
 
     def codes(self, layer: int, linear: str) -> QuantizedWeight:
-        """Integer codes of one linear ("q_proj", ..., "down_proj") of a quantized model, with scales, zeros and the group of
-        each column: the weight, as fused and rotated, is `.dequantize()`. `error` and `damping` stand in `.report`."""
+        """Integer codes of one linear ("q_proj", ..., "down_proj"; names as in info["linears"]) of a quantized model, with
+        scales, zeros and the group of each column: the weight, as fused and rotated, is `.dequantize()`. `error` and `damping` stand in `.report`."""
         rows, cols, groups = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int64()
         name = linear.encode()
         self._core.call("dq_model_codes_shape", self.handle, layer, name, ctypes.byref(rows), ctypes.byref(cols),
