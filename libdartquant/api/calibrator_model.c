@@ -61,8 +61,7 @@ static dq_status spec_from_config(dq_model *model, const dq_config *config, dq_c
                            .math = dq_config_math(config),
                            .stream_most = env->memory_budget ? env->memory_budget : STREAM_MOST,
                            .temp_dir = dq_config_text(config, "temp_dir")};
-    int64_t rows_dtype = dq_config_int(config, "rows_dtype"); /* auto, bf16, f32 */
-    dq_dtype kept = rows_dtype == 1 || (rows_dtype == 0 && s.math == DQ_MATH_BF16) ? DQ_BF16 : DQ_F32;
+    dq_dtype kept = dq_config_int(config, "rows_dtype") == 1 ? DQ_BF16 : DQ_F32; /* f32, bf16 */
     DQ_TRY(check_sources(config, s.wanted));
     for (int t = 0; t < DQ_TARGETS; t++) {
         DQ_TRY(dq_fit_spec_from_config(config, &orbits[t], &s.fit[t]));

@@ -76,7 +76,7 @@ const dq_option dq_options[] = {
     FLOAT("holdout", "rotation fitting", "0.1", 0, 0.5, "Share of the rows that is not trained on; the best rotation is chosen and losses are reported on it."),
     INT("patience", "rotation fitting", "0", 0, 1000000, "epochs", "Stop after so many epochs without gain on held-out rows; 0 = never."),
     INT("budget", "rotation fitting", "0", 0, ANY, "bytes", "Memory for the rows of one rotation; 0 = 400 rows for each dimension, at most 2 GiB. More rows than fit are drawn from evenly."),
-    CHOICE("rows_dtype", "rotation fitting", "auto", "auto|bf16|f32", "How a model's rows are kept: bf16 takes half the memory of f32 and less time. auto: bf16 where math is, which rounds them to it at every use. Rows that a program feeds itself keep their type."),
+    CHOICE("rows_dtype", "rotation fitting", "f32", "f32|bf16", "How a model's rows are kept: bf16 takes half the memory and less time. Rows that a program feeds itself keep their type."),
     CHOICE("compat", "rotation fitting", "none", "none|upstream", "upstream: the published recipe with the original program's quirks, see docs/numerics.md; options that are set still count."),
 
     CHOICE("capture_format", "capture", "rows", "rows|upstream|both", "rows: the drawn rows (safetensors, as many as budget holds). upstream: every input of every token in the original program's files (.pt); mind the disk: hidden size * layers * tokens * 4 bytes for R1 in 16 bits."),
