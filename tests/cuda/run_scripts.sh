@@ -47,7 +47,7 @@ holds cuda_suite_tries_fallen_tests_alone "$work/lost.json" \
 CUDASIM_DEVICES=0 python3 tests/cuda/suite.py --build "$out" --backend "$card" --json "$work/none.json" > /dev/null 2>&1
 holds cuda_suite_without_a_card "$work/none.json" \
     'r["checks"][0]["verdict"] == "fail" and "no CUDA-capable device" in r["checks"][0]["reason"] and all(c["verdict"] == "skip" for c in r["checks"][1:])'
-python3 tests/cuda/suite.py --build "$out" --backend "$card" --only device,any_chunking --seconds 6 --json "$work/late.json" > /dev/null 2>&1
+python3 tests/cuda/suite.py --build "$out" --backend "$card" --only device,jobs --seconds 6 --json "$work/late.json" > /dev/null 2>&1
 holds cuda_suite_stops_what_takes_too_long "$work/late.json" \
     'r["checks"][1]["verdict"] in ("fail", "skip") and ("stopped after" in r["checks"][1]["reason"] or "time was up" in r["checks"][1]["reason"])'
 
