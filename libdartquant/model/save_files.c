@@ -110,8 +110,14 @@ json_t *dq_hf_config_json(const dq_arch *a, const char *dtype)
     return NULL;
 }
 
-/* What other programs could not run right names a quantization method of ours, so that they refuse instead of computing
- * nonsense. */
+/* A type of model that nobody else has: other programs refuse it instead of computing nonsense. */
+static int disown(json_t *o)
+{
+    int bad = json_object_set_new(o, "quantization_config", json_pack("{s:s}", "quant_method", "dartquant"));
+    bad |= json_object_set(o, "base_model_type", json_object_get(o, "model_type"));
+    return bad | json_object_set_new(o, "model_type", json_string("dartquant"));
+}
+
 dq_status dq_saver_write_config(dq_saver *s, const dq_model *m, const dq_scheme *scheme)
 {
     bool online = false;
@@ -119,8 +125,7 @@ dq_status dq_saver_write_config(dq_saver *s, const dq_model *m, const dq_scheme 
     if (m->arch.family->layer_norm && m->has_r1)
         online = true; /* RMS norms, where the family's class has layer norms */
     json_t *o = dq_hf_config_json(&m->arch, "float32");
-    if (o && (scheme || online) &&
-        json_object_set_new(o, "quantization_config", json_pack("{s:s}", "quant_method", "dartquant")) != 0) {
+    if (o && (scheme || online) && disown(o) != 0) {
         json_decref(o);
         o = NULL;
     }

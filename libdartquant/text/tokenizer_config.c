@@ -110,7 +110,8 @@ dq_status dq_tokenizer_config_read(dq_env *env, const char *dir, dq_tokenizer_co
             if (status == DQ_OK && i == 0) status = flag(root, "add_bos_token", path, &c.add_bos);
             if (status == DQ_OK && i == 0) status = flag(root, "add_eos_token", path, &c.add_eos);
         } else if (status == DQ_OK && root) {
-            const char *type = json_string_value(json_object_get(root, "model_type"));
+            const json_t *base = json_object_get(root, "base_model_type"); /* of a model that we saved */
+            const char *type = json_string_value(base ? base : json_object_get(root, "model_type"));
             c.bos_id = number(root, "bos_token_id");
             c.eos_id = number(root, "eos_token_id");
             c.opt = type && strcmp(type, "opt") == 0;

@@ -108,6 +108,8 @@ json q_model_after_list 0 'r["model"] == "tests/data/tiny"' quantize --ppl_eval 
 json q_switches 0 'r["scheme"]["w"]["symmetric"] is False and r["scheme"]["a"]["symmetric"] is False and r["scheme"]["w"]["clip_search"] is True and r["rotations"]["r1"] in (False, None)' quantize $model --w-asym --a_asym true --w_clip=yes --use_r1 false --w_bits 4 --w-rtn --a-bits 8 $c
 json q_preset_refined 0 'r["scheme"]["w"]["bits"] == 3 and r["scheme"]["a"]["bits"] == 8 and r["scheme"]["k"]["groupsize"] == 16' quantize $model --w_bits 3 --preset w4a8kv8 --w_rtn $c
 json q_save 0 'r["saved"] and r["results"][0]["ppl"] > 1' quantize $model --preset w4a4kv4 $c --save_qmodel_path "$work/saved/w4a4kv4"
+python3 -c 'import json, sys; c = json.load(open(sys.argv[1])); sys.exit((c["model_type"], c["base_model_type"]) != ("dartquant", "llama"))' "$work/saved/w4a4kv4/config.json"
+verdict q_save_is_refused_elsewhere $?
 cp -r $model "$work/own"
 says q_save_over_source 1 'read from this folder' quantize "$work/own" --w_bits 4 --w_rtn --save_qmodel_path "$work/own/."
 cmp -s $model/model.safetensors "$work/own/model.safetensors" && [ ! -e "$work/own/dartquant.json" ] && ok q_source_kept || bad q_source_kept ""
