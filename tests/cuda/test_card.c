@@ -238,10 +238,11 @@ static void checkpoints_wander(void **state)
     assert_true(again.ppl == here.ppl && again.error == here.error);
 }
 
+/* Inside the second layer of seven linears, or at the first event after it on a machine that is too quick to send one. */
 static int32_t cancel_later(void *user, const dq_progress_event *event)
 {
-    (void)event;
-    return ++*(int *)user == 20; /* somewhere inside a layer */
+    (void)user;
+    return event->index >= 9;
 }
 
 static void cancelled_in_mid_layer(void **state)
@@ -250,8 +251,7 @@ static void cancelled_in_mid_layer(void **state)
     outcome want = on_card();
     place p = open_place("");
     dq_quantizer *q = new_quantizer(&p);
-    int events = 0;
-    assert_int_equal(dq_quantizer_run(q, NULL, cancel_later, &events), DQ_E_CANCELLED);
+    assert_int_equal(dq_quantizer_run(q, NULL, cancel_later, NULL), DQ_E_CANCELLED);
     dq_quantizer_free(q);
     outcome got = finish(&p, new_quantizer(&p));
     close_place(&p);
