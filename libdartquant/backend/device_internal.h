@@ -114,12 +114,13 @@ typedef struct dq_op_call {
 
 /* Runs the op on its device, or on the host when the device does not support it and the policy allows. */
 dq_status dq_op_dispatch(const dq_op_call *call);
-/* For ops that are two others in one: false in *served when the device leaves them to the caller, which is no fallback. */
-dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served);
 /* The same, but on a device that has gemm `compose` makes the op out of others instead; counted, too. */
 dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const dq_op_call *call));
+/* For ops that are two others in one: false in *served when the device leaves them to the caller, which is no fallback. */
+dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served);
 
-/* ops_quant.c, ops.c: what their ops check beyond the shapes. */
+/* ops.c, ops_quant.c: what several ops check beyond the shapes. */
+dq_status dq_check_eps(const char *op, double eps);
 dq_status dq_check_fake_quant(const char *op, const dq_fake_quant_desc *d, int64_t cols);
 dq_status dq_check_hadamard(const char *op, const dq_hadamard_desc *d, int64_t cols);
 

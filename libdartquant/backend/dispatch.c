@@ -125,6 +125,11 @@ static dq_status call_device(const dq_op_call *call)
     return call->fn(&dev->table, dev->state, views, call->args);
 }
 
+static dq_status finish(const dq_op_call *call, dq_status status)
+{
+    return in_op(call, dq_device_finish(device_of(call), status, call->name, ""));
+}
+
 dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const dq_op_call *call))
 {
     dq_device *dev = device_of(call);
@@ -134,7 +139,7 @@ dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const d
     /* What ref itself does not serve has nowhere to fall. */
     if (status == DQ_E_UNSUPPORTED && memcmp(&dev->table, dev->ref, sizeof dev->table) != 0)
         return fall_back(dev, call, compose);
-    return in_op(call, dq_device_finish(dev, status, call->name, ""));
+    return finish(call, status);
 }
 
 dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served)
@@ -145,5 +150,5 @@ dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served)
     *served = status != DQ_E_UNSUPPORTED;
     if (!*served) return DQ_OK;
     dev->counters.ops++;
-    return dq_device_finish(dev, status, call->name, "");
+    return finish(call, status);
 }

@@ -192,6 +192,12 @@ dq_status dq_op_gemm(bool trans_a, bool trans_b, double alpha, const dq_tensor *
 
 /* ---- transformer ---- */
 
+dq_status dq_check_eps(const char *op, double eps)
+{
+    if (eps >= 0 && isfinite(eps)) return DQ_OK;
+    return dq_fail(DQ_E_INVALID, "%s: eps %g must be finite and >= 0", op, eps);
+}
+
 DQ_OP_CALLER(rmsnorm) { return DQ_SLOT(rmsnorm, v[0], v[1], *(const double *)args, v[2]); }
 
 dq_status dq_op_rmsnorm(const dq_tensor *x, const dq_tensor *weight, double eps, dq_tensor *y)
@@ -202,7 +208,7 @@ dq_status dq_op_rmsnorm(const dq_tensor *x, const dq_tensor *weight, double eps,
     for (int i = 0; i < 3; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
     DQ_TRY(dq_check_shape(&call, 1, 1, x->view.cols));
     DQ_TRY(dq_check_shape(&call, 2, x->view.rows, x->view.cols));
-    if (!(eps >= 0) || !isfinite(eps)) return dq_fail(DQ_E_INVALID, "rmsnorm: eps %g must be finite and >= 0", eps);
+    DQ_TRY(dq_check_eps("rmsnorm", eps));
     return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
 }
 
@@ -220,7 +226,7 @@ dq_status dq_op_layernorm(const dq_tensor *x, const dq_tensor *weight, const dq_
     for (int i = 0; i < 4; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
     for (int i = 1; i < 3; i++) DQ_TRY(dq_check_shape(&call, i, 1, x->view.cols));
     DQ_TRY(dq_check_shape(&call, 3, x->view.rows, x->view.cols));
-    if (!(eps >= 0) || !isfinite(eps)) return dq_fail(DQ_E_INVALID, "layernorm: eps %g must be finite and >= 0", eps);
+    DQ_TRY(dq_check_eps("layernorm", eps));
     return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
 }
 

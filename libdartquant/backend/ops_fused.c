@@ -1,6 +1,4 @@
 /* Checked entry points of ops that are two others in one pass over memory. SPDX-License-Identifier: Apache-2.0 */
-#include <math.h>
-
 #include "backend/device_internal.h"
 #include "base/status.h"
 
@@ -29,8 +27,7 @@ dq_status dq_op_rmsnorm_quant(const dq_tensor *x, const dq_tensor *weight, doubl
     for (int i = 0; i < 3; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
     DQ_TRY(dq_check_shape(&call, 1, 1, x->view.cols));
     DQ_TRY(dq_check_shape(&call, 2, x->view.rows, x->view.cols));
-    if (!(eps >= 0) || !isfinite(eps))
-        return dq_fail(DQ_E_INVALID, "rmsnorm_quant: eps %g must be finite and >= 0", eps);
+    DQ_TRY(dq_check_eps("rmsnorm_quant", eps));
     DQ_TRY(dq_check_fake_quant("rmsnorm_quant", d, x->view.cols));
     if (dq_view_is_empty(&y->view)) return DQ_OK;
     bool served;

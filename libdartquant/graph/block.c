@@ -47,15 +47,15 @@ static dq_status norm_input(const dq_block_spec *s, const dq_block *b, int site,
                             const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *h, dq_workspace *ws,
                             dq_tensor *slice, const dq_tensor **out)
 {
+    if (s->scheme.a.bits >= 16 || s->layer_norm || !dq_tensor_is_empty(bias)) {
+        DQ_TRY(norm(s, weight, bias, h, ws));
+        return quantize_input(s, b, site, what, &ws->x, ws, slice, out);
+    }
     dq_act_spec own = own_spec(&s->scheme.a, b, site);
     DQ_TRY(check_rows(h, ws));
-    *slice = own.bits < 16 ? dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, h->view.cols) : ws->x;
-    if (s->layer_norm || !dq_tensor_is_empty(bias)) {
-        DQ_TRY(dq_norm_apply(s, weight, bias, h, &ws->x));
-        return dq_fake_quant_apply(&own, what, &ws->x, slice, out);
-    }
+    *slice = dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, h->view.cols);
     *out = slice;
-    return dq_norm_quant_apply(&own, what, h, dq_tensor_is_empty(weight) ? NULL : weight, s->norm_eps, slice);
+    return dq_norm_quant_apply(&own, what, h, weight, s->norm_eps, slice);
 }
 
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)

@@ -126,7 +126,7 @@ dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);
 /* dq_fake_quant_apply of the rotated x (h NULL: of x), of which x keeps what bits 16 or h NULL ask for, else anything. */
 dq_status dq_hadamard_quant_apply(const dq_hadamard *h, const dq_act_spec *spec, const char *what, dq_tensor *x,
                                   dq_tensor *y, const dq_tensor **out);
-/* y = fake_quant of the norm of h; with bits 16 the norm. */
+/* y = fake_quant of the RMS norm of h, fewer than 16 bits; weight may be empty. */
 dq_status dq_norm_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *h, const dq_tensor *weight,
                               double eps, dq_tensor *y);
 /* w[i] /= by[i], row by row; F32 or F64. */

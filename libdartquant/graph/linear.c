@@ -82,9 +82,8 @@ dq_status dq_norm_quant_apply(const dq_act_spec *spec, const char *what, const d
                               double eps, dq_tensor *y)
 {
     dq_fake_quant_desc d;
-    if (spec->bits >= 16) return dq_op_rmsnorm(h, weight, eps, y);
     DQ_TRY(grid_of(spec, what, h->view.cols, &d));
-    return dq_op_rmsnorm_quant(h, weight, eps, &d, y);
+    return dq_op_rmsnorm_quant(h, present(weight), eps, &d, y);
 }
 
 static dq_hadamard_desc desc_of(const dq_hadamard *h, int64_t inner)
