@@ -2,12 +2,11 @@
  * all layers are the same tensors, so nothing has to be stored or fetched. One JSON object a line.
  * Usage: bench_jobs --backend NAME|PATH[:OPTIONS] [--tiny] [--layers N] [--windows N] [--samples N] [ppl] [gptq]
  * SPDX-License-Identifier: Apache-2.0 */
-#include <dartquant.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
+
+#include "made_model.h"
 
 typedef struct shape {
     int hidden, inter, layers, heads, kv_heads, head_dim, vocab, seqlen, windows, samples;
@@ -33,19 +32,17 @@ static double now(void)
 /* ---- the model ---- */
 
 typedef struct part {
-    const char *name; /* %d: the layer */
     int64_t rows, cols;
     uint16_t *data; /* bf16 */
 } part;
 
-enum { LAYER_PARTS = 9, PARTS = 12 };
 static part parts[PARTS];
 
-static void fill_part(part *p, const char *name, int64_t rows, int64_t cols)
+static void fill_part(part *p, int64_t rows, int64_t cols)
 {
     static uint64_t state = 1;
     int64_t n = rows * (cols ? cols : 1);
-    *p = (part){name, rows, cols, malloc((size_t)n * 2)};
+    *p = (part){rows, cols, malloc((size_t)n * 2)};
     if (!p->data) exit(1);
     for (int64_t i = 0; i < n; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
@@ -60,47 +57,32 @@ static void make_model(void)
 {
     int64_t q = (int64_t)s.heads * s.head_dim, kv = (int64_t)s.kv_heads * s.head_dim;
     part *p = parts;
-    fill_part(p++, "model.layers.%d.input_layernorm.weight", s.hidden, 0);
-    fill_part(p++, "model.layers.%d.post_attention_layernorm.weight", s.hidden, 0);
-    fill_part(p++, "model.layers.%d.self_attn.q_proj.weight", q, s.hidden);
-    fill_part(p++, "model.layers.%d.self_attn.k_proj.weight", kv, s.hidden);
-    fill_part(p++, "model.layers.%d.self_attn.v_proj.weight", kv, s.hidden);
-    fill_part(p++, "model.layers.%d.self_attn.o_proj.weight", s.hidden, q);
-    fill_part(p++, "model.layers.%d.mlp.gate_proj.weight", s.inter, s.hidden);
-    fill_part(p++, "model.layers.%d.mlp.up_proj.weight", s.inter, s.hidden);
-    fill_part(p++, "model.layers.%d.mlp.down_proj.weight", s.hidden, s.inter);
-    fill_part(p++, "model.norm.weight", s.hidden, 0);
-    fill_part(p++, "model.embed_tokens.weight", s.vocab, s.hidden);
-    fill_part(p++, "lm_head.weight", s.vocab, s.hidden);
-}
-
-static part *part_at(int64_t i)
-{
-    return i < LAYER_PARTS * s.layers ? &parts[i % LAYER_PARTS] : &parts[LAYER_PARTS + i - LAYER_PARTS * s.layers];
+    fill_part(p++, s.hidden, 0);
+    fill_part(p++, s.hidden, 0);
+    fill_part(p++, q, s.hidden);
+    fill_part(p++, kv, s.hidden);
+    fill_part(p++, kv, s.hidden);
+    fill_part(p++, s.hidden, q);
+    fill_part(p++, s.inter, s.hidden);
+    fill_part(p++, s.inter, s.hidden);
+    fill_part(p++, s.hidden, s.inter);
+    fill_part(p++, s.hidden, 0);
+    fill_part(p++, s.vocab, s.hidden);
+    fill_part(p++, s.vocab, s.hidden);
 }
 
 static dq_status describe(void *user, int64_t i, dq_tensor_desc *out)
 {
-    static char name[96];
+    const part *p = &parts[part_of(i, s.layers)];
     (void)user;
-    const part *p = part_at(i);
-    const char *mark = strstr(p->name, "%d");
-    if (mark)
-        snprintf(name, sizeof name, "%.*s%d%s", (int)(mark - p->name), p->name, (int)(i / LAYER_PARTS), mark + 2);
-    else
-        snprintf(name, sizeof name, "%s", p->name);
-    out->name = name;
-    out->dtype = DQ_BF16;
-    out->ndim = p->cols ? 2 : 1;
-    out->shape[0] = p->rows;
-    out->shape[1] = p->cols;
+    describe_part(i, s.layers, p->rows, p->cols, DQ_BF16, out);
     return DQ_OK;
 }
 
 static dq_status map(void *user, int64_t i, const void **out)
 {
     (void)user;
-    *out = part_at(i)->data;
+    *out = parts[part_of(i, s.layers)].data;
     return DQ_OK;
 }
 
@@ -111,7 +93,7 @@ static dq_model *open_model(dq_context *ctx)
                                .abi = DQ_TENSOR_SOURCE_ABI,
                                .describe = describe,
                                .map = map,
-                               .count = (int64_t)LAYER_PARTS * s.layers + PARTS - LAYER_PARTS};
+                               .count = part_count(s.layers)};
     dq_model *model = NULL;
     snprintf(config, sizeof config,
              "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "

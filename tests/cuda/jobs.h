@@ -4,25 +4,12 @@
 #ifndef DQ_TESTS_CUDA_JOBS_H
 #define DQ_TESTS_CUDA_JOBS_H
 
-#include <dartquant.h>
-
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum {
-    HIDDEN = 32,
-    INTER = 64,
-    LAYERS = 2,
-    HEADS = 2,
-    HEAD_DIM = 16,
-    VOCAB = 64,
-    SEQLEN = 16,
-    WINDOWS = 2,
-    LAYER_PARTS = 9,
-    PARTS = 12
-};
+#include "made_model.h"
+
+enum { HIDDEN = 32, INTER = 64, LAYERS = 2, HEADS = 2, HEAD_DIM = 16, VOCAB = 64, SEQLEN = 16, WINDOWS = 2 };
 
 typedef struct numbers {
     double a, b;
@@ -30,44 +17,17 @@ typedef struct numbers {
 
 /* ---- the model: two LLaMA layers of random weights, one key head for two query heads ---- */
 
-typedef struct part {
-    const char *name; /* %d: the layer */
-    int64_t rows, cols;
-} part;
+/* rows, columns; 0 columns: a vector */
+static const int64_t part_sizes[PARTS][2] = {{HIDDEN, 0},        {HIDDEN, 0},        {HEADS * HEAD_DIM, HIDDEN},
+                                             {HEAD_DIM, HIDDEN}, {HEAD_DIM, HIDDEN}, {HIDDEN, HEADS *HEAD_DIM},
+                                             {INTER, HIDDEN},    {INTER, HIDDEN},    {HIDDEN, INTER},
+                                             {HIDDEN, 0},        {VOCAB, HIDDEN},    {VOCAB, HIDDEN}};
 
-static const part parts[PARTS] = {{"model.layers.%d.input_layernorm.weight", HIDDEN, 0},
-                                  {"model.layers.%d.post_attention_layernorm.weight", HIDDEN, 0},
-                                  {"model.layers.%d.self_attn.q_proj.weight", HEADS *HEAD_DIM, HIDDEN},
-                                  {"model.layers.%d.self_attn.k_proj.weight", HEAD_DIM, HIDDEN},
-                                  {"model.layers.%d.self_attn.v_proj.weight", HEAD_DIM, HIDDEN},
-                                  {"model.layers.%d.self_attn.o_proj.weight", HIDDEN, HEADS *HEAD_DIM},
-                                  {"model.layers.%d.mlp.gate_proj.weight", INTER, HIDDEN},
-                                  {"model.layers.%d.mlp.up_proj.weight", INTER, HIDDEN},
-                                  {"model.layers.%d.mlp.down_proj.weight", HIDDEN, INTER},
-                                  {"model.norm.weight", HIDDEN, 0},
-                                  {"model.embed_tokens.weight", VOCAB, HIDDEN},
-                                  {"lm_head.weight", VOCAB, HIDDEN}};
-
-static const part *part_of(int64_t i)
+static dq_status describe(void *user, int64_t i, dq_tensor_desc *out)
 {
-    return i < LAYER_PARTS * LAYERS ? &parts[i % LAYER_PARTS] : &parts[LAYER_PARTS + i - LAYER_PARTS * LAYERS];
-}
-
-static dq_status describe_part(void *user, int64_t i, dq_tensor_desc *out)
-{
-    static _Thread_local char name[96];
+    const int64_t *size = part_sizes[part_of(i, LAYERS)];
     (void)user;
-    const part *p = part_of(i);
-    const char *mark = strstr(p->name, "%d");
-    if (mark)
-        snprintf(name, sizeof name, "%.*s%d%s", (int)(mark - p->name), p->name, (int)(i / LAYER_PARTS), mark + 2);
-    else
-        snprintf(name, sizeof name, "%s", p->name);
-    out->name = name;
-    out->dtype = DQ_F32;
-    out->ndim = p->cols ? 2 : 1;
-    out->shape[0] = p->rows;
-    out->shape[1] = p->cols;
+    describe_part(i, LAYERS, size[0], size[1], DQ_F32, out);
     return DQ_OK;
 }
 
@@ -80,7 +40,7 @@ static dq_status read_part(void *user, int64_t i, uint64_t offset, uint64_t byte
         mixed ^= mixed >> 29;
         mixed *= 0xbf58476d1ce4e5b9u;
         double x = (double)(int64_t)(mixed >> 40) / 8388608.0 - 1.0;
-        to[k] = (float)(part_of(i)->cols ? 0.3 * x : 1 + 0.1 * x);
+        to[k] = (float)(part_sizes[part_of(i, LAYERS)][1] ? 0.3 * x : 1 + 0.1 * x);
     }
     return DQ_OK;
 }
@@ -90,9 +50,9 @@ static dq_status open_tiny(dq_context *ctx, dq_model **out)
     char config[512];
     dq_tensor_source source = {.struct_size = sizeof source,
                                .abi = DQ_TENSOR_SOURCE_ABI,
-                               .describe = describe_part,
+                               .describe = describe,
                                .read = read_part,
-                               .count = (int64_t)LAYER_PARTS * LAYERS + PARTS - LAYER_PARTS};
+                               .count = part_count(LAYERS)};
     snprintf(config, sizeof config,
              "{\"model_type\": \"llama\", \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
              "\"num_attention_heads\": %d, \"num_key_value_heads\": 1, \"head_dim\": %d, \"vocab_size\": %d, "

@@ -1,29 +1,16 @@
 /* Jobs on a card through the public headers and the shared library alone: two contexts on one card, checkpoints that
  * wander between card and CPU, cancelling, memory that is refused in the middle, the same bits twice. DQ_TEST_BACKEND names
  * the backend; without it the simulated card beside this program. SPDX-License-Identifier: Apache-2.0 */
-#include <dartquant.h>
+#include "card.h"
 
-#include <limits.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdbool.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-#include <cmocka.h>
 
 #define MODEL "tests/data/tiny"
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        dq_status s_ = (call);                                                                                         \
-        if (s_ != DQ_OK) fail_msg("%s: %d %s", #call, s_, dq_error_text());                                            \
-    } while (0)
 
 enum { SEQLEN = 32, WINDOWS = 4, STEPS = 2 /* done before the job moves */ };
 
-static char card[PATH_MAX], dir[64];
+static char dir[64];
 
 static int set_up(void **state)
 {
@@ -31,13 +18,8 @@ static int set_up(void **state)
     const char *given = getenv("DQ_TEST_BACKEND");
     if (given && given[0]) {
         snprintf(card, sizeof card, "%s", given);
-    } else {
-        ssize_t n = readlink("/proc/self/exe", card, sizeof card - 64);
-        if (n <= 0) return -1;
-        card[n] = '\0';
-        char *name = strrchr(card, '/'); /* BUILD/tests/cuda/test_card */
-        *name = '\0';
-        strcpy(strrchr(card, '/'), "/fakes/libdartquant-cudasim.so");
+    } else if (!find_simulated_card(card)) {
+        return -1;
     }
     strcpy(dir, "/tmp/dq_test_card.XXXXXX");
     return mkdtemp(dir) ? 0 : -1;
@@ -59,22 +41,6 @@ typedef struct place {
     dq_model *model; /* fused and rotated */
 } place;
 
-/* `options` go to the card's backend; NULL: the CPU. */
-static dq_status context_on(const char *options, dq_context **out)
-{
-    char text[PATH_MAX + 64];
-    dq_config *config = NULL;
-    snprintf(text, sizeof text, "%s%s%s", options ? card : "cpu", options && options[0] ? ":" : "",
-             options ? options : "");
-    OK(dq_config_new(&config));
-    OK(dq_config_set(config, "threads", "1"));
-    OK(dq_config_set(config, "backend", text));
-    OK(dq_config_set(config, "policy", "forbid"));
-    dq_status status = dq_context_new(config, NULL, out);
-    dq_config_free(config);
-    return status;
-}
-
 static place open_place(const char *options)
 {
     place p = {0};
@@ -85,7 +51,7 @@ static place open_place(const char *options)
     int32_t ids[WINDOWS * SEQLEN + 5];
     dq_model *model = NULL, *fused = NULL;
     dq_rotation *rotation = NULL;
-    OK(context_on(options, &p.ctx));
+    OK(context_on(options, NULL, &p.ctx));
     OK(dq_config_new(&p.config));
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
         OK(dq_config_set(p.config, settings[i][0], settings[i][1]));
@@ -277,7 +243,7 @@ static void wrong_index(void **state)
 {
     (void)state;
     dq_context *ctx = NULL;
-    assert_int_equal(context_on("device=99", &ctx), DQ_E_INVALID);
+    assert_int_equal(context_on("device=99", NULL, &ctx), DQ_E_INVALID);
     assert_non_null(strstr(dq_error_text(), "there is no such card; this machine has"));
     assert_null(ctx);
 }

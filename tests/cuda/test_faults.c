@@ -4,37 +4,22 @@
 #include "jobs.h"
 
 #include <dlfcn.h>
-#include <limits.h>
 #include <math.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <unistd.h>
-#include <cmocka.h>
+
+#include "card.h"
 
 #include "../fakes/cudasim/control.h"
 
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        dq_status s_ = (call);                                                                                         \
-        if (s_ != DQ_OK) fail_msg("%s: %d %s", #call, s_, dq_error_text());                                            \
-    } while (0)
-
 enum { NO_MEMORY = 2, TOO_MANY_RESOURCES = 701, LAUNCH_FAILED = 719, UNKNOWN = 999 };
 
-static char card[PATH_MAX];
 static void (*fail_at)(int kind, int64_t n, int code, int times);
 static void (*read_ledger)(cudasim_ledger *out);
 
 static int set_up(void **state)
 {
     (void)state;
-    ssize_t n = readlink("/proc/self/exe", card, sizeof card - 64);
-    if (n <= 0) return -1;
-    card[n] = '\0';
-    char *name = strrchr(card, '/'); /* BUILD/tests/cuda/test_faults */
-    *name = '\0';
-    strcpy(strrchr(card, '/'), "/fakes/libdartquant-cudasim.so");
+    if (!find_simulated_card(card)) return -1;
     void *file = dlopen(card, RTLD_NOW | RTLD_LOCAL);
     if (!file) return print_error("%s\n", dlerror()), -1;
     void *symbol = dlsym(file, "cudasim_fail");
@@ -67,26 +52,10 @@ static void count_free(void *user, void *ptr, size_t bytes)
 static const dq_services services = {
     .struct_size = sizeof services, .abi = 1, .allocator = {count_alloc, count_free, NULL}};
 
-/* `options` go to the card's backend; NULL: the CPU. */
-static dq_status context_on(const char *options, dq_context **out)
-{
-    char text[PATH_MAX + 64];
-    dq_config *config = NULL;
-    snprintf(text, sizeof text, "%s%s%s", options ? card : "cpu", options && options[0] ? ":" : "",
-             options ? options : "");
-    OK(dq_config_new(&config));
-    OK(dq_config_set(config, "threads", "1"));
-    OK(dq_config_set(config, "backend", text));
-    OK(dq_config_set(config, "policy", "forbid"));
-    dq_status status = dq_context_new(config, &services, out);
-    dq_config_free(config);
-    return status;
-}
-
 static dq_context *context_of(const char *options)
 {
     dq_context *ctx = NULL;
-    OK(context_on(options, &ctx));
+    OK(context_on(options, &services, &ctx));
     return ctx;
 }
 
@@ -237,7 +206,7 @@ static void opening_fails(void **state)
     for (int64_t n = 1; n <= calls; n++) {
         dq_context *ctx = NULL;
         fail_at(CUDASIM_CALL, n, UNKNOWN, CUDASIM_GONE);
-        dq_status status = context_on("", &ctx);
+        dq_status status = context_on("", &services, &ctx);
         if (status != DQ_OK) {
             failed++;
             assert_null(ctx);
@@ -260,7 +229,7 @@ static void no_pinned_memory(void **state)
     dq_context *ctx = NULL;
     numbers out = {0}, want = run_clean(&jobs[1], calls);
     fail_at(CUDASIM_PINNED, 3, NO_MEMORY, 1);
-    assert_int_equal(context_on("", &ctx), DQ_E_NOMEM);
+    assert_int_equal(context_on("", &services, &ctx), DQ_E_NOMEM);
     assert_null(ctx);
     assert_non_null(
         strstr(dq_error_text(), "cuda:0: pinned staging of 8388608 bytes: out of memory [backend cuda, code 2]"));
@@ -284,7 +253,7 @@ static void old_cards_are_refused(void **state)
     (void)state;
     dq_context *ctx = NULL;
     setenv("CUDASIM_CAPABILITY", "7.5", 1);
-    assert_int_equal(context_on("", &ctx), DQ_E_UNSUPPORTED);
+    assert_int_equal(context_on("", &services, &ctx), DQ_E_UNSUPPORTED);
     unsetenv("CUDASIM_CAPABILITY");
     assert_non_null(strstr(dq_error_text(), "cuda:0: compute capability 7.5 is too old: 8.0 is needed"));
     assert_null(ctx);
@@ -325,7 +294,7 @@ static void *work(void *arg)
 {
     worker *w = arg;
     dq_context *ctx = NULL;
-    w->status = context_on(w->options, &ctx);
+    w->status = context_on(w->options, &services, &ctx);
     for (int i = 0; i < 2 && w->status == DQ_OK; i++) w->status = w->job->run(ctx, &w->out);
     if (w->status != DQ_OK) snprintf(w->text, sizeof w->text, "%s", dq_error_text());
     dq_context_free(ctx);
@@ -351,7 +320,7 @@ static void two_cards(void **state)
     (void)state;
     dq_context *ctx = NULL;
     setenv("CUDASIM_DEVICES", "2", 1);
-    assert_int_equal(context_on("2", &ctx), DQ_E_INVALID);
+    assert_int_equal(context_on("2", &services, &ctx), DQ_E_INVALID);
     assert_non_null(strstr(dq_error_text(), "cuda:2: there is no such card; this machine has 2, counted from 0"));
     at_once("device=0", "device=1");
     unsetenv("CUDASIM_DEVICES");

@@ -4,14 +4,14 @@
 #include <dartquant/backend.h>
 
 #include <dlfcn.h>
-#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
+
+#include "simulated.h"
 
 enum { UPLOADS = 120, LARGEST = 9 << 20, ROOM = 72 << 20 };
 
@@ -59,11 +59,7 @@ static int set_up(void **state)
 {
     (void)state;
     char path[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 64);
-    if (n <= 0) return -1;
-    path[n] = '\0';
-    *strrchr(path, '/') = '\0'; /* BUILD/tests/cuda/test_streams */
-    strcpy(strrchr(path, '/'), "/fakes/libdartquant-cudasim.so");
+    if (!find_simulated_card(path)) return -1;
     void *file = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     void *symbol = file ? dlsym(file, DQ_BACKEND_ENTRY) : NULL;
     dq_backend_entry_fn entry;
