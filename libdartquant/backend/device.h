@@ -49,6 +49,8 @@ static inline dq_tensor dq_tensor_rows(const dq_tensor *t, int64_t r0, int64_t r
 {
     return dq_tensor_slice(t, r0, rows, 0, t->view.cols);
 }
+/* The same elements with every row cut in rows of `cols`, which divides them; empty where rows do not touch. */
+dq_tensor dq_tensor_split_rows(const dq_tensor *t, int64_t cols);
 static inline bool dq_tensor_is_empty(const dq_tensor *t) { return t == NULL || t->dev == NULL; }
 /* Whether the host could touch its memory itself. */
 bool dq_tensor_in_reach(const dq_tensor *t);

@@ -68,6 +68,16 @@ dq_tensor dq_tensor_slice(const dq_tensor *t, int64_t r0, int64_t rows, int64_t 
     return slice;
 }
 
+dq_tensor dq_tensor_split_rows(const dq_tensor *t, int64_t cols)
+{
+    dq_tensor split = dq_tensor_rows(t, 0, t->view.rows);
+    const dq_view *v = &t->view;
+    if (cols < 1 || v->cols % cols != 0 || (v->stride != v->cols && v->rows != 1)) return (dq_tensor){0};
+    split.view.rows = v->rows * (v->cols / cols);
+    split.view.cols = split.view.stride = cols;
+    return split;
+}
+
 /* Copies between packed host memory and the view, in one piece where the rows touch. Exactly one of src, dst is set. */
 static dq_status copy_rows(dq_device *dev, const dq_view *v, const char *src, char *dst)
 {

@@ -82,7 +82,7 @@ static void list_tensor(const dq_export_plan *p, dq_gguf_writer *w, dq_role role
     char name[DQ_TENSOR_NAME];
     int64_t rows, cols;
     dq_arch_shape(a, role, &rows, &cols);
-    bool norm = role == DQ_ATTN_NORM || role == DQ_MLP_NORM || role == DQ_FINAL_NORM;
+    bool norm = dq_role_is_norm(role) || dq_role_is_head_norm(role);
     dq_gguf_block type = norm ? DQ_GGUF_OUT_F32 : role >= DQ_EMBED ? vocab_type(p) : type_for(p->spec->block, cols);
     gguf_name(a, role, layer, ".weight", name, sizeof name);
     dq_gguf_writer_tensor(w, name, norm ? 0 : rows, cols, dq_gguf_block_id(type),
@@ -98,7 +98,8 @@ static void list_tensors(const dq_export_plan *p, dq_gguf_writer *w)
     const dq_arch *a = dq_model_arch(p->model);
     list_tensor(p, w, DQ_EMBED, 0);
     for (int64_t layer = 0; layer < a->layers; layer++)
-        for (int role = 0; role <= DQ_MLP_NORM; role++) list_tensor(p, w, (dq_role)role, layer);
+        for (int role = 0; dq_role_is_in_layer((dq_role)role); role++)
+            if (dq_arch_has(a, (dq_role)role)) list_tensor(p, w, (dq_role)role, layer);
     list_tensor(p, w, DQ_FINAL_NORM, 0);
     if (!a->tied) list_tensor(p, w, DQ_HEAD, 0);
     if (a->rope_scaling == DQ_ROPE_LLAMA3 || a->rope_scaling == DQ_ROPE_TABLE)
@@ -206,8 +207,10 @@ done:
 static dq_status put_norm(const dq_export_plan *p, dq_gguf_writer *w, int64_t layer, dq_role role)
 {
     float *values;
+    int64_t rows, cols;
     DQ_TRY(dq_export_norm_f32(p, layer, role, &values));
-    dq_status status = put(w, values, (uint64_t)dq_model_arch(p->model)->hidden * 4);
+    dq_arch_shape(dq_model_arch(p->model), role, &rows, &cols);
+    dq_status status = put(w, values, (uint64_t)cols * 4);
     dq_free(values);
     return status;
 }
@@ -249,8 +252,8 @@ static dq_status put_tensors(const dq_export_plan *p, dq_gguf_writer *w)
     DQ_TRY(put_vocab(p, w, DQ_EMBED));
     for (int64_t layer = 0; layer < a->layers; layer++) {
         for (int role = 0; role <= DQ_DOWN_PROJ; role++) DQ_TRY(put_linear(p, w, layer, (dq_role)role));
-        DQ_TRY(put_norm(p, w, layer, DQ_ATTN_NORM));
-        DQ_TRY(put_norm(p, w, layer, DQ_MLP_NORM));
+        for (int role = DQ_ATTN_NORM; dq_role_is_in_layer((dq_role)role); role++)
+            if (dq_arch_has(a, (dq_role)role)) DQ_TRY(put_norm(p, w, layer, (dq_role)role));
         DQ_TRY(dq_progress_report(p->progress, "export", (uint64_t)layer + 1, units, 0.0));
     }
     DQ_TRY(put_norm(p, w, 0, DQ_FINAL_NORM));

@@ -121,14 +121,16 @@ static dq_status put_norm(const dq_export_plan *p, dq_sink *sink, int64_t layer,
     char module[DQ_TENSOR_NAME], name[DQ_TENSOR_NAME + 8];
     float *values = NULL, *bias = NULL;
     const dq_arch *a = dq_model_arch(p->model);
+    int64_t rows, cols;
     dq_status status;
+    dq_arch_shape(a, role, &rows, &cols);
     DQ_GO(dq_export_norm_f32(p, layer, role, &values));
     DQ_GO(dq_export_norm_bias_f32(p, layer, role, &bias));
     dq_arch_module_name(a, role, layer, module, sizeof module);
     snprintf(name, sizeof name, "%s.weight", module);
-    DQ_GO(put_vector(p, sink, name, a->hidden, values));
+    DQ_GO(put_vector(p, sink, name, cols, values));
     snprintf(name, sizeof name, "%s.bias", module);
-    if (bias) status = put_vector(p, sink, name, a->hidden, bias);
+    if (bias) status = put_vector(p, sink, name, cols, bias);
 done:
     dq_free(values);
     dq_free(bias);
@@ -225,8 +227,8 @@ dq_status dq_export_tensors(const dq_export_plan *p, dq_sink *sink)
     DQ_TRY(put_rows(p, sink, DQ_EMBED));
     if (dq_arch_learns_positions(a)) DQ_TRY(put_rows(p, sink, DQ_POSITIONS));
     for (int64_t layer = 0; layer < a->layers; layer++) {
-        DQ_TRY(put_norm(p, sink, layer, DQ_ATTN_NORM));
-        DQ_TRY(put_norm(p, sink, layer, DQ_MLP_NORM));
+        for (int role = DQ_ATTN_NORM; dq_role_is_in_layer((dq_role)role); role++)
+            if (dq_arch_has(a, (dq_role)role)) DQ_TRY(put_norm(p, sink, layer, (dq_role)role));
         for (int n = 0; n < dq_arch_linears(a); n++) DQ_TRY(put_linear(p, sink, layer, dq_arch_linear(a, n)));
         DQ_TRY(dq_progress_report(p->progress, "export", (uint64_t)layer + 1, units, 0.0));
     }

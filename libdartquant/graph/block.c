@@ -87,6 +87,19 @@ static dq_status attend_cached(const dq_block_spec *s, dq_kv_cache *cache, const
     return dq_op_kv_attention(&d, &ws->q, &cache->k, &cache->k_grid, &cache->v, &cache->v_grid, &s->span, &ws->a);
 }
 
+/* The norm of each head by itself (Qwen3); x may be columns of a wider tensor. */
+static dq_status head_norm(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *x)
+{
+    if (dq_tensor_is_empty(weight)) return DQ_OK;
+    dq_tensor heads = dq_tensor_split_rows(x, s->head_dim);
+    if (!dq_tensor_is_empty(&heads)) return dq_op_rmsnorm(&heads, weight, s->norm_eps, &heads);
+    for (int64_t c = 0; c < x->view.cols; c += s->head_dim) {
+        dq_tensor head = dq_tensor_slice(x, 0, x->view.rows, c, s->head_dim);
+        DQ_TRY(dq_op_rmsnorm(&head, weight, s->norm_eps, &head));
+    }
+    return DQ_OK;
+}
+
 /* From the input of q, k, v, quantized, to ws.a. */
 static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
 {
@@ -100,6 +113,8 @@ static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const d
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
     }
     DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
+    DQ_TRY(head_norm(s, &b->q_norm, &ws->q));
+    DQ_TRY(head_norm(s, &b->k_norm, &ws->k));
     if (!dq_tensor_is_empty(&s->cos)) { /* else positions are in the embedding */
         DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->q));
         DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->k));

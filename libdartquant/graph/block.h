@@ -38,6 +38,7 @@ typedef struct dq_kv_cache {
 
 typedef struct dq_block {
     dq_tensor attn_norm, mlp_norm;           /* F32 [1, hidden]; empty = weightless (fused) */
+    dq_tensor q_norm, k_norm;                /* F32 [1, head_dim]: of each head before RoPE (Qwen3); empty = none */
     dq_tensor attn_norm_bias, mlp_norm_bias; /* F32 [1, hidden]; empty = none */
     dq_linear linear[DQ_BLOCK_LINEARS];
     /* The rows of q, k and v, of gate and up, below each other, in place of those of `linear`; else empty. The workspace must

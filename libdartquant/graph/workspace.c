@@ -127,6 +127,8 @@ void dq_block_free(dq_block *block)
 {
     dq_tensor_free(&block->attn_norm);
     dq_tensor_free(&block->mlp_norm);
+    dq_tensor_free(&block->q_norm);
+    dq_tensor_free(&block->k_norm);
     dq_tensor_free(&block->attn_norm_bias);
     dq_tensor_free(&block->mlp_norm_bias);
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) dq_linear_free(&block->linear[i]);

@@ -39,6 +39,8 @@ typedef enum dq_role {
     DQ_DOWN_PROJ,
     DQ_ATTN_NORM,
     DQ_MLP_NORM,
+    DQ_Q_NORM, /* of each head of q or k, before RoPE: [1, head_dim] */
+    DQ_K_NORM,
     DQ_EMBED,
     DQ_FINAL_NORM,
     DQ_HEAD,
@@ -80,10 +82,14 @@ static inline bool dq_arch_learns_positions(const dq_arch *arch) { return dq_arc
 /* Quantizable linears of a block, and the n-th of them. */
 int dq_arch_linears(const dq_arch *arch);
 dq_role dq_arch_linear(const dq_arch *arch, int64_t n);
+/* Norms of the residual stream. */
 static inline bool dq_role_is_norm(dq_role role)
 {
     return role == DQ_ATTN_NORM || role == DQ_MLP_NORM || role == DQ_FINAL_NORM;
 }
+static inline bool dq_role_is_head_norm(dq_role role) { return role == DQ_Q_NORM || role == DQ_K_NORM; }
+/* Whether every layer has one of its own. */
+static inline bool dq_role_is_in_layer(dq_role role) { return role <= DQ_K_NORM; }
 /* Rows and columns of a role's weight ([1, n] for norms). */
 void dq_arch_shape(const dq_arch *arch, dq_role role, int64_t *rows, int64_t *cols);
 /* Short name: "q_proj", "input_layernorm", ... */

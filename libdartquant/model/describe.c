@@ -11,7 +11,7 @@ static int64_t parameters(const dq_arch *a)
         if ((role == DQ_HEAD && a->tied) || !dq_arch_has(a, (dq_role)role)) continue;
         dq_arch_shape(a, (dq_role)role, &rows, &cols);
         int64_t n = rows * cols + (dq_arch_has_bias(a, (dq_role)role) ? dq_arch_bias_size(a, (dq_role)role) : 0);
-        total += role <= DQ_MLP_NORM ? n * a->layers : n;
+        total += dq_role_is_in_layer((dq_role)role) ? n * a->layers : n;
     }
     return total;
 }

@@ -9,26 +9,24 @@ static const char *const llama_hf[] = {"llama", "mistral", NULL};
 static const char *const llama_gguf[] = {"llama", NULL};
 static const char *const qwen2_hf[] = {"qwen2", NULL};
 static const char *const qwen2_gguf[] = {"qwen2", NULL};
+static const char *const qwen3_hf[] = {"qwen3", NULL};
+static const char *const qwen3_gguf[] = {"qwen3", NULL};
 static const char *const opt_hf[] = {"opt", NULL};
 static const char *const none[] = {NULL};
 
 /* What the descendants of LLaMA have in common. */
 #define LLAMA_HF_NAMES                                                                                                 \
-    {                                                                                                                  \
-        [DQ_Q_PROJ] = "model.layers.%d.self_attn.q_proj", [DQ_K_PROJ] = "model.layers.%d.self_attn.k_proj",            \
-        [DQ_V_PROJ] = "model.layers.%d.self_attn.v_proj", [DQ_O_PROJ] = "model.layers.%d.self_attn.o_proj",            \
-        [DQ_GATE_PROJ] = "model.layers.%d.mlp.gate_proj", [DQ_UP_PROJ] = "model.layers.%d.mlp.up_proj",                \
-        [DQ_DOWN_PROJ] = "model.layers.%d.mlp.down_proj", [DQ_ATTN_NORM] = "model.layers.%d.input_layernorm",          \
-        [DQ_MLP_NORM] = "model.layers.%d.post_attention_layernorm", [DQ_EMBED] = "model.embed_tokens",                 \
-        [DQ_FINAL_NORM] = "model.norm", [DQ_HEAD] = "lm_head",                                                         \
-    }
+    [DQ_Q_PROJ] = "model.layers.%d.self_attn.q_proj", [DQ_K_PROJ] = "model.layers.%d.self_attn.k_proj",                \
+    [DQ_V_PROJ] = "model.layers.%d.self_attn.v_proj", [DQ_O_PROJ] = "model.layers.%d.self_attn.o_proj",                \
+    [DQ_GATE_PROJ] = "model.layers.%d.mlp.gate_proj", [DQ_UP_PROJ] = "model.layers.%d.mlp.up_proj",                    \
+    [DQ_DOWN_PROJ] = "model.layers.%d.mlp.down_proj", [DQ_ATTN_NORM] = "model.layers.%d.input_layernorm",              \
+    [DQ_MLP_NORM] = "model.layers.%d.post_attention_layernorm", [DQ_EMBED] = "model.embed_tokens",                     \
+    [DQ_FINAL_NORM] = "model.norm", [DQ_HEAD] = "lm_head"
 #define LLAMA_GGUF_NAMES                                                                                               \
-    {                                                                                                                  \
-        [DQ_Q_PROJ] = "blk.%d.attn_q", [DQ_K_PROJ] = "blk.%d.attn_k", [DQ_V_PROJ] = "blk.%d.attn_v",                   \
-        [DQ_O_PROJ] = "blk.%d.attn_output", [DQ_GATE_PROJ] = "blk.%d.ffn_gate", [DQ_UP_PROJ] = "blk.%d.ffn_up",        \
-        [DQ_DOWN_PROJ] = "blk.%d.ffn_down", [DQ_ATTN_NORM] = "blk.%d.attn_norm", [DQ_MLP_NORM] = "blk.%d.ffn_norm",    \
-        [DQ_EMBED] = "token_embd", [DQ_FINAL_NORM] = "output_norm", [DQ_HEAD] = "output",                              \
-    }
+    [DQ_Q_PROJ] = "blk.%d.attn_q", [DQ_K_PROJ] = "blk.%d.attn_k", [DQ_V_PROJ] = "blk.%d.attn_v",                       \
+    [DQ_O_PROJ] = "blk.%d.attn_output", [DQ_GATE_PROJ] = "blk.%d.ffn_gate", [DQ_UP_PROJ] = "blk.%d.ffn_up",            \
+    [DQ_DOWN_PROJ] = "blk.%d.ffn_down", [DQ_ATTN_NORM] = "blk.%d.attn_norm", [DQ_MLP_NORM] = "blk.%d.ffn_norm",        \
+    [DQ_EMBED] = "token_embd", [DQ_FINAL_NORM] = "output_norm", [DQ_HEAD] = "output"
 
 static const dq_family families[] = {
     {
@@ -38,8 +36,8 @@ static const dq_family families[] = {
         .hf_class = "LlamaForCausalLM",
         .hf_intermediate = "intermediate_size",
         .hf_activation = "hidden_act",
-        .hf_names = LLAMA_HF_NAMES,
-        .gguf_names = LLAMA_GGUF_NAMES,
+        .hf_names = {LLAMA_HF_NAMES},
+        .gguf_names = {LLAMA_GGUF_NAMES},
         .gguf_permuted_qk = true,
     },
     {
@@ -49,9 +47,30 @@ static const dq_family families[] = {
         .hf_class = "Qwen2ForCausalLM",
         .hf_intermediate = "intermediate_size",
         .hf_activation = "hidden_act",
-        .hf_names = LLAMA_HF_NAMES,
-        .gguf_names = LLAMA_GGUF_NAMES,
+        .hf_names = {LLAMA_HF_NAMES},
+        .gguf_names = {LLAMA_GGUF_NAMES},
         .qkv_bias = true,
+        .partial_windows = true,
+    },
+    {
+        .name = "qwen3",
+        .hf_model_types = qwen3_hf,
+        .gguf_archs = qwen3_gguf,
+        .hf_class = "Qwen3ForCausalLM",
+        .hf_intermediate = "intermediate_size",
+        .hf_activation = "hidden_act",
+        .hf_names =
+            {
+                LLAMA_HF_NAMES,
+                [DQ_Q_NORM] = "model.layers.%d.self_attn.q_norm",
+                [DQ_K_NORM] = "model.layers.%d.self_attn.k_norm",
+            },
+        .gguf_names =
+            {
+                LLAMA_GGUF_NAMES,
+                [DQ_Q_NORM] = "blk.%d.attn_q_norm",
+                [DQ_K_NORM] = "blk.%d.attn_k_norm",
+            },
         .partial_windows = true,
     },
     {
@@ -94,8 +113,8 @@ static const dq_family *find(const char *name, bool gguf)
 
 const dq_family *dq_family_by_hf(const char *model_type) { return find(model_type, false); }
 const dq_family *dq_family_by_gguf(const char *architecture) { return find(architecture, true); }
-const char *dq_family_list(void) { return "llama, mistral, qwen2, opt"; }
-const char *dq_family_gguf_list(void) { return "llama, qwen2"; }
+const char *dq_family_list(void) { return "llama, mistral, qwen2, qwen3, opt"; }
+const char *dq_family_gguf_list(void) { return "llama, qwen2, qwen3"; }
 
 void dq_arch_shape(const dq_arch *a, dq_role role, int64_t *rows, int64_t *cols)
 {
@@ -111,25 +130,19 @@ void dq_arch_shape(const dq_arch *a, dq_role role, int64_t *rows, int64_t *cols)
         case DQ_EMBED:
         case DQ_HEAD: *rows = a->vocab, *cols = a->hidden; return;
         case DQ_POSITIONS: *rows = a->max_positions + DQ_POSITION_OFFSET, *cols = a->hidden; return;
+        case DQ_Q_NORM:
+        case DQ_K_NORM: *rows = 1, *cols = a->head_dim; return;
         default: *rows = 1, *cols = a->hidden; return;
     }
 }
 
 const char *dq_role_name(dq_role role)
 {
-    static const char *const names[DQ_ROLES] = {"q_proj",
-                                                "k_proj",
-                                                "v_proj",
-                                                "o_proj",
-                                                "gate_proj",
-                                                "up_proj",
-                                                "down_proj",
-                                                "input_layernorm",
-                                                "post_attention_layernorm",
-                                                "embed_tokens",
-                                                "norm",
-                                                "lm_head",
-                                                "embed_positions"};
+    static const char *const names[DQ_ROLES] = {"q_proj",    "k_proj",          "v_proj",
+                                                "o_proj",    "gate_proj",       "up_proj",
+                                                "down_proj", "input_layernorm", "post_attention_layernorm",
+                                                "q_norm",    "k_norm",          "embed_tokens",
+                                                "norm",      "lm_head",         "embed_positions"};
     return role >= 0 && role < DQ_ROLES ? names[role] : "?";
 }
 

@@ -17,7 +17,7 @@ typedef enum dq_model_kind {
     DQ_MODEL_QUANTIZED
 } dq_model_kind;
 
-enum { DQ_LAYER_ROLES = DQ_MLP_NORM + 1 };
+enum { DQ_LAYER_ROLES = DQ_K_NORM + 1 };
 
 struct dq_model {
     atomic_int references;

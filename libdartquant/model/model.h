@@ -57,7 +57,8 @@ dq_status dq_model_codes_digest(const dq_model *model, char out[17]);
 dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_linear *out);
 /* F32 [1, out]; empty where the linear has none. */
 dq_status dq_model_read_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out);
-dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty when weightless */
+/* Empty when weightless or not there. */
+dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_tensor *out);
 dq_status dq_model_read_norm_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty = none */
 /* Rows of the embedding, the head or the learned positions. */
 dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out);

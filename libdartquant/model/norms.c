@@ -42,7 +42,8 @@ done:
 
 static dq_status check_norm(const dq_model *m, int64_t layer, dq_role role)
 {
-    if (!dq_role_is_norm(role)) return dq_fail(DQ_E_INVALID, "%s is not a norm", dq_role_name(role));
+    if (!dq_role_is_norm(role) && !dq_role_is_head_norm(role))
+        return dq_fail(DQ_E_INVALID, "%s is not a norm", dq_role_name(role));
     if (role == DQ_FINAL_NORM || (layer >= 0 && layer < m->arch.layers)) return DQ_OK;
     return dq_fail(DQ_E_INVALID, "layer %lld of %lld", (long long)layer, (long long)m->arch.layers);
 }
@@ -60,14 +61,17 @@ dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_te
 {
     dq_tensor t = {0};
     double bound;
+    int64_t rows, cols;
     DQ_TRY(check_norm(model, layer, role));
-    if (model->fused) {
+    bool own = dq_role_is_head_norm(role); /* no transform reaches them */
+    if (own ? !dq_arch_has(&model->arch, role) : model->fused) {
         *out = t;
         return DQ_OK;
     }
-    if (model->scaled) return read_norm64(model, layer, role, false, out);
+    if (model->scaled && !own) return read_norm64(model, layer, role, false, out);
     const dq_model *root = dq_model_root(model);
-    DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, 1, model->arch.hidden, &t));
+    dq_arch_shape(&model->arch, role, &rows, &cols);
+    DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, rows, cols, &t));
     dq_status status = dq_root_read(root, role, false, dq_root_weight(root, layer, role), 0, &t, &bound);
     if (status == DQ_OK)
         *out = t;

@@ -10,7 +10,7 @@
 
 static int64_t slot(const dq_model *root, int64_t layer, dq_role role)
 {
-    if (role <= DQ_MLP_NORM) return layer * DQ_LAYER_ROLES + role;
+    if (dq_role_is_in_layer(role)) return layer * DQ_LAYER_ROLES + role;
     return root->arch.layers * DQ_LAYER_ROLES + (role - DQ_EMBED);
 }
 

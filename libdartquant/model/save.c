@@ -258,8 +258,8 @@ static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, 
     DQ_TRY(put_rows(s, m, scheme, DQ_EMBED));
     if (dq_arch_learns_positions(&m->arch)) DQ_TRY(put_rows(s, m, scheme, DQ_POSITIONS));
     for (int64_t layer = 0; layer < m->arch.layers; layer++) {
-        DQ_TRY(put_norm(s, m, layer, DQ_ATTN_NORM));
-        DQ_TRY(put_norm(s, m, layer, DQ_MLP_NORM));
+        for (int role = DQ_ATTN_NORM; dq_role_is_in_layer((dq_role)role); role++)
+            if (dq_arch_has(&m->arch, (dq_role)role)) DQ_TRY(put_norm(s, m, layer, (dq_role)role));
         for (int n = 0; n < dq_arch_linears(&m->arch); n++)
             DQ_TRY(put_linear(s, m, scheme, layer, dq_arch_linear(&m->arch, n)));
         DQ_TRY(dq_progress_report(progress, STAGE, (uint64_t)layer + 1, units, 0.0));

@@ -270,6 +270,8 @@ dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
     memset(&b, 0, sizeof b);
     dq_status status = dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm);
     if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm);
+    if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_Q_NORM, &b.q_norm);
+    if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_K_NORM, &b.k_norm);
     if (status == DQ_OK) status = dq_model_read_norm_bias(model, layer, DQ_ATTN_NORM, &b.attn_norm_bias);
     if (status == DQ_OK) status = dq_model_read_norm_bias(model, layer, DQ_MLP_NORM, &b.mlp_norm_bias);
     if (status != DQ_OK) {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, OPTConfig,
-                          OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+                          OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 
 OUT = pathlib.Path(__file__).resolve().parents[1] / "data" / "models"
 VOCAB, TOKENS = 96, 24
@@ -43,6 +43,9 @@ MODELS = {
                           num_hidden_layers=2, sliding_window=5, use_sliding_window=False)),
     "opt": (OPTForCausalLM, torch.float16, False,
             OPTConfig(hidden_size=64, ffn_dim=96, num_attention_heads=4, word_embed_proj_dim=64)),
+    "qwen3": (Qwen3ForCausalLM, torch.bfloat16, False,
+              Qwen3Config(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+                          num_hidden_layers=2, head_dim=32)),
 }
 
 
@@ -99,7 +102,7 @@ def interleave(w, heads):
 
 GGUF_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
               "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-              "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+              "mlp.down_proj": "ffn_down", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 
 
 def gguf_name(name):
@@ -126,9 +129,10 @@ def to_gguf(name, rope_divisor=None, arch="llama"):
     w.add_feed_forward_length(config["intermediate_size"])
     w.add_head_count(heads)
     w.add_head_count_kv(kv)
-    if arch == "llama":
+    if arch != "qwen2":
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
+    if arch == "llama":
         w.add_rope_dimension_count(head_dim)
     w.add_layer_norm_rms_eps(config["rms_norm_eps"])
     w.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
@@ -162,6 +166,8 @@ def main():
         to_gguf("bias", rope_divisor=[1.0] * 6)
     if "qwen2" in wanted:
         to_gguf("qwen2", arch="qwen2")
+    if "qwen3" in wanted:
+        to_gguf("qwen3", arch="qwen3")
     total = sum(f.stat().st_size for f in OUT.rglob("*") if f.is_file())
     print(f"{OUT}: {total} bytes")
 

@@ -259,7 +259,7 @@ static void check_scaled(fixture *f, dq_model *base, const expected *e)
 static void scaling_keeps_logits(void **state)
 {
     (void)state;
-    static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "opt"};
+    static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "qwen3", "opt"};
     fixture f;
     fixture_open(&f, "cpu", 2);
     for (int i = 0; i < 7; i++) {

@@ -12,7 +12,7 @@
 #include "models.h"
 #include "rotation/rotation.h"
 
-static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "opt"};
+static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "qwen3", "opt"};
 enum { MODELS = sizeof names / sizeof *names };
 
 static dq_model *fused(dq_model *base)

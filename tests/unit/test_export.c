@@ -215,10 +215,10 @@ static void rotated(void **state)
     }
 }
 
-/* Biases of q, k and v through every format that has a place for them: as they are, after R1 and R2 were folded in. */
-static void biases(void **state)
+/* What a family has beside LLaMA's weights (biases of q, k, v; norms of heads) through every format that has a place for it:
+ * as it is, after R1 and R2 were folded in. */
+static void beside_llama(const char *name)
 {
-    (void)state;
     static const struct {
         const char *format;
         double most; /* scales, biases and the tables at both ends are rounded to 16 bits */
@@ -230,8 +230,8 @@ static void biases(void **state)
     dq_rotation_set *set;
     dq_rotation_options o = {.use_r1 = true, .use_r2 = DQ_R2_OFFLINE, .seed = 5};
     fixture_open(&f, "cpu", 2);
-    read_expected(&f, "qwen2", &e);
-    dq_model *m = open_tiny(&f, "qwen2");
+    read_expected(&f, name, &e);
+    dq_model *m = open_tiny(&f, name);
     ok(dq_model_derive_fused(m, false, &fused));
     ok(dq_rotation_set_make(f.dev, dq_model_arch(m), &o, &set));
     ok(dq_model_derive_rotated(fused, set, &turned));
@@ -246,9 +246,9 @@ static void biases(void **state)
         logits_of(from, &e, reference);
         logits_of(back, &e, got);
         double d = max_difference(got, reference, e.tokens * e.vocab);
-        print_message("qwen2 to %-18s logits differ by %.1e\n", cases[i].format, d);
+        print_message("%s to %-18s logits differ by %.1e\n", name, cases[i].format, d);
         assert_true(d < cases[i].most);
-        assert_string_equal(dq_model_arch(back)->family->name, "qwen2");
+        assert_string_equal(dq_model_arch(back)->family->name, name);
         dq_model_release(back);
         remove_folder(dir);
     }
@@ -258,6 +258,18 @@ static void biases(void **state)
     dq_model_release(fused);
     dq_model_release(m);
     fixture_close(&f);
+}
+
+static void qwen2(void **state)
+{
+    (void)state;
+    beside_llama("qwen2");
+}
+
+static void qwen3(void **state)
+{
+    (void)state;
+    beside_llama("qwen3");
 }
 
 /* OPT: biases everywhere, norms with biases, positions. R1 makes RMS norms of its norms, which no other program could tell. */
@@ -542,7 +554,8 @@ int main(void)
                                        cmocka_unit_test(gguf),
                                        cmocka_unit_test(gguf_threads),
                                        cmocka_unit_test(rotated),
-                                       cmocka_unit_test(biases),
+                                       cmocka_unit_test(qwen2),
+                                       cmocka_unit_test(qwen3),
                                        cmocka_unit_test(opt),
                                        cmocka_unit_test(refusals),
                                        cmocka_unit_test(no_half_folders),

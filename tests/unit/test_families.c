@@ -243,7 +243,7 @@ static dq_model *quantized(dq_model *model, const dq_config *config, dq_dataset 
 static void jobs(void **state)
 {
     (void)state;
-    static const char *const names[] = {"qwen2", "opt"};
+    static const char *const names[] = {"qwen2", "qwen3", "opt"};
     static const char *const schemes[][4] = {{"w_rtn=true"},
                                              {"w_rtn=false"},
                                              {"w_rtn=true", "w_awq=true"},
@@ -308,7 +308,7 @@ static void jobs(void **state)
 static void learnt(void **state)
 {
     (void)state;
-    static const char *const names[] = {"qwen2", "opt"};
+    static const char *const names[] = {"qwen2", "qwen3", "opt"};
     int32_t ids[IDS];
     for (int i = 0; i < IDS; i++) ids[i] = i * 31 % 96;
     for (int n = 0; n < 2; n++) {

@@ -14,7 +14,7 @@
 #include "model/internal.h"
 #include "models.h"
 
-static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "opt"};
+static const char *const names[] = {"mha", "gqa", "tied", "bias", "window", "qwen2", "qwen3", "opt"};
 enum { MODELS = sizeof names / sizeof *names };
 
 static void check_logits(const char *device)
@@ -49,7 +49,7 @@ static void logits_on_cpu(void **state)
 static void logits_of_gguf(void **state)
 {
     (void)state;
-    static const char *const files[] = {"tied", "bias", "qwen2"};
+    static const char *const files[] = {"tied", "bias", "qwen2", "qwen3"};
     fixture f;
     fixture_open(&f, "cpu", 2);
     for (int i = 0; i < 3; i++) {

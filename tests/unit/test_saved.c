@@ -192,7 +192,7 @@ static void save_and_compare(fixture *f, dq_model *m, const expected *e, uint64_
 static void saving_keeps_every_bit(void **state)
 {
     (void)state;
-    static const char *const names[] = {"gqa", "tied", "bias", "qwen2", "opt"};
+    static const char *const names[] = {"gqa", "tied", "bias", "qwen2", "qwen3", "opt"};
     fixture f;
     fixture_open(&f, "cpu", 2);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {

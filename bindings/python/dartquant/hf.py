@@ -22,7 +22,7 @@ RECIPES = {
 
 
 def from_transformers(model: Any, *, tokenizer: Any = None, context: Optional[Context] = None) -> Model:
-    """A transformers model (LLaMA, Mistral, Qwen2, OPT) without touching disk. CPU weights are read in place: leave them as they
+    """A transformers model (LLaMA, Mistral, Qwen2, Qwen3, OPT) without touching disk. CPU weights are read in place: leave them as they
     are while the result or a model derived from it lives. `tokenizer`: the transformers tokenizer, for texts."""
     if not hasattr(model, "state_dict") or not hasattr(getattr(model, "config", None), "to_dict"):
         raise TypeError("a transformers model has state_dict() and config.to_dict(); %s has not" % type(model).__name__)
