@@ -15,7 +15,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from report import nvidia_smi, our_env, tail, write_json  # noqa: E402
+from report import backend_of_programs, nvidia_smi, our_env, tail, write_json  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__)
 p.add_argument("--build", required=True)
@@ -63,11 +63,11 @@ def has_torch():
 
 
 def ours(ident):
-    tiny = ["--tiny"] if args.tiny else []
+    tiny, backend = ["--tiny"] if args.tiny else [], backend_of_programs(args.backend, args.build)
     if ident in ("G6", "G7"):
-        return lines([os.path.join(args.build, "tests", "cuda", "bench_jobs"), "--backend", args.backend,
+        return lines([os.path.join(args.build, "tests", "cuda", "bench_jobs"), "--backend", backend,
                       "gptq" if ident == "G6" else "ppl", *tiny], 200)
-    return lines([os.path.join(args.build, "tests", "cuda", "bench_ops"), "--backend", args.backend, ident, *tiny], 150)
+    return lines([os.path.join(args.build, "tests", "cuda", "bench_ops"), "--backend", backend, ident, *tiny], 150)
 
 
 def peers(ident):

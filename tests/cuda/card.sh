@@ -8,11 +8,13 @@ out=${2:-build}
 json=${3:-}
 cd "$(dirname "$0")/../.." || exit 1
 case $out in
-    *.tar.gz)
+    *.tar.gz) # unpacked beside it, or where one can write; anew when it is another one
         folder=${out%.tar.gz}
-        [ -d "$folder" ] && [ ! "$out" -nt "$folder" ] || {
+        sum=$(cksum < "$out") || exit 1
+        mkdir -p "$folder" 2> /dev/null && [ -w "$folder" ] || folder=${TMPDIR:-/tmp}/$(basename "$folder")
+        [ "$(cat "$folder/.unpacked" 2> /dev/null)" = "$sum" ] || {
             rm -rf "$folder"
-            mkdir -p "$folder" && tar -xzf "$out" -C "$folder" && touch "$folder" || exit 1
+            mkdir -p "$folder" && tar -xzf "$out" -C "$folder" && echo "$sum" > "$folder/.unpacked" || exit 1
         }
         out=$folder
         ;;

@@ -19,6 +19,13 @@ def our_env(extra=None):
     return env
 
 
+def backend_of_programs(backend, build):
+    """What programs that hold the library call the backend: no plug-in is beside them, so a name becomes its file."""
+    name, colon, options = backend.partition(":")
+    path = os.path.abspath(os.path.join(build, "dartquant", "backends-1", "libdartquant-%s.so" % name))
+    return path + colon + options if os.path.exists(path) else backend
+
+
 def nvidia_smi():
     try:
         r = subprocess.run(["nvidia-smi", "--query-gpu=" + FIELDS, "--format=csv,noheader"], stdout=subprocess.PIPE,

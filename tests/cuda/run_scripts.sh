@@ -80,4 +80,28 @@ python3 tests/cuda/sanitize.py --build "$out" --tool "$work/compute-sanitizer" -
 check cuda_sanitize_finds_errors "$([ $? = 1 ] || cat "$work/sanitize.out")"
 holds cuda_sanitize_reports "$work/sanitize.json" \
     '(lambda v: v["memcheck_forward"] == "pass" and v["memcheck_quant"] == "fail" and v["memcheck_fit"] == "fail" and v["memcheck_data"] == "skip" and all(x == "pass" for n, x in v.items() if n.startswith("race")))({x["name"]: x["verdict"] for x in r["runs"]}) and r["status"] == "done"'
+
+# ---- a kit, packed up, where there is neither make nor a compiler: with the simulated card under the real one's name ----
+bash tests/cuda/kit.sh "$out" "$work/kit" "$card" > "$work/kit.out" 2>&1 || cat "$work/kit.out"
+rm -rf "$work/kit"
+mkdir -p "$work/tree/tests" "$work/bin"
+cp -r tests/cuda tests/golden tests/conformance tests/data "$work/tree/tests/"
+for tool in awk basename bash cat cksum dirname env grep gzip head ldd ls mkdir nproc realpath rm sed sort tail tar timeout touch tr uname; do
+    ln -s "$(command -v "$tool")" "$work/bin/$tool"
+done
+ln -s "$(python3 -c 'import sys; print(sys.executable)')" "$work/bin/python3"
+mv "$work/compute-sanitizer" "$work/bin/"
+bare() { # what, JSON, flags
+    (cd / && env -i PATH="$work/bin" bash "$work/tree/tests/cuda/card.sh" "$1" "$work/kit.tar.gz" "$work/$2" "${@:3}") > "$work/bare.out" 2>&1
+}
+bare test bare-test.json --tiny --only device,perplexity,test_data_ops,test_fused_ops,unknown_option,memory_budget
+check cuda_kit_tests "$([ $? = 0 ] || cat "$work/bare.out")"
+holds cuda_kit_test_report "$work/bare-test.json" '[c["verdict"] for c in r["checks"]] == ["pass"] * 6 and r["backend"] == "cuda"
+    and set(r["figures"]["test_data_ops"].values()) == {"pass"} and r["device"]["device"] == "cuda:0"'
+bare bench bare-bench.json --tiny --no_peers --only G2,G7
+check cuda_kit_benches "$([ $? = 0 ] || cat "$work/bare.out")"
+holds cuda_kit_bench_report "$work/bare-bench.json" '{"G2", "G7", "R-bf16"} <= {o["id"] for o in r["ours"]} and not r["problems"]'
+bare sanitize bare-sanitize.json --seconds 20 --least 0.1 --only racecheck
+check cuda_kit_sanitizes "$([ $? = 0 ] || cat "$work/bare.out")"
+holds cuda_kit_sanitize_report "$work/bare-sanitize.json" 'all(x["verdict"] == "pass" for x in r["runs"]) and r["status"] == "done"'
 exit "$status"

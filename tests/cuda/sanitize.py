@@ -15,7 +15,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from report import nvidia_smi, our_env, tail, write_json  # noqa: E402
+from report import backend_of_programs, nvidia_smi, our_env, tail, write_json  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--build", required=True)
@@ -57,7 +57,7 @@ def flags_of(tool):
 
 
 def run(tool, program, test, limit):
-    env = our_env({"DQ_TEST_BACKEND": args.backend, **({"DQ_TEST_FILTER": test} if test else {})})
+    env = our_env({"DQ_TEST_BACKEND": backend_of_programs(args.backend, args.build), **({"DQ_TEST_FILTER": test} if test else {})})
     command = [args.tool, *flags_of(tool), os.path.join(args.build, "tests", "conformance", "test_%s_ops" % program)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env,
                                start_new_session=True)

@@ -21,7 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "golden")]
 from tiny_text import text as text_of  # noqa: E402
-from report import codes_that_differ, nvidia_smi, our_env, tail, write_json  # noqa: E402
+from report import backend_of_programs, codes_that_differ, nvidia_smi, our_env, tail, write_json  # noqa: E402
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--build", required=True)
@@ -141,7 +141,7 @@ def tests_of(program):
 
 
 def run_tests(program, which=None):
-    env = {"DQ_TEST_BACKEND": args.backend, **({"DQ_TEST_FILTER": which} if which else {})}
+    env = {"DQ_TEST_BACKEND": backend_of_programs(args.backend, args.build), **({"DQ_TEST_FILTER": which} if which else {})}
     try:
         code, out, err = run([program], env)
         both = out + err
