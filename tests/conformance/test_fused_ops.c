@@ -112,9 +112,9 @@ static void rmsnorm_quant(void **state)
 {
     (void)state;
     static const fused_case cases[] = {
-        {5, 1, 64, 0, 64, 0, 0, true}, {3, 1, 577, 0, 577, 0, 0, true}, {7, 1, 4096, 0, 4096, 0, 0, true},
-        {4, 1, 96, 0, 32, 0, 0, true}, {2, 1, 30, 0, 10, 0, 0, true},   {0, 1, 8, 0, 8, 0, 0, true},
-        {1, 1, 1, 0, 1, 0, 0, true},
+        {5, 1, 64, 0, 64, 0, 0, true}, {3, 1, 577, 0, 577, 0, 0, true},     {7, 1, 4096, 0, 4096, 0, 0, true},
+        {4, 1, 96, 0, 32, 0, 0, true}, {2, 1, 30, 0, 10, 0, 0, true},       {0, 1, 8, 0, 8, 0, 0, true},
+        {1, 1, 1, 0, 1, 0, 0, true},   {2, 1, 12288, 0, 12288, 0, 0, true},
     };
     run_cases("rmsnorm_quant", norm_run, cases, sizeof cases / sizeof cases[0]);
 }

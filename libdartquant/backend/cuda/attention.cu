@@ -148,7 +148,7 @@ DQ_CUDA_SLOT dq_cuda_attention(void *device, const dq_attention_desc *d, const d
     if (d->head_dim > 256 || sequences > 65535 || d->heads > 65535)
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "attention: head_dim %d (256 at most), %d heads, %lld sequences",
                             d->head_dim, d->heads, (long long)sequences);
-    if (d->math == DQ_MATH_BF16 && d->head_dim <= 128) return dq_cuda_attention_mma(dev, d, q, k, v, o);
+    if (dq_cuda_attention_mma_fits(dev, d)) return dq_cuda_attention_mma(dev, d, q, k, v, o);
     attention_args a = {cu_view<const float>(q),
                         cu_view<const float>(k),
                         cu_view<const float>(v),

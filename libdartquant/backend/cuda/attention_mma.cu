@@ -188,12 +188,21 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_ker
     }
 }
 
+/* Queries, and two tiles of keys and values. */
+static int64_t shared_bytes(int width) { return (int64_t)(QUERIES + 4 * KEYS) * (width + GAP) * 2; }
+static int width_of(const dq_attention_desc *d) { return d->head_dim <= 32 ? 32 : d->head_dim <= 64 ? 64 : 128; }
+
+bool dq_cuda_attention_mma_fits(const dq_cuda_device *dev, const dq_attention_desc *d)
+{
+    return d->math == DQ_MATH_BF16 && d->head_dim <= 128 && shared_bytes(width_of(d)) <= dev->max_shared;
+}
+
 template <int D>
 static dq_status launch(dq_cuda_device *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
                         const dq_view *v, const dq_view *o)
 {
     int64_t q_size = q->rows * d->heads * D, kv_size = q->rows * d->kv_heads * D;
-    int64_t bytes = (int64_t)(QUERIES + 4 * KEYS) * (D + GAP) * 2;
+    int64_t bytes = shared_bytes(D);
     dq_cuda_block scratch = {};
     CU_TRY(cu_allow_shared(dev, attention_mma_kernel<D>, bytes));
     CU_TRY(dq_cuda_scratch(dev, (uint64_t)(q_size + 2 * kv_size) * 2, "attention", &scratch));
@@ -226,7 +235,9 @@ static dq_status launch(dq_cuda_device *dev, const dq_attention_desc *d, const d
 dq_status dq_cuda_attention_mma(dq_cuda_device *dev, const dq_attention_desc *d, const dq_view *q, const dq_view *k,
                                 const dq_view *v, const dq_view *o)
 {
-    if (d->head_dim <= 32) return launch<32>(dev, d, q, k, v, o);
-    if (d->head_dim <= 64) return launch<64>(dev, d, q, k, v, o);
-    return launch<128>(dev, d, q, k, v, o);
+    switch (width_of(d)) {
+        case 32: return launch<32>(dev, d, q, k, v, o);
+        case 64: return launch<64>(dev, d, q, k, v, o);
+        default: return launch<128>(dev, d, q, k, v, o);
+    }
 }

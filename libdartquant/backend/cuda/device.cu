@@ -97,6 +97,23 @@ dq_status dq_cuda_check_solver(dq_cuda_device *dev, cusolverStatus_t status, con
 
 dq_status dq_cuda_launched(dq_cuda_device *dev, const char *op) { return dq_cuda_check(dev, cudaGetLastError(), op); }
 
+/* Above 48 KB, a kernel's own included, it must be asked for. What is asked for is a property of the kernel in the process,
+ * which contexts share: always the most, so that none takes from another what it is about to use. */
+dq_status dq_cuda_allow_shared(dq_cuda_device *dev, const void *kernel, int64_t bytes)
+{
+    enum { ALWAYS = 40 << 10 }; /* no kernel has more than 8 KB of its own */
+    cudaFuncAttributes f;
+    if (bytes <= ALWAYS) return DQ_OK;
+    CU_TRY(dq_cuda_check(dev, cudaFuncGetAttributes(&f, kernel), "shared memory of a kernel"));
+    int64_t most = dev->max_shared - (int64_t)f.sharedSizeBytes;
+    if (bytes > most)
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "a kernel needs %lld bytes of shared memory, there are %lld",
+                            (long long)bytes, (long long)most);
+    if (f.maxDynamicSharedSizeBytes >= bytes) return DQ_OK;
+    return dq_cuda_check(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most),
+                         "shared memory of a kernel");
+}
+
 dq_status dq_cuda_enter(dq_cuda_device *dev)
 {
     return dq_cuda_check(dev, cudaSetDevice(dev->ordinal), "choosing the card");

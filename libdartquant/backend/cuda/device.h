@@ -66,6 +66,8 @@ dq_status dq_cuda_check_blas(dq_cuda_device *dev, cublasStatus_t status, const c
 dq_status dq_cuda_check_solver(dq_cuda_device *dev, cusolverStatus_t status, const char *what);
 /* After a launch. */
 dq_status dq_cuda_launched(dq_cuda_device *dev, const char *op);
+/* Before the launch of a kernel that wants `bytes` of dynamic shared memory. */
+dq_status dq_cuda_allow_shared(dq_cuda_device *dev, const void *kernel, int64_t bytes);
 /* Waits for the stream and turns what kernels found wrong into an error. */
 dq_status dq_cuda_wait(dq_cuda_device *dev);
 /* Waits, and copies up to 64 bytes from the card: numbers on their way to the host. */

@@ -227,13 +227,11 @@ static inline dim3 cu_grid_rows(const dq_view *v)
         for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < (col_count);                              \
              c += (int64_t)gridDim.x * blockDim.x)
 
-/* Lets `kernel` use `bytes` of dynamic shared memory (above 48 KB it must be asked for). */
+/* Lets `kernel` use `bytes` of dynamic shared memory beside what it has of its own; DQ_E_UNSUPPORTED where the card has less.
+ * To be called before anything is queued. */
 template <class K> static inline dq_status cu_allow_shared(dq_cuda_device *dev, K *kernel, int64_t bytes)
 {
-    if (bytes <= 48 * 1024) return DQ_OK;
-    return dq_cuda_check(
-        dev, cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
-        "shared memory of a kernel");
+    return dq_cuda_allow_shared(dev, (const void *)kernel, bytes);
 }
 
 /* A bad index, reported at the next wait; kernels then use element 0 so that nothing is read out of bounds. */

@@ -73,9 +73,9 @@ DQ_CUDA_SLOT dq_cuda_weight_grid(void *device, const dq_grid_desc *d, const dq_v
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "weight_grid: %d search steps (%d at most)", d->search_steps,
                             (int)MAX_STEPS);
     int64_t bytes = (d->group < w->cols ? d->group : w->cols) * 4;
-    bool cached = bytes <= dev->max_shared - 4096;
+    bool cached = bytes <= dev->max_shared - 8192; /* the kernel has some of its own */
     if (!cached) bytes = 0;
-    CU_TRY(cu_allow_shared(dev, grid_kernel, bytes + 4096));
+    CU_TRY(cu_allow_shared(dev, grid_kernel, bytes));
     CU_LAUNCH(dev, grid_kernel, (unsigned)(w->rows * scale->cols), CU_THREADS, (size_t)bytes, *d,
               cu_view<const float>(w), cu_view<float>(scale), cu_view<float>(zero), cached);
     return dq_cuda_launched(dev, "weight_grid");

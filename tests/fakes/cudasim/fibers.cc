@@ -218,11 +218,11 @@ void copies_done(int pending)
     }
 }
 
-bool check_launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared)
+bool check_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared)
 {
     int64_t count = (int64_t)block.x * block.y * block.z;
-    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || count < 1 || count > MOST_THREADS || shared > SHARED - 1024 ||
-        grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535) {
+    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || count < 1 || count > MOST_THREADS ||
+        shared > shared_allowed(kernel) || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535) {
         fprintf(stderr, "cudasim: a launch no card would take\n");
         abort();
     }

@@ -3,6 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <map>
+#include <mutex>
+
 #include "sim.h"
 
 using cusim::keep;
@@ -59,6 +62,14 @@ static void capability(int *major, int *minor)
     *minor = 0;
     if (text) sscanf(text, "%d.%d", major, minor);
 }
+/* What one block may have, by the programming guide's table of capabilities. */
+static int shared_of_block()
+{
+    int major, minor;
+    capability(&major, &minor);
+    if (major == 8) return minor == 0 || minor == 7 ? 163 << 10 : 99 << 10;
+    return major >= 12 ? 99 << 10 : 227 << 10;
+}
 static size_t memory_of_card() { return (size_t)setting("CUDASIM_MEMORY", (long long)4 << 30); }
 size_t cusim::memory_left()
 {
@@ -88,7 +99,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int)
     switch (attribute) {
         case cudaDevAttrComputeCapabilityMajor: *value = major; break;
         case cudaDevAttrComputeCapabilityMinor: *value = minor; break;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 232448; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = shared_of_block(); break;
         case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
         default: return keep(cudaErrorInvalidValue);
     }
@@ -131,8 +142,29 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *)
     STEP();
     return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int value)
+/* As if every kernel had that much of its own: what it really has the compiler of a card alone knows. */
+enum { STATIC_SHARED = 2048, FREE_SHARED = 48 << 10 };
+static std::mutex shared_lock;
+static std::map<const void *, int> shared_asked; /* by kernel, as the last call left it */
+
+size_t cusim::shared_allowed(const void *kernel)
+{
+    std::lock_guard<std::mutex> held(shared_lock);
+    auto found = shared_asked.find(kernel);
+    return (size_t)(found == shared_asked.end() ? FREE_SHARED - STATIC_SHARED : found->second);
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, const void *kernel)
 {
     STEP();
-    return value <= 232448 ? cudaSuccess : keep(cudaErrorInvalidValue);
+    out->sharedSizeBytes = STATIC_SHARED;
+    out->maxDynamicSharedSizeBytes = (int)cusim::shared_allowed(kernel);
+    return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute, int value)
+{
+    STEP();
+    if (value > shared_of_block() - STATIC_SHARED) return keep(cudaErrorInvalidValue);
+    std::lock_guard<std::mutex> held(shared_lock);
+    shared_asked[kernel] = value;
+    return cudaSuccess;
 }

@@ -17,6 +17,9 @@ cudaError_t keep(cudaError_t error);
 /* The calling thread's card. */
 int current_card();
 
+/* Bytes of dynamic shared memory that a launch of the kernel may ask for now. */
+size_t shared_allowed(const void *kernel);
+
 int card_of(cudaStream_t stream);
 /* Streams, events and handles come and go. */
 void count(int64_t cudasim_ledger::*what, int by);

@@ -56,14 +56,14 @@ void copies_done(int pending);
 /* Puts work in the stream's queue. `name` and `amount` (bytes, or operations of a product) are for CUDASIM_REPORT. */
 void enqueue(cudaStream_t stream, const char *name, double amount, std::function<void()> work);
 /* Ends the program when no card would take the launch; false when a test wants it refused. */
-bool check_launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared);
+bool check_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared);
 /* Arguments are taken now, as a card takes them; the kernel runs when its turn comes. */
 template <class... P, class... A>
 void launch(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
             A... arguments)
 {
     std::tuple<P...> bound(static_cast<P>(arguments)...);
-    if (!check_launch(stream, grid, block, shared)) return;
+    if (!check_launch(stream, (const void *)kernel, grid, block, shared)) return;
     enqueue(stream, name, 0, [=]() { run_grid(grid, block, shared, [&]() { std::apply(kernel, bound); }); });
 }
 } // namespace cusim
@@ -147,6 +147,10 @@ enum cudaDeviceAttr {
     cudaDevAttrMemoryPoolsSupported = 115
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+    size_t sharedSizeBytes;
+    int maxDynamicSharedSizeBytes;
+};
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 typedef struct cusim_pool *cudaMemPool_t;
@@ -186,6 +190,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
                               size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, const void *kernel);
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value);
 
 #endif
