@@ -400,6 +400,22 @@ typedef struct dq_backend {
     /* y = fake_quant(hadamard(x)); F32, in place allowed. */
     dq_status (*hadamard_quant)(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
                                 const dq_view *y);
+
+    /* ---- products of integers ----
+     * A backend has both, or neither: then the library takes fake_quant and gemm, which is no fallback. */
+    /* fake_quant of whole rows as codes: d->bits at most 8, d->group == cols, symmetric or zero_in_range. x F32 [rows, cols], cols
+     * at most 131071, codes I8 [rows, cols], grid F32 [rows, 3] = scale s, zero z, sum of the row's codes, the last two
+     * integers. Asymmetric codes and z are those of fake_quant less 2^(bits-1). s * (code - z) is what fake_quant gives to the bit
+     * (up to the sign of zero), but zero in a row whose asymmetric step underflows; then s is 1. A row with a number that is
+     * not finite gets s = NaN and zeros. */
+    dq_status (*quantize_rows)(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *codes,
+                               const dq_view *grid);
+    /* y = beta * y + x w^T of such codes: x I8 [rows, in], w I8 [out, in], in at most 131071, x_grid F32 [rows, 3], w_grid F32
+     * [out, 3], zeros within +-255, y F32 [rows, out]. With the integer S = sum_j (x_rj - zx_r) (w_oj - zw_o), exact,
+     *   y_ro = beta * y_ro + (sx_r * sw_o) * (float)S
+     * in fp32, one rounding for each operation (beta == 0: without the first term): the same bits everywhere. */
+    dq_status (*int8_linear)(void *dev, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
+                             const dq_view *w_grid, const dq_view *y);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

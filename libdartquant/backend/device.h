@@ -117,6 +117,13 @@ dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u
 dq_status dq_op_adam(double beta1, double beta2, double root, double epsilon, dq_tensor *g, dq_tensor *mean,
                      dq_tensor *square);
 
+/* Products of integers; only where dq_device_has_integers says so, nowhere else a host takes their place unasked. */
+enum { DQ_INT8_COLUMNS = 131071 };
+dq_status dq_op_quantize_rows(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *codes, dq_tensor *grid);
+dq_status dq_op_int8_linear(double beta, const dq_tensor *x, const dq_tensor *x_grid, const dq_tensor *w,
+                            const dq_tensor *w_grid, dq_tensor *y);
+bool dq_device_has_integers(const dq_device *dev);
+
 /* Generation. */
 dq_status dq_op_packed_linear(const dq_packed_desc *d, const dq_tensor *x, const dq_tensor *codes,
                               const dq_tensor *scale, const dq_tensor *zero, const dq_tensor *order, dq_tensor *y);

@@ -83,7 +83,9 @@ typedef enum dq_op_id {
     DQ_OP_ADAM,
     DQ_OP_LAYERNORM,
     DQ_OP_RMSNORM_QUANT,
-    DQ_OP_HADAMARD_QUANT
+    DQ_OP_HADAMARD_QUANT,
+    DQ_OP_QUANTIZE_ROWS,
+    DQ_OP_INT8_LINEAR
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };
@@ -146,7 +148,8 @@ enum {
     DQ_MASK_F32_HALVES = DQ_MASK_F32 | 1u << DQ_F16 | 1u << DQ_BF16,
     DQ_MASK_FLOATS = DQ_MASK_F32_HALVES | DQ_MASK_F64,
     DQ_MASK_I32 = 1u << DQ_I32,
-    DQ_MASK_U8 = 1u << DQ_U8
+    DQ_MASK_U8 = 1u << DQ_U8,
+    DQ_MASK_I8 = 1u << DQ_I8
 };
 
 static inline const dq_view *dq_operand_view(const dq_op_call *call, int i) { return &call->operands[i].tensor->view; }

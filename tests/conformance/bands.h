@@ -45,6 +45,8 @@ static const band bands[] = {
     {"kv_store", "any", 0, 0},
     {"kv_attention", "f32", 4e-6, 0}, /* 1 */
     {"fake_quant", "f32", 0, 0},
+    {"quantize_rows", "any", 0, 0},
+    {"int8_linear", "f32", 0, 0},
     {"hadamard", "f32", 1e-6, 0}, /* |scale| sqrt(order) */
     {"hadamard", "f64", 2e-15, 0},
     {"fused", "f32", 0, 0},      /* rmsnorm_quant, hadamard_quant: the device's own two ops */

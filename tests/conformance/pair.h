@@ -83,6 +83,7 @@ static inline void put_element(dq_dtype dtype, void *base, int64_t i, double x)
         case DQ_F16: ((uint16_t *)base)[i] = dq_f64_to_f16(x); break;
         case DQ_BF16: ((uint16_t *)base)[i] = dq_f64_to_bf16(x); break;
         case DQ_I32: ((int32_t *)base)[i] = (int32_t)x; break;
+        case DQ_I8: ((int8_t *)base)[i] = (int8_t)x; break;
         default: ((uint8_t *)base)[i] = (uint8_t)x; break;
     }
 }
@@ -95,6 +96,7 @@ static inline double get_element(dq_dtype dtype, const void *base, int64_t i)
         case DQ_F16: return dq_f16_to_f32(((const uint16_t *)base)[i]);
         case DQ_BF16: return dq_bf16_to_f32(((const uint16_t *)base)[i]);
         case DQ_I32: return ((const int32_t *)base)[i];
+        case DQ_I8: return ((const int8_t *)base)[i];
         default: return ((const uint8_t *)base)[i];
     }
 }

@@ -35,7 +35,7 @@ hadamard_kernel<float> hadamard_tile_kernel<1,true> hadamard_tile_kernel<12,true
 hadamard_tile_kernel<40,true> loss_kernel total_kernel split_kernel lower_kernel rmsnorm_kernel rmsnorm_quant_kernel
 layernorm_kernel rope_kernel
 activation_kernel nll_kernel dot_kernel<double> convert_kernel<float,float> gather_kernel few_rows_kernel span_kernel
-unpack_kernel store_kernel newton_kernel'
+unpack_kernel store_kernel newton_kernel quantize_rows_kernel<true> int8_product_kernel int8_finish_kernel'
 if ls "$out"/obj/libdartquant/backend/cuda/*.usage > /dev/null 2>&1 && command -v c++filt > /dev/null; then
     # "Compiling entry function 'NAME' for 'sm_90'", then "N bytes stack frame, N bytes spill stores, N bytes spill loads"
     kernels=$(cat "$out"/obj/libdartquant/backend/cuda/*.usage | c++filt | awk '

@@ -188,6 +188,8 @@ static void fill_table(void)
     dq_cpu_fill_forward(&table);
     dq_cpu_fill_quantize(&table);
     dq_cpu_fill_fit(&table);
+    table.quantize_rows = NULL; /* products of fake-quantized floats are the faster ones here */
+    table.int8_linear = NULL;
 }
 
 const dq_backend *dq_cpu_backend(void)

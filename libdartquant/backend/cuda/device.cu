@@ -400,6 +400,8 @@ static dq_backend make_table(void)
     t.layernorm = dq_cuda_layernorm;
     t.rmsnorm_quant = dq_cuda_rmsnorm_quant;
     t.hadamard_quant = dq_cuda_hadamard_quant;
+    t.quantize_rows = dq_cuda_quantize_rows;
+    t.int8_linear = dq_cuda_int8_linear;
     return t;
 }
 

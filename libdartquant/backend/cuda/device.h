@@ -157,6 +157,11 @@ DQ_CUDA_SLOT dq_cuda_kv_store(void *dev, const dq_kv_desc *d, const dq_view *x, 
 DQ_CUDA_SLOT dq_cuda_kv_attention(void *dev, const dq_kv_attention_desc *d, const dq_view *q, const dq_view *k,
                                   const dq_view *k_grid, const dq_view *v, const dq_view *v_grid, const dq_view *span,
                                   const dq_view *o);
+/* int8.cu */
+DQ_CUDA_SLOT dq_cuda_quantize_rows(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *codes,
+                                   const dq_view *grid);
+DQ_CUDA_SLOT dq_cuda_int8_linear(void *dev, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
+                                 const dq_view *w_grid, const dq_view *y);
 /* weight.cu, gptq.cu */
 DQ_CUDA_SLOT dq_cuda_weight_grid(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
                                  const dq_view *zero);

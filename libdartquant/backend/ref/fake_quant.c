@@ -4,33 +4,27 @@
 
 #include "backend/ref/ops.h"
 
-static float clampf(float x, float lo, float hi) { return x < lo ? lo : x > hi ? hi : x; }
-
-static void symmetric(const float *x, float *y, int64_t n, float absmax, int32_t bits)
+static dq_ref_grid symmetric(float absmax, int32_t bits)
 {
     float maxq = (float)((1 << (bits - 1)) - 1);
-    float scale = absmax / maxq;
-    if (scale == 0) scale = 1; /* all zero, or so small that nothing is left */
-    for (int64_t i = 0; i < n; i++) y[i] = scale * clampf(rintf(x[i] / scale), -maxq - 1, maxq);
+    dq_ref_grid g = {absmax / maxq, 0, -maxq - 1, maxq};
+    if (g.scale == 0) g.scale = 1; /* all zero, or so small that nothing is left */
+    return g;
 }
 
-static void asymmetric(const float *x, float *y, int64_t n, float lo, float hi, int32_t bits)
+static dq_ref_grid asymmetric(float lo, float hi, int32_t bits)
 {
     float maxq = (float)((1 << bits) - 1);
     if (lo == 0 && hi == 0) {
         lo = -1;
         hi = 1;
     }
-    float scale = (hi - lo) / maxq;
-    if (scale == 0) { /* empty range: nothing to quantize against */
-        for (int64_t i = 0; i < n; i++) y[i] = x[i];
-        return;
-    }
-    float zero = rintf(-lo / scale);
-    for (int64_t i = 0; i < n; i++) y[i] = scale * (clampf(rintf(x[i] / scale) + zero, 0, maxq) - zero);
+    dq_ref_grid g = {(hi - lo) / maxq, 0, 0, maxq};
+    if (g.scale != 0) g.zero = rintf(-lo / g.scale);
+    return g;
 }
 
-void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n)
+dq_ref_grid dq_ref_grid_of(const dq_fake_quant_desc *d, const float *x, int64_t n)
 {
     float lo = x[0], hi = x[0];
     for (int64_t i = 1; i < n; i++) {
@@ -43,10 +37,20 @@ void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y
     }
     lo *= d->clip;
     hi *= d->clip;
-    if (d->symmetric)
-        symmetric(x, y, n, fmaxf(fabsf(lo), fabsf(hi)), d->bits);
-    else
-        asymmetric(x, y, n, lo, hi, d->bits);
+    return d->symmetric ? symmetric(fmaxf(fabsf(lo), fabsf(hi)), d->bits) : asymmetric(lo, hi, d->bits);
+}
+
+void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n)
+{
+    dq_ref_grid g = dq_ref_grid_of(d, x, n);
+    for (int64_t i = 0; i < n; i++) {
+        if (g.scale == 0) /* empty range: nothing to quantize against */
+            y[i] = x[i];
+        else if (d->symmetric)
+            y[i] = g.scale * dq_ref_clamp(rintf(x[i] / g.scale), g.lo, g.hi);
+        else
+            y[i] = g.scale * (dq_ref_clamp(rintf(x[i] / g.scale) + g.zero, g.lo, g.hi) - g.zero);
+    }
 }
 
 dq_status dq_ref_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y)

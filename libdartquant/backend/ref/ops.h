@@ -77,6 +77,12 @@ dq_status dq_ref_compare_logits(void *dev, const dq_view *a, const dq_view *b, i
 /* fake_quant.c, hadamard.c */
 /* One group of n columns. */
 void dq_ref_quantize_group(const dq_fake_quant_desc *d, const float *x, float *y, int64_t n);
+/* Its grid: codes rint(x / scale) + zero in [lo, hi]; scale 0 = empty range. */
+typedef struct dq_ref_grid {
+    float scale, zero, lo, hi;
+} dq_ref_grid;
+dq_ref_grid dq_ref_grid_of(const dq_fake_quant_desc *d, const float *x, int64_t n);
+static inline float dq_ref_clamp(float x, float lo, float hi) { return x < lo ? lo : x > hi ? hi : x; }
 dq_status dq_ref_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
 dq_status dq_ref_hadamard(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
 /* factor.c */
@@ -105,6 +111,12 @@ dq_status dq_ref_gptq_block(void *dev, const dq_grid_desc *d, const dq_view *w, 
 /* optimiser.c */
 dq_status dq_ref_adam(void *dev, double beta1, double beta2, double root, double epsilon, const dq_view *g,
                       const dq_view *mean, const dq_view *square);
+
+/* int8.c */
+dq_status dq_ref_quantize_rows(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *codes,
+                               const dq_view *grid);
+dq_status dq_ref_int8_linear(void *dev, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
+                             const dq_view *w_grid, const dq_view *y);
 
 /* generate.c */
 dq_status dq_ref_packed_linear(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,

@@ -154,6 +154,8 @@ static const dq_backend table = {
     .kv_attention = dq_ref_kv_attention,
     .adam = dq_ref_adam,
     .layernorm = dq_ref_layernorm,
+    .quantize_rows = dq_ref_quantize_rows,
+    .int8_linear = dq_ref_int8_linear,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }

@@ -47,7 +47,16 @@ static void need_matrix(const char *call, const void *p, int64_t rows, int64_t c
 {
     if (rows > 0 && cols > 0) cusim::need_on_card(call, p, (size_t)(ld * (cols - 1) + rows) * size);
 }
-static size_t size_of(cudaDataType_t type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; }
+static size_t size_of(cudaDataType_t type)
+{
+    switch (type) {
+        case CUDA_R_64F: return 8;
+        case CUDA_R_32F:
+        case CUDA_R_32I: return 4;
+        case CUDA_R_8I: return 1;
+        default: return 2;
+    }
+}
 
 /* ---- the CPU's BLAS and LAPACK ---- */
 
@@ -75,6 +84,8 @@ static double element(const void *p, cudaDataType_t type, int64_t i)
     switch (type) {
         case CUDA_R_64F: return ((const double *)p)[i];
         case CUDA_R_32F: return ((const float *)p)[i];
+        case CUDA_R_8I: return ((const int8_t *)p)[i];
+        case CUDA_R_32I: return ((const int32_t *)p)[i];
         case CUDA_R_16BF: {
             uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
             float f;
@@ -108,6 +119,7 @@ const char *cublasGetStatusString(cublasStatus_t status)
         case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
         case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
         case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
+        case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
         default: return "an error of the simulation";
     }
 }
@@ -173,9 +185,21 @@ void multiply(const gemm &g, double alpha, double beta)
             double value = alpha * product[(size_t)(i + j * g.m)] + old;
             if (g.c_type == CUDA_R_64F)
                 ((double *)g.c)[at] = value;
+            else if (g.c_type == CUDA_R_32I)
+                ((int32_t *)g.c)[at] = (int32_t)value; /* exact in a double on the way */
             else
                 ((float *)g.c)[at] = (float)value;
         }
+}
+
+/* The rules of tensor-core kernels for CUDA_R_8I in cuBLAS's manual (regular data ordering), which newer cards insist on; and
+ * few columns are not served, as in some of its versions. */
+bool serves_integers(cublasOperation_t op_a, cublasOperation_t op_b, int64_t m, int64_t n, int64_t k, const void *a,
+                     int64_t lda, const void *b, int64_t ldb, cudaDataType_t c_type, int64_t ldc)
+{
+    enum { FEWEST = 4 };
+    return op_a == CUBLAS_OP_T && op_b == CUBLAS_OP_N && c_type == CUDA_R_32I && n >= FEWEST &&
+           (m | k | lda | ldb | ldc) % 4 == 0 && ((uintptr_t)a | (uintptr_t)b) % 4 == 0;
 }
 
 } // namespace
@@ -187,11 +211,14 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
                                cublasGemmAlgo_t)
 {
     BLAS_STEP(handle);
-    bool f64 = compute == CUBLAS_COMPUTE_64F;
+    bool f64 = compute == CUBLAS_COMPUTE_64F, integers = compute == CUBLAS_COMPUTE_32I;
     /* What the library refuses, too. */
-    if (a_type != b_type || f64 != (a_type == CUDA_R_64F) || lda < (op_a == CUBLAS_OP_N ? m : k) ||
-        ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 || k < 1)
+    if (a_type != b_type || f64 != (a_type == CUDA_R_64F) || integers != (a_type == CUDA_R_8I) ||
+        lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 ||
+        k < 1)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (integers && !serves_integers(op_a, op_b, m, n, k, a, lda, b, ldb, c_type, ldc))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     need_matrix("gemm: a", a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda, size_of(a_type));
     need_matrix("gemm: b", b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb, size_of(b_type));
     need_matrix("gemm: c", c, m, n, ldc, size_of(c_type));
@@ -199,10 +226,13 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
         handle->numbers_on_card != cusim::is_on_card(beta, f64 ? 8 : 4))
         return CUBLAS_STATUS_INVALID_VALUE;
     gemm g = {op_a, op_b, m, n, k, a, b, c, a_type, c_type, lda, ldb, ldc};
-    auto number = [=](const void *p) { return f64 ? *(const double *)p : (double)*(const float *)p; };
+    auto number = [=](const void *p) {
+        return f64 ? *(const double *)p : integers ? (double)*(const int32_t *)p : (double)*(const float *)p;
+    };
     const char *name = a_type == CUDA_R_16BF  ? "gemm bf16"
                        : a_type == CUDA_R_16F ? "gemm fp16"
                        : f64                  ? "gemm fp64"
+                       : integers             ? "gemm int8"
                                               : "gemm fp32";
     double work = 2.0 * (double)m * (double)n * (double)k;
     if (handle->numbers_on_card) {

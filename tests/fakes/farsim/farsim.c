@@ -10,10 +10,10 @@
 /* ---- options: key=value,key=value ---- */
 
 static const char *const op_names[] = {
-    "fill",       "convert",       "axpy",    "scale_cols",  "gather_rows", "find_nonfinite",  "dot",
-    "gemm",       "rmsnorm",       "rope",    "activation",  "attention",   "head_nll",        "fake_quant",
-    "hadamard",   "syrk",          "diag",    "gptq_factor", "weight_grid", "quantize_weight", "dequantize_weight",
-    "gptq_block", "rotation_loss", "qr_grad", "layernorm",
+    "fill",       "convert",       "axpy",    "scale_cols",  "gather_rows",   "find_nonfinite",  "dot",
+    "gemm",       "rmsnorm",       "rope",    "activation",  "attention",     "head_nll",        "fake_quant",
+    "hadamard",   "syrk",          "diag",    "gptq_factor", "weight_grid",   "quantize_weight", "dequantize_weight",
+    "gptq_block", "rotation_loss", "qr_grad", "layernorm",   "quantize_rows", "int8_linear",
 };
 enum { OPS = sizeof op_names / sizeof op_names[0] };
 
@@ -306,6 +306,20 @@ static dq_status op_qr_grad(void *device, int64_t groups, const dq_view *q, cons
     return DQ_OK;
 }
 
+static dq_status op_quantize_rows(void *device, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *codes,
+                                  const dq_view *grid)
+{
+    QUEUE(quantize_rows, 0, c->d.fake_quant = *d, x, codes, grid);
+    return DQ_OK;
+}
+
+static dq_status op_int8_linear(void *device, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
+                                const dq_view *w_grid, const dq_view *y)
+{
+    QUEUE(int8_linear, 0, c->beta = beta, x, x_grid, w, w_grid, y);
+    return DQ_OK;
+}
+
 /* ---- table ---- */
 
 static const dq_backend table = {
@@ -345,6 +359,8 @@ static const dq_backend table = {
     .rotation_loss = op_rotation_loss,
     .qr_grad = op_qr_grad,
     .layernorm = op_layernorm,
+    .quantize_rows = op_quantize_rows,
+    .int8_linear = op_int8_linear,
 };
 
 DQ_API const dq_backend *dq_backend_entry(uint32_t abi);

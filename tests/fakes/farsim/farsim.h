@@ -121,10 +121,16 @@ void far_unmap(far_dev *dev, void *mem);
 void far_reach(far_dev *dev, void *mem, bool open);
 size_t far_element(dq_dtype dtype);
 
-/* ---- math.c, quant.c, fit.c ---- */
+/* ---- math.c, quant.c, int8.c, fit.c ---- */
 double far_get(const far_mat *m, int64_t r, int64_t c);
 void far_put(const far_mat *m, int64_t r, int64_t c, double x);
 float *far_f32(const far_mat *m, int64_t r);
+/* Of d->group numbers: codes in [least, most]; scale 0 = empty range. */
+typedef struct far_grid {
+    float scale, zero, least, most;
+} far_grid;
+far_grid far_grid_of(const dq_fake_quant_desc *d, const float *x);
+float far_code(const far_grid *g, float x);
 void far_k_fill(far_dev *dev, far_cmd *c);
 void far_k_convert(far_dev *dev, far_cmd *c);
 void far_k_axpy(far_dev *dev, far_cmd *c);
@@ -150,5 +156,7 @@ void far_k_dequantize_weight(far_dev *dev, far_cmd *c);
 void far_k_gptq_block(far_dev *dev, far_cmd *c);
 void far_k_rotation_loss(far_dev *dev, far_cmd *c);
 void far_k_qr_grad(far_dev *dev, far_cmd *c);
+void far_k_quantize_rows(far_dev *dev, far_cmd *c);
+void far_k_int8_linear(far_dev *dev, far_cmd *c);
 
 #endif

@@ -57,6 +57,7 @@ double far_get(const far_mat *m, int64_t r, int64_t c)
         case DQ_F16: return decode(*(const uint16_t *)at, 5, 10);
         case DQ_BF16: return decode(*(const uint16_t *)at, 8, 7);
         case DQ_I32: return *(const int32_t *)at;
+        case DQ_I8: return *(const int8_t *)at;
         default: return *(const uint8_t *)at;
     }
 }
@@ -70,6 +71,7 @@ void far_put(const far_mat *m, int64_t r, int64_t c, double x)
         case DQ_F16: *(uint16_t *)at = encode(x, 5, 10); break;
         case DQ_BF16: *(uint16_t *)at = encode(x, 8, 7); break;
         case DQ_I32: *(int32_t *)at = (int32_t)x; break;
+        case DQ_I8: *(int8_t *)at = (int8_t)x; break;
         default: *(uint8_t *)at = (uint8_t)x; break;
     }
 }

@@ -7,7 +7,7 @@
 
 /* ---- activations ---- */
 
-static void fake_quant_group(const dq_fake_quant_desc *d, const float *x, float *y)
+far_grid far_grid_of(const dq_fake_quant_desc *d, const float *x)
 {
     float lo = x[0], hi = x[0];
     for (int64_t i = 1; i < d->group; i++) {
@@ -18,22 +18,29 @@ static void fake_quant_group(const dq_fake_quant_desc *d, const float *x, float 
     if (d->zero_in_range && hi < 0) hi = 0;
     lo *= d->clip;
     hi *= d->clip;
-    float maxq = (float)((1 << (d->symmetric ? d->bits - 1 : d->bits)) - 1);
-    float least = d->symmetric ? -maxq - 1 : 0, scale, zero = 0;
+    far_grid g = {.most = (float)((1 << (d->symmetric ? d->bits - 1 : d->bits)) - 1)};
     if (d->symmetric) {
-        scale = fmaxf(fabsf(lo), fabsf(hi)) / maxq;
-        if (scale == 0) scale = 1;
+        g.least = -g.most - 1;
+        g.scale = fmaxf(fabsf(lo), fabsf(hi)) / g.most;
+        if (g.scale == 0) g.scale = 1;
     } else {
         if (lo == 0 && hi == 0) lo = -1, hi = 1;
-        scale = (hi - lo) / maxq;
-        zero = scale == 0 ? 0 : rintf(-lo / scale);
+        g.scale = (hi - lo) / g.most;
+        g.zero = g.scale == 0 ? 0 : rintf(-lo / g.scale);
     }
-    for (int64_t i = 0; i < d->group; i++) {
-        float code = rintf(x[i] / scale) + zero;
-        if (code < least) code = least;
-        if (code > maxq) code = maxq;
-        y[i] = scale == 0 ? x[i] : scale * (code - zero);
-    }
+    return g;
+}
+
+float far_code(const far_grid *g, float x)
+{
+    float code = rintf(x / g->scale) + g->zero;
+    return code < g->least ? g->least : code > g->most ? g->most : code;
+}
+
+static void fake_quant_group(const dq_fake_quant_desc *d, const float *x, float *y)
+{
+    far_grid g = far_grid_of(d, x);
+    for (int64_t i = 0; i < d->group; i++) y[i] = g.scale == 0 ? x[i] : g.scale * (far_code(&g, x[i]) - g.zero);
 }
 
 void far_k_fake_quant(far_dev *dev, far_cmd *c)

@@ -90,6 +90,12 @@ template <class T> static inline T __shfl_xor_sync(unsigned mask, T x, int step)
 {
     return __shfl_sync(mask, x, cusim::lane() ^ step);
 }
+/* c and the products of four signed bytes each. */
+static inline int __dp4a(int a, int b, int c)
+{
+    for (int i = 0; i < 32; i += 8) c += (int8_t)(a >> i) * (int8_t)(b >> i);
+    return c;
+}
 static inline unsigned long long atomicMin(unsigned long long *p, unsigned long long value)
 {
     unsigned long long old = *p;
