@@ -249,58 +249,40 @@ static dq_status read_layout(dq_env *env, dq_source *store, const char *name, dq
     return DQ_OK;
 }
 
-static dq_status read_codes(dq_device *dev, dq_source *store, const char *name, dq_codes *c)
+static dq_status read_codes(dq_source *store, const char *name, dq_host_codes *h)
 {
-    dq_env *env = dq_device_env(dev);
     void *packed;
-    DQ_TRY(fetch(env, store, name, "codes", DQ_U8, c->out, packed_bytes(c->in, c->bits), true, &packed));
-    uint8_t *codes = dq_alloc(env, (size_t)(c->out * c->in));
-    dq_status status = DQ_E_NOMEM;
-    if (codes) {
-        pack_job job = {packed, codes, c->out, c->in, c->bits};
-        dq_run(env, (c->out + ROWS_PER_TASK - 1) / ROWS_PER_TASK, unpack_task, &job);
-        status = dq_tensor_from_host(dev, DQ_U8, c->out, c->in, codes, &c->codes);
-    }
+    DQ_TRY(fetch(h->env, store, name, "codes", DQ_U8, h->out, packed_bytes(h->in, h->bits), true, &packed));
+    pack_job job = {packed, h->codes, h->out, h->in, h->bits};
+    dq_run(h->env, (h->out + ROWS_PER_TASK - 1) / ROWS_PER_TASK, unpack_task, &job);
     dq_free(packed);
-    dq_free(codes);
-    return status;
+    return DQ_OK;
 }
 
-static dq_status read_grid(dq_device *dev, dq_source *store, const char *name, dq_codes *c)
+static dq_status read_grid(dq_source *store, const char *name, dq_host_codes *h)
 {
-    dq_env *env = dq_device_env(dev);
-    int64_t n = c->out * c->groups;
-    void *scales = NULL, *zeros = NULL;
-    dq_status status;
-    DQ_GO(fetch(env, store, name, "scales", DQ_F32, c->out, c->groups, true, &scales));
-    DQ_GO(fetch(env, store, name, "zeros", DQ_U8, c->out, c->groups, false, &zeros));
-    float *values = scales;
-    for (int64_t i = 0; i < n; i++) {
-        if (isfinite(values[i])) continue;
-        status = dq_error_in_tensor(dq_fail(DQ_E_NONFINITE, "scale %lld is not finite", (long long)i), name);
-        goto done;
-    }
-    DQ_GO(dq_tensor_from_host(dev, DQ_F32, c->out, c->groups, values, &c->scale));
-    for (int64_t i = 0; i < n; i++) values[i] = zeros ? ((uint8_t *)zeros)[i] : (float)(1 << (c->bits - 1));
-    status = dq_tensor_from_host(dev, DQ_F32, c->out, c->groups, values, &c->zero);
-done:
-    dq_free(scales);
-    dq_free(zeros);
-    return status;
+    void *scales, *zeros;
+    DQ_TRY(fetch(h->env, store, name, "scales", DQ_F32, h->out, h->groups, true, &scales));
+    dq_free(h->scale);
+    h->scale = scales;
+    for (int64_t i = 0; i < h->out * h->groups; i++)
+        if (!isfinite(h->scale[i]))
+            return dq_error_in_tensor(dq_fail(DQ_E_NONFINITE, "scale %lld is not finite", (long long)i), name);
+    DQ_TRY(fetch(h->env, store, name, "zeros", DQ_U8, h->out, h->groups, false, &zeros));
+    if (!zeros) return DQ_OK; /* all the middle of the range, as they are */
+    dq_free(h->zero);
+    h->zero = zeros;
+    return DQ_OK;
 }
 
-static dq_status read_group_index(dq_device *dev, dq_source *store, const char *name, dq_codes *c)
+static dq_status read_group_index(dq_source *store, const char *name, dq_host_codes *h)
 {
     void *data;
-    DQ_TRY(fetch(dq_device_env(dev), store, name, "g_idx", DQ_I32, 0, c->in, false, &data));
-    if (!data) return DQ_OK;
-    dq_status status = DQ_OK;
-    const int32_t *index = data;
-    for (int64_t i = 0; status == DQ_OK && i < c->in; i++)
-        if (index[i] < 0 || index[i] >= c->groups) status = bad(name, "group index", index[i]);
-    if (status == DQ_OK) status = dq_tensor_from_host(dev, DQ_I32, 1, c->in, data, &c->group_index);
-    dq_free(data);
-    return status;
+    DQ_TRY(fetch(h->env, store, name, "g_idx", DQ_I32, 0, h->in, false, &data));
+    h->group_index = data;
+    for (int64_t i = 0; data && i < h->in; i++)
+        if (h->group_index[i] < 0 || h->group_index[i] >= h->groups) return bad(name, "group index", h->group_index[i]);
+    return DQ_OK;
 }
 
 /* ---- host codes ---- */
@@ -354,15 +336,6 @@ done:
     return status;
 }
 
-static dq_status read_foreign(dq_device *dev, dq_source *store, const char *name, dq_codes *out)
-{
-    dq_host_codes h;
-    DQ_TRY(dq_packed_source_read(store, name, &h));
-    dq_status status = dq_codes_from_host(dev, &h, out);
-    dq_host_codes_free(&h);
-    return status;
-}
-
 dq_status dq_codes_read_layout(dq_env *env, dq_source *store, const char *name, dq_codes *out)
 {
     memset(out, 0, sizeof *out);
@@ -375,19 +348,39 @@ dq_status dq_codes_read_layout(dq_env *env, dq_source *store, const char *name, 
     return DQ_OK;
 }
 
-dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out)
+dq_status dq_codes_read_host(dq_env *env, dq_source *store, const char *name, dq_host_codes *out)
 {
     dq_codes c;
     dq_status status;
-    if (dq_packed_source_find(store, name)) return read_foreign(dev, store, name, out);
-    memset(&c, 0, sizeof c);
-    DQ_GO(read_layout(dq_device_env(dev), store, name, &c));
-    DQ_GO(read_codes(dev, store, name, &c));
-    DQ_GO(read_grid(dev, store, name, &c));
-    DQ_GO(read_group_index(dev, store, name, &c));
-    *out = c;
+    if (dq_packed_source_find(store, name)) return dq_packed_source_read(store, name, out);
+    DQ_TRY(read_layout(env, store, name, &c));
+    dq_host_codes h = {.bits = c.bits, .out = c.out, .in = c.in, .group = c.group};
+    DQ_TRY(dq_host_codes_alloc(env, &h));
+    h.symmetric = c.symmetric;
+    DQ_GO(read_codes(store, name, &h));
+    DQ_GO(read_grid(store, name, &h));
+    DQ_GO(read_group_index(store, name, &h));
+    *out = h;
     return DQ_OK;
 done:
-    dq_codes_free(&c);
+    dq_host_codes_free(&h);
     return status;
+}
+
+dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out)
+{
+    dq_host_codes h;
+    DQ_TRY(dq_codes_read_host(dq_device_env(dev), store, name, &h));
+    dq_status status = dq_codes_from_host(dev, &h, out);
+    dq_host_codes_free(&h);
+    return status;
+}
+
+dq_status dq_codes_count_groups(dq_env *env, dq_source *store, const char *name, int64_t *groups)
+{
+    dq_codes c = {0};
+    const dq_packed *foreign = dq_packed_source_find(store, name);
+    if (!foreign) DQ_TRY(read_layout(env, store, name, &c));
+    *groups = foreign ? foreign->groups : c.groups;
+    return DQ_OK;
 }

@@ -94,6 +94,8 @@ void dq_codes_free(dq_codes *codes);
 /* `name`: dq_arch_module_name of the linear (a trailing ".weight" is dropped). Rows are packed densely: docs/formats.md. */
 dq_status dq_codes_write(dq_sink *sink, const char *name, const dq_codes *codes);
 dq_status dq_codes_read(dq_device *dev, dq_source *store, const char *name, dq_codes *out);
+dq_status dq_codes_read_host(dq_env *env, dq_source *store, const char *name, dq_host_codes *out);
+dq_status dq_codes_count_groups(dq_env *env, dq_source *store, const char *name, int64_t *groups);
 /* Sizes only; the tensors of *out stay empty. */
 dq_status dq_codes_read_layout(dq_env *env, dq_source *store, const char *name, dq_codes *out);
 bool dq_codes_exist(const dq_source *store, const char *name);

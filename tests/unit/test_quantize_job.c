@@ -80,7 +80,7 @@ static void open_bench_on(bench *b, const char *backend, int threads, double nor
         for (int role = 0; role < DQ_ROLES; role++) {
             char name[256];
             int64_t rows, cols;
-            if (role >= DQ_EMBED && layer > 0) continue;
+            if ((role >= DQ_EMBED && layer > 0) || !dq_arch_has(&arch, (dq_role)role)) continue;
             dq_arch_tensor_name(&arch, (dq_role)role, layer, name, sizeof name);
             dq_arch_shape(&arch, (dq_role)role, &rows, &cols);
             bool norm = role == DQ_ATTN_NORM || role == DQ_MLP_NORM || role == DQ_FINAL_NORM;
