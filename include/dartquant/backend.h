@@ -78,6 +78,16 @@ enum {
     DQ_MATH_INT8 = 2  /* for packed_linear alone, added to one of the others: see dq_packed_desc */
 };
 
+/* What a table says of its slots beyond having them (dq_backend.features). */
+enum {
+    /* Where products round their operands (DQ_MATH_BF16), the op before them does it, once for all of them: y of rmsnorm,
+     * layernorm, activation, fake_quant, rmsnorm_quant, layernorm_quant and hadamard_quant and o of attention may be BF16, with
+     * the bits that `convert` makes of the F32 result, and x of head_nll may be. Such a y is never in place. For what a slot does
+     * not serve (DQ_E_UNSUPPORTED) the library calls it with F32 and `convert`: that is no fallback. Without this feature
+     * a device never sees such operands. */
+    DQ_FEATURE_BF16 = 1
+};
+
 /* Gated or plain activation. */
 enum { DQ_ACT_SILU = 0, DQ_ACT_GELU = 1 /* erf */, DQ_ACT_GELU_TANH = 2, DQ_ACT_RELU = 3 };
 
@@ -416,6 +426,12 @@ typedef struct dq_backend {
      * in fp32, one rounding for each operation (beta == 0: without the first term): the same bits everywhere. */
     dq_status (*int8_linear)(void *dev, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
                              const dq_view *w_grid, const dq_view *y);
+
+    /* As rmsnorm_quant: y = fake_quant(layernorm(x)); F32, in place allowed. */
+    dq_status (*layernorm_quant)(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                                 const dq_fake_quant_desc *d, const dq_view *y);
+
+    uint64_t features; /* DQ_FEATURE_*, 0 = none */
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

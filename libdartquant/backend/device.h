@@ -29,6 +29,8 @@ dq_status dq_device_get_info(dq_device *dev, dq_device_info *out);
 uint64_t dq_device_fallbacks(const dq_device *dev);
 const dq_device_counters *dq_device_get_counters(const dq_device *dev);
 const char *dq_device_backend(const dq_device *dev); /* name in its table */
+/* Whether inputs of products are best rounded by the op that makes them (DQ_FEATURE_BF16). */
+bool dq_device_rounds_inputs(const dq_device *dev);
 /* The i-th op whose slot is empty, NULL behind the last. */
 const char *dq_device_missing_op(const dq_device *dev, int i);
 
@@ -62,7 +64,7 @@ dq_status dq_tensor_from_host(dq_device *dev, dq_dtype dtype, int64_t rows, int6
                               dq_tensor *out);
 
 /* The ops of dartquant/backend.h, same semantics; shapes, dtypes and owners are checked here so that backends need
- * not. Tensors documented as optional may be NULL. */
+ * not. Tensors documented as optional may be NULL. BF16 where DQ_FEATURE_BF16 names it works on every device. */
 dq_status dq_op_fill(double value, dq_tensor *y);
 dq_status dq_op_convert(const dq_tensor *x, dq_tensor *y);
 dq_status dq_op_axpy(double alpha, const dq_tensor *x, dq_tensor *y);
@@ -84,9 +86,11 @@ dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor
 dq_status dq_op_compare_logits(const dq_tensor *a, const dq_tensor *b, int64_t first, dq_tensor *state);
 dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *y);
 dq_status dq_op_hadamard(const dq_hadamard_desc *d, const dq_tensor *x, dq_tensor *y);
-/* y = fake_quant(rmsnorm(x)) and fake_quant(hadamard(x)): in one pass where the device can, else by the two ops. */
+/* y = fake_quant of rmsnorm(x), layernorm(x), hadamard(x): in one pass where the device can, else by the two ops. */
 dq_status dq_op_rmsnorm_quant(const dq_tensor *x, const dq_tensor *weight, double eps, const dq_fake_quant_desc *d,
                               dq_tensor *y);
+dq_status dq_op_layernorm_quant(const dq_tensor *x, const dq_tensor *weight, const dq_tensor *bias, double eps,
+                                const dq_fake_quant_desc *d, dq_tensor *y);
 dq_status dq_op_hadamard_quant(const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_tensor *x,
                                dq_tensor *y);
 dq_status dq_op_syrk(double alpha, const dq_tensor *x, double beta, dq_tensor *h);

@@ -85,7 +85,8 @@ typedef enum dq_op_id {
     DQ_OP_RMSNORM_QUANT,
     DQ_OP_HADAMARD_QUANT,
     DQ_OP_QUANTIZE_ROWS,
-    DQ_OP_INT8_LINEAR
+    DQ_OP_INT8_LINEAR,
+    DQ_OP_LAYERNORM_QUANT
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };
@@ -121,6 +122,10 @@ dq_status dq_op_dispatch_or(const dq_op_call *call, dq_status (*compose)(const d
 /* For ops that are two others in one: false in *served when the device leaves them to the caller, which is no fallback. */
 dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served);
 
+/* Runs an op whose operand i may be BF16 where DQ_FEATURE_BF16 says so. What the device does not serve gets an F32 copy in its
+ * place and goes through `run` (NULL: dq_op_dispatch). */
+dq_status dq_op_dispatch_bf16(const dq_op_call *call, int i, dq_status (*run)(const dq_op_call *call));
+
 /* ops.c, ops_quant.c: what several ops check beyond the shapes. */
 dq_status dq_check_eps(const char *op, double eps);
 dq_status dq_check_fake_quant(const char *op, const dq_fake_quant_desc *d, int64_t cols);
@@ -145,6 +150,7 @@ enum {
     DQ_MASK_F32 = 1u << DQ_F32,
     DQ_MASK_F64 = 1u << DQ_F64,
     DQ_MASK_F32_F64 = DQ_MASK_F32 | DQ_MASK_F64,
+    DQ_MASK_F32_BF16 = DQ_MASK_F32 | 1u << DQ_BF16,
     DQ_MASK_F32_HALVES = DQ_MASK_F32 | 1u << DQ_F16 | 1u << DQ_BF16,
     DQ_MASK_FLOATS = DQ_MASK_F32_HALVES | DQ_MASK_F64,
     DQ_MASK_I32 = 1u << DQ_I32,

@@ -152,3 +152,27 @@ dq_status dq_op_dispatch_fused(const dq_op_call *call, bool *served)
     dev->counters.ops++;
     return finish(call, status);
 }
+
+static dq_status through_f32(const dq_op_call *call, int i, dq_status (*run)(const dq_op_call *call))
+{
+    const dq_view *v = dq_operand_view(call, i);
+    dq_op_call wide = *call;
+    dq_tensor copy, narrow = *call->operands[i].tensor;
+    bool read = (call->operands[i].access & DQ_READ) != 0;
+    DQ_TRY(dq_tensor_alloc(device_of(call), DQ_F32, v->rows, v->cols, &copy));
+    wide.operands[i].tensor = &copy;
+    dq_status status = read ? dq_op_convert(&narrow, &copy) : DQ_OK;
+    if (status == DQ_OK) status = run(&wide);
+    if (status == DQ_OK && !read) status = dq_op_convert(&copy, &narrow);
+    dq_tensor_free(&copy);
+    return status;
+}
+
+dq_status dq_op_dispatch_bf16(const dq_op_call *call, int i, dq_status (*run)(const dq_op_call *call))
+{
+    bool served = false;
+    if (!run) run = dq_op_dispatch;
+    if (dq_operand_view(call, i)->dtype != DQ_BF16) return run(call);
+    if (dq_device_rounds_inputs(device_of(call))) DQ_TRY(dq_op_dispatch_fused(call, &served));
+    return served ? DQ_OK : through_f32(call, i, run);
+}

@@ -205,11 +205,11 @@ dq_status dq_op_rmsnorm(const dq_tensor *x, const dq_tensor *weight, double eps,
     dq_op_call call = {DQ_OP_RMSNORM, "rmsnorm", call_rmsnorm,
                        &eps,          3,         {{"x", x, DQ_READ}, {"weight", weight, DQ_READ}, {"y", y, DQ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 1u << 1));
-    for (int i = 0; i < 3; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    for (int i = 0; i < 3; i++) DQ_TRY(dq_check_dtype(&call, i, i < 2 ? DQ_MASK_F32 : DQ_MASK_F32_BF16));
     DQ_TRY(dq_check_shape(&call, 1, 1, x->view.cols));
     DQ_TRY(dq_check_shape(&call, 2, x->view.rows, x->view.cols));
     DQ_TRY(dq_check_eps("rmsnorm", eps));
-    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
+    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch_bf16(&call, 2, NULL);
 }
 
 DQ_OP_CALLER(layernorm) { return DQ_SLOT(layernorm, v[0], v[1], v[2], *(const double *)args, v[3]); }
@@ -223,11 +223,11 @@ dq_status dq_op_layernorm(const dq_tensor *x, const dq_tensor *weight, const dq_
                        4,
                        {{"x", x, DQ_READ}, {"weight", weight, DQ_READ}, {"bias", bias, DQ_READ}, {"y", y, DQ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 1u << 1 | 1u << 2));
-    for (int i = 0; i < 4; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    for (int i = 0; i < 4; i++) DQ_TRY(dq_check_dtype(&call, i, i < 3 ? DQ_MASK_F32 : DQ_MASK_F32_BF16));
     for (int i = 1; i < 3; i++) DQ_TRY(dq_check_shape(&call, i, 1, x->view.cols));
     DQ_TRY(dq_check_shape(&call, 3, x->view.rows, x->view.cols));
     DQ_TRY(dq_check_eps("layernorm", eps));
-    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
+    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch_bf16(&call, 3, NULL);
 }
 
 DQ_OP_CALLER(rope) { return DQ_SLOT(rope, v[1], v[2], *(const int64_t *)args, v[0]); }
@@ -259,11 +259,11 @@ dq_status dq_op_activation(int kind, const dq_tensor *gate, const dq_tensor *up,
                        3,
                        {{"gate", gate, DQ_READ}, {"up", up, DQ_READ}, {"y", y, DQ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 1u << 1));
-    for (int i = 0; i < 3; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    for (int i = 0; i < 3; i++) DQ_TRY(dq_check_dtype(&call, i, i < 2 ? DQ_MASK_F32 : DQ_MASK_F32_BF16));
     for (int i = 1; i < 3; i++) DQ_TRY(dq_check_shape(&call, i, gate->view.rows, gate->view.cols));
     if (kind < DQ_ACT_SILU || kind > DQ_ACT_RELU)
         return dq_fail(DQ_E_INVALID, "activation: %d is no DQ_ACT_* value", kind);
-    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
+    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch_bf16(&call, 2, NULL);
 }
 
 DQ_OP_CALLER(attention) { return DQ_SLOT(attention, args, v[0], v[1], v[2], v[3]); }
@@ -292,7 +292,7 @@ dq_status dq_op_attention(const dq_attention_desc *d, const dq_tensor *q, const 
                        4,
                        {{"q", q, DQ_READ}, {"k", k, DQ_READ}, {"v", v, DQ_READ}, {"o", o, DQ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 0));
-    for (int i = 0; i < 4; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    for (int i = 0; i < 4; i++) DQ_TRY(dq_check_dtype(&call, i, i < 3 ? DQ_MASK_F32 : DQ_MASK_F32_BF16));
     DQ_TRY(check_attention(d, q->view.rows));
     int64_t rows = q->view.rows;
     for (int i = 0; i < 4; i++) {
@@ -301,7 +301,7 @@ dq_status dq_op_attention(const dq_attention_desc *d, const dq_tensor *q, const 
         if (i < 3 && dq_view_same(&o->view, dq_operand_view(&call, i)))
             return dq_fail(DQ_E_INVALID, "attention: the output cannot replace %s", call.operands[i].role);
     }
-    return dq_view_is_empty(&o->view) ? DQ_OK : dq_op_dispatch(&call);
+    return dq_view_is_empty(&o->view) ? DQ_OK : dq_op_dispatch_bf16(&call, 3, NULL);
 }
 
 typedef struct head_args {
@@ -328,7 +328,7 @@ dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor
         {{"x", x, DQ_READ}, {"w", w, DQ_READ}, {"targets", targets, DQ_READ}, {"state", state, DQ_READ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 0));
     DQ_TRY(dq_check_math("head_nll", math));
-    DQ_TRY(dq_check_dtype(&call, 0, DQ_MASK_F32));
+    DQ_TRY(dq_check_dtype(&call, 0, math == DQ_MATH_BF16 ? DQ_MASK_F32_BF16 : DQ_MASK_F32));
     DQ_TRY(dq_check_dtype(&call, 1, DQ_MASK_F32_HALVES));
     DQ_TRY(dq_check_dtype(&call, 2, DQ_MASK_I32));
     DQ_TRY(dq_check_dtype(&call, 3, DQ_MASK_F64));
@@ -336,7 +336,8 @@ dq_status dq_op_head_nll(const dq_tensor *x, const dq_tensor *w, const dq_tensor
     DQ_TRY(dq_check_shape(&call, 2, 1, x->view.rows));
     DQ_TRY(dq_check_shape(&call, 3, x->view.rows, 3));
     if (first < 0) return dq_fail(DQ_E_INVALID, "head_nll: the tile starts at %lld", (long long)first);
-    return dq_view_is_empty(&state->view) || dq_view_is_empty(&w->view) ? DQ_OK : dq_op_dispatch(&call);
+    if (dq_view_is_empty(&state->view) || dq_view_is_empty(&w->view)) return DQ_OK;
+    return dq_op_dispatch_bf16(&call, 0, NULL);
 }
 
 DQ_OP_CALLER(compare_logits) { return DQ_SLOT(compare_logits, v[0], v[1], *(const int64_t *)args, v[2]); }

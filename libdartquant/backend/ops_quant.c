@@ -23,10 +23,10 @@ dq_status dq_op_fake_quant(const dq_fake_quant_desc *d, const dq_tensor *x, dq_t
 {
     dq_op_call call = {DQ_OP_FAKE_QUANT, "fake_quant", call_fake_quant, d, 2, {{"x", x, DQ_READ}, {"y", y, DQ_WRITE}}};
     DQ_TRY(dq_check_operands(&call, 0));
-    for (int i = 0; i < 2; i++) DQ_TRY(dq_check_dtype(&call, i, DQ_MASK_F32));
+    for (int i = 0; i < 2; i++) DQ_TRY(dq_check_dtype(&call, i, i < 1 ? DQ_MASK_F32 : DQ_MASK_F32_BF16));
     DQ_TRY(dq_check_shape(&call, 1, x->view.rows, x->view.cols));
     DQ_TRY(dq_check_fake_quant("fake_quant", d, x->view.cols));
-    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch(&call);
+    return dq_view_is_empty(&y->view) ? DQ_OK : dq_op_dispatch_bf16(&call, 1, NULL);
 }
 
 DQ_OP_CALLER(hadamard) { return DQ_SLOT(hadamard, args, v[0], v[1]); }

@@ -34,28 +34,35 @@ static dq_status quantize(const dq_act_spec *spec, const dq_block *b, int site, 
     return dq_fake_quant_apply(&own, what, x, y, out);
 }
 
-/* The fake-quantized copy of a linear's input, in ws.xq cut to its width. */
-static dq_status quantize_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
-                                const dq_tensor *x, dq_workspace *ws, dq_tensor *slice, const dq_tensor **out)
+/* A linear's input as its products read it, in ws.xq cut to its width: fake-quantized, or rounded where that is worth a copy
+ * because `several` products read it; else x itself. */
+static dq_status product_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
+                               const dq_tensor *x, bool several, dq_workspace *ws, dq_tensor *slice,
+                               const dq_tensor **out)
 {
-    if (s->scheme.a.bits < 16) *slice = dq_tensor_slice(&ws->xq, 0, x->view.rows, 0, x->view.cols);
-    return quantize(&s->scheme.a, b, site, what, x, slice, out);
+    bool rounds = s->scheme.a.bits >= 16 && ws->rounds && several;
+    if (s->scheme.a.bits < 16 || rounds) *slice = dq_tensor_slice(&ws->xq, 0, x->view.rows, 0, x->view.cols);
+    if (!rounds) return quantize(&s->scheme.a, b, site, what, x, slice, out);
+    *out = slice;
+    return dq_op_convert(x, slice);
 }
 
-/* The norm of h as the linears of `site` take it, where nobody looks at what lies between. */
+/* The norm of h as the products of `site` read it, where nobody looks at what lies between. */
 static dq_status norm_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
                             const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *h, dq_workspace *ws,
                             dq_tensor *slice, const dq_tensor **out)
 {
-    if (s->scheme.a.bits >= 16 || s->layer_norm || !dq_tensor_is_empty(bias)) {
+    bool quantized = s->scheme.a.bits < 16, one_op = s->layer_norm || dq_tensor_is_empty(bias);
+    if (!one_op || !(quantized || ws->rounds)) {
         DQ_TRY(norm(s, weight, bias, h, ws));
-        return quantize_input(s, b, site, what, &ws->x, ws, slice, out);
+        return product_input(s, b, site, what, &ws->x, true, ws, slice, out);
     }
     dq_act_spec own = own_spec(&s->scheme.a, b, site);
     DQ_TRY(check_rows(h, ws));
     *slice = dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, h->view.cols);
     *out = slice;
-    return dq_norm_quant_apply(&own, what, h, weight, s->norm_eps, slice);
+    if (!quantized) return dq_norm_apply(s, weight, bias, h, slice);
+    return dq_norm_quant_apply(s, &own, what, h, weight, bias, slice);
 }
 
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
@@ -65,7 +72,8 @@ dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_t
 
 static float attention_scale(const dq_block_spec *s) { return (float)(1.0 / sqrt((double)s->head_dim)); }
 
-static dq_status attend(const dq_block_spec *s, const dq_tensor *k, const dq_tensor *v, dq_workspace *ws)
+static dq_status attend(const dq_block_spec *s, const dq_tensor *k, const dq_tensor *v, const dq_workspace *ws,
+                        dq_tensor *o)
 {
     dq_attention_desc d = {.seqlen = s->seqlen,
                            .heads = s->heads,
@@ -74,17 +82,17 @@ static dq_status attend(const dq_block_spec *s, const dq_tensor *k, const dq_ten
                            .window = s->window,
                            .scale = attention_scale(s),
                            .math = s->math};
-    return dq_op_attention(&d, &ws->q, k, v, &ws->a);
+    return dq_op_attention(&d, &ws->q, k, v, o);
 }
 
 /* Keys and values are read back as the cache stores them, also those of this call. */
 static dq_status attend_cached(const dq_block_spec *s, dq_kv_cache *cache, const dq_tensor *k, const dq_tensor *v,
-                               dq_workspace *ws)
+                               const dq_workspace *ws, dq_tensor *o)
 {
     dq_kv_attention_desc d = {.kv = cache->desc, .heads = s->heads, .scale = attention_scale(s)};
     DQ_TRY(dq_op_kv_store(&cache->desc, k, &s->slot, &cache->k, &cache->k_grid));
     DQ_TRY(dq_op_kv_store(&cache->desc, v, &s->slot, &cache->v, &cache->v_grid));
-    return dq_op_kv_attention(&d, &ws->q, &cache->k, &cache->k_grid, &cache->v, &cache->v_grid, &s->span, &ws->a);
+    return dq_op_kv_attention(&d, &ws->q, &cache->k, &cache->k_grid, &cache->v, &cache->v_grid, &s->span, o);
 }
 
 /* The norm of each head by itself (Qwen3); x may be columns of a wider tensor. */
@@ -100,8 +108,9 @@ static dq_status head_norm(const dq_block_spec *s, const dq_tensor *weight, cons
     return DQ_OK;
 }
 
-/* From the input of q, k, v, quantized, to ws.a. */
-static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
+/* From the input of q, k, v, as products read it, to o. */
+static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws,
+                              dq_tensor *o)
 {
     const dq_tensor *k, *v;
     dq_act_spec keys = own_spec(&s->scheme.k, b, DQ_CLIP_KEYS);
@@ -121,16 +130,16 @@ static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const d
     }
     if (s->r3) DQ_TRY(dq_hadamard_apply(s->r3, 1, &ws->q));
     DQ_TRY(dq_hadamard_quant_apply(s->r3, &keys, "keys", &ws->k, &ws->k, &k));
-    DQ_TRY(b->cache ? attend_cached(s, b->cache, k, v, ws) : attend(s, k, v, ws));
-    return s->r2_heads ? dq_hadamard_apply(s->r2_heads, s->head_dim, &ws->a) : DQ_OK;
+    DQ_TRY(b->cache ? attend_cached(s, b->cache, k, v, ws, o) : attend(s, k, v, ws, o));
+    return s->r2_heads ? dq_hadamard_apply(s->r2_heads, s->head_dim, o) : DQ_OK;
 }
 
 dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
 {
     dq_tensor slice = {0};
     const dq_tensor *x;
-    DQ_TRY(quantize_input(s, b, DQ_CLIP_QKV, "q, k, v input", &ws->x, ws, &slice, &x));
-    return attention_of(s, b, x, ws);
+    DQ_TRY(product_input(s, b, DQ_CLIP_QKV, "q, k, v input", &ws->x, true, ws, &slice, &x));
+    return attention_of(s, b, x, ws, &ws->a);
 }
 
 dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws,
@@ -139,7 +148,7 @@ dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_
     dq_tensor slice = {0};
     const dq_tensor *x;
     DQ_TRY(check_rows(h, ws));
-    DQ_TRY(quantize_input(s, b, DQ_CLIP_O, "o_proj input", a, ws, &slice, &x));
+    DQ_TRY(product_input(s, b, DQ_CLIP_O, "o_proj input", a, false, ws, &slice, &x));
     return dq_linear_forward(&b->linear[DQ_BLOCK_O], x, true, s->math, h);
 }
 
@@ -148,8 +157,9 @@ dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_te
     return norm(s, &b->mlp_norm, &b->mlp_norm_bias, h, ws);
 }
 
-/* From the input of gate, up, quantized, to ws.gate before R4. */
-static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws)
+/* From the input of gate, up, as products read it, to y before R4. */
+static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws,
+                           dq_tensor *y)
 {
     if (s->no_gate) {
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->gate));
@@ -159,36 +169,43 @@ static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_t
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
         DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
     }
-    return dq_op_activation(s->activation, &ws->gate, s->no_gate ? NULL : &ws->up, &ws->gate);
+    return dq_op_activation(s->activation, &ws->gate, s->no_gate ? NULL : &ws->up, y);
 }
 
 dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
 {
     dq_tensor slice = {0};
     const dq_tensor *x;
-    DQ_TRY(quantize_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &ws->x, ws, &slice, &x));
-    DQ_TRY(activated(s, b, x, ws));
+    DQ_TRY(product_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &ws->x, !s->no_gate, ws, &slice, &x));
+    DQ_TRY(activated(s, b, x, ws, &ws->gate));
     return s->r4 ? dq_hadamard_apply(s->r4, 1, &ws->gate) : DQ_OK;
 }
+
+/* Where the quantized input of down_proj goes: `up` is free once the activation is computed. */
+static dq_tensor *down_input(dq_workspace *ws) { return ws->rounds ? &ws->act : &ws->up; }
 
 dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
 {
     const dq_tensor *x;
     DQ_TRY(check_rows(h, ws));
-    /* `up` is free once the activation is computed. */
-    DQ_TRY(quantize(&s->scheme.a, b, DQ_CLIP_DOWN, "down_proj input", &ws->gate, &ws->up, &x));
+    DQ_TRY(quantize(&s->scheme.a, b, DQ_CLIP_DOWN, "down_proj input", &ws->gate, down_input(ws), &x));
     return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
 }
 
-/* mlp_in, mlp and mlp_out in a row: `up` takes the quantized input of down_proj, as there. */
+/* mlp_in, mlp and mlp_out in a row. */
 static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
 {
     dq_tensor slice;
     const dq_tensor *x;
     dq_act_spec down = own_spec(&s->scheme.a, b, DQ_CLIP_DOWN);
     DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, &b->mlp_norm_bias, h, ws, &slice, &x));
-    DQ_TRY(activated(s, b, x, ws));
-    DQ_TRY(dq_hadamard_quant_apply(s->r4, &down, "down_proj input", &ws->gate, &ws->up, &x));
+    if (ws->rounds && s->scheme.a.bits >= 16 && !s->r4) {
+        DQ_TRY(activated(s, b, x, ws, &ws->act));
+        x = &ws->act;
+    } else {
+        DQ_TRY(activated(s, b, x, ws, &ws->gate));
+        DQ_TRY(dq_hadamard_quant_apply(s->r4, &down, "down_proj input", &ws->gate, down_input(ws), &x));
+    }
     return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
 }
 
@@ -197,8 +214,11 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
     dq_tensor slice;
     const dq_tensor *x;
     DQ_TRY(norm_input(s, b, DQ_CLIP_QKV, "q, k, v input", &b->attn_norm, &b->attn_norm_bias, h, ws, &slice, &x));
-    DQ_TRY(attention_of(s, b, x, ws));
-    DQ_TRY(dq_block_attn_out(s, b, &ws->a, ws, h));
+    bool o_alone = ws->rounds && s->scheme.a.bits >= 16 && !s->r2_heads && !b->cache;
+    dq_tensor o = o_alone ? dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, ws->a.view.cols)
+                          : dq_tensor_rows(&ws->a, 0, h->view.rows);
+    DQ_TRY(attention_of(s, b, x, ws, &o)); /* which needs x no more when it writes */
+    DQ_TRY(dq_block_attn_out(s, b, &o, ws, h));
     int64_t step = ws->gate.view.rows;
     if (step < 1) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for the MLP");
     for (int64_t r = 0; r < h->view.rows; r += step) {

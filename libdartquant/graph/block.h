@@ -70,18 +70,23 @@ typedef struct dq_block_spec {
 
 /* Scratch of one chunk of `rows` tokens (a whole number of sequences). */
 typedef struct dq_workspace {
-    dq_tensor x;            /* [rows, hidden]: normed input */
-    dq_tensor xq;           /* [rows, max(hidden, heads*head_dim)]: fake-quantized copy */
-    dq_tensor q, k, v;      /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
-    dq_tensor a;            /* [rows, heads*head_dim]: attention output, o_proj input */
-    dq_tensor gate, up;     /* [rows or fewer, intermediate]; gate becomes the down_proj input */
+    dq_tensor x;        /* [rows, hidden]: normed input */
+    dq_tensor xq;       /* [rows, max(hidden, heads*head_dim)]: what products read instead: fake-quantized, rounded */
+    dq_tensor q, k, v;  /* [rows, heads*head_dim], [rows, kv_heads*head_dim] x 2 */
+    dq_tensor a;        /* [rows, heads*head_dim]: attention output, o_proj input */
+    dq_tensor gate, up; /* [rows or fewer, intermediate]; gate becomes the down_proj input */
+    dq_tensor act;      /* BF16, like gate: what down_proj reads instead; empty unless `rounds` */
     dq_tensor qkv, gate_up; /* joined: q, k, v and gate, up are columns of these; else empty */
+    /* On devices that round inputs of products where they are made (DQ_FEATURE_BF16): xq is there, in BF16, and so is what the
+     * products of one input share. No such input is rounded twice, so that all numbers are those of products that do it
+     * themselves. */
+    bool rounds;
 } dq_workspace;
 dq_status dq_workspace_alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 /* For dq_block_forward only: the MLP knows no neighbours and runs through the chunk in pieces, gate and up have the rows of
  * one piece. */
 dq_status dq_workspace_alloc_forward(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
-/* The same, joined. */
+/* The same, joined; it rounds nothing, for packed weights read F32. */
 dq_status dq_workspace_alloc_joined(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *out);
 /* For some stages only: x, q, k, v, a for those up to mlp_in; x, gate, up for those from mlp_in on,
  * which take any number of rows. */
@@ -110,13 +115,13 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
 dq_status dq_weight_narrow(dq_tensor *w, int math);
 /* y (+)= x w^T + bias; DQ_MATH_INT8 is for packed weights */
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
-/* y = norm(x) * weight + bias; both may be empty, y may be x */
+/* y = norm(x) * weight + bias; both may be empty, y may be x, or BF16 (an RMS norm then has no bias) */
 dq_status dq_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *x,
                         dq_tensor *y);
 /* The norm behind the last block, in place. An RMS norm with a bias was a layer norm (model/derive_fuse.c): the bias has
  * length 1 and is the direction in which x has nothing but what rounded weights left there, which goes first. */
 dq_status dq_final_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, dq_tensor *x);
-/* y = fake_quant(x) as the spec says (y may be x); bits 16 copies nothing and returns x through *out, else y. Group -1 =
+/* y = fake_quant(x) as the spec says (y may be x, or BF16); bits 16 copies nothing and returns x through *out, else y. Group -1 =
  * one range per row, extended to contain zero; a positive group is a contiguous run of columns, its range as it is.
  * `what` names the quantized value in errors ("o_proj input"). */
 dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *y,
@@ -124,12 +129,13 @@ dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const d
 /* x = (block-diagonal) orthonormal Hadamard of x along a dimension of h->blocks * h->n elements that lie `inner` columns
  * apart; in place, F32 or F64. */
 dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);
-/* dq_fake_quant_apply of the rotated x (h NULL: of x), of which x keeps what bits 16 or h NULL ask for, else anything. */
+/* dq_fake_quant_apply of the rotated x (h NULL: of x), of which x keeps what bits 16 or h NULL ask for, else anything; y may be
+ * BF16. */
 dq_status dq_hadamard_quant_apply(const dq_hadamard *h, const dq_act_spec *spec, const char *what, dq_tensor *x,
                                   dq_tensor *y, const dq_tensor **out);
-/* y = fake_quant of the RMS norm of h, fewer than 16 bits; weight may be empty. */
-dq_status dq_norm_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *h, const dq_tensor *weight,
-                              double eps, dq_tensor *y);
+/* y = fake_quant of dq_norm_apply's result, fewer than 16 bits; an RMS norm has no bias here. */
+dq_status dq_norm_quant_apply(const dq_block_spec *s, const dq_act_spec *spec, const char *what, const dq_tensor *h,
+                              const dq_tensor *weight, const dq_tensor *bias, dq_tensor *y);
 /* w[i] /= by[i], row by row; F32 or F64. */
 dq_status dq_divide_rows(const float *by, dq_tensor *w);
 /* Whether every group size of the scheme divides what it cuts; DQ_E_INVALID with the numbers otherwise. */

@@ -78,12 +78,13 @@ dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const d
     return dq_op_fake_quant(&d, x, y);
 }
 
-dq_status dq_norm_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *h, const dq_tensor *weight,
-                              double eps, dq_tensor *y)
+dq_status dq_norm_quant_apply(const dq_block_spec *s, const dq_act_spec *spec, const char *what, const dq_tensor *h,
+                              const dq_tensor *weight, const dq_tensor *bias, dq_tensor *y)
 {
     dq_fake_quant_desc d;
     DQ_TRY(grid_of(spec, what, h->view.cols, &d));
-    return dq_op_rmsnorm_quant(h, present(weight), eps, &d, y);
+    if (s->layer_norm) return dq_op_layernorm_quant(h, present(weight), present(bias), s->norm_eps, &d, y);
+    return dq_op_rmsnorm_quant(h, present(weight), s->norm_eps, &d, y);
 }
 
 static dq_hadamard_desc desc_of(const dq_hadamard *h, int64_t inner)

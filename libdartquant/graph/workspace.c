@@ -18,7 +18,8 @@ static int64_t piece_rows(const dq_block_spec *spec, int64_t rows)
 dq_workspace dq_workspace_rows(const dq_workspace *ws, int64_t rows)
 {
     dq_workspace cut = *ws;
-    dq_tensor *all[] = {&cut.x, &cut.xq, &cut.q, &cut.k, &cut.v, &cut.a, &cut.gate, &cut.up, &cut.qkv, &cut.gate_up};
+    dq_tensor *all[] = {&cut.x,    &cut.xq, &cut.q,   &cut.k,   &cut.v,      &cut.a,
+                        &cut.gate, &cut.up, &cut.act, &cut.qkv, &cut.gate_up};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!dq_tensor_is_empty(all[i]))
             *all[i] = dq_tensor_rows(all[i], 0, rows < all[i]->view.rows ? rows : all[i]->view.rows);
@@ -65,11 +66,17 @@ static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, 
     dq_workspace ws;
     dq_status status;
     memset(&ws, 0, sizeof ws);
+    ws.rounds = !joined && (spec->math & DQ_MATH_BF16) && dq_device_rounds_inputs(dev);
+    bool quantized = spec->scheme.a.bits < 16;
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, spec->hidden, &ws.x));
-    if (spec->scheme.a.bits < 16)
-        DQ_GO(dq_tensor_alloc(dev, DQ_F32, rows, heads > spec->hidden ? heads : spec->hidden, &ws.xq));
+    if (quantized || ws.rounds)
+        DQ_GO(dq_tensor_alloc(dev, ws.rounds ? DQ_BF16 : DQ_F32, rows, heads > spec->hidden ? heads : spec->hidden,
+                              &ws.xq));
     if (attention) DQ_GO(alloc_attention(dev, spec, rows, joined, &ws));
     if (mlp_rows > 0) DQ_GO(alloc_mlp(dev, spec, mlp_rows, joined, &ws));
+    if (mlp_rows > 0 && ws.rounds &&
+        (quantized || attention)) /* stages of an MLP alone leave rounding to the product */
+        DQ_GO(dq_tensor_alloc(dev, DQ_BF16, mlp_rows, spec->intermediate, &ws.act));
     *out = ws;
     return DQ_OK;
 done:
@@ -104,7 +111,8 @@ dq_status dq_workspace_alloc_mlp(dq_device *dev, const dq_block_spec *spec, int6
 
 void dq_workspace_free(dq_workspace *ws)
 {
-    dq_tensor *all[] = {&ws->x, &ws->xq, &ws->q, &ws->k, &ws->v, &ws->a, &ws->gate, &ws->up, &ws->qkv, &ws->gate_up};
+    dq_tensor *all[] = {&ws->x,    &ws->xq, &ws->q,   &ws->k,   &ws->v,      &ws->a,
+                        &ws->gate, &ws->up, &ws->act, &ws->qkv, &ws->gate_up};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dq_tensor_free(all[i]);
 }
 

@@ -184,8 +184,8 @@ static dq_status op_dot(void *device, const dq_view *x, const dq_view *y, double
 static dq_status op_gemm(void *device, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a,
                          const dq_view *b, double beta, const dq_view *y, int32_t math)
 {
-    (void)math; /* operands may be rounded, and are not */
-    QUEUE(gemm, 0, (c->flag[0] = trans_a, c->flag[1] = trans_b, c->alpha = alpha, c->beta = beta), a, b, y);
+    QUEUE(gemm, 0, (c->flag[0] = trans_a, c->flag[1] = trans_b, c->math = math, c->alpha = alpha, c->beta = beta), a, b,
+          y);
     return DQ_OK;
 }
 
@@ -224,8 +224,7 @@ static dq_status op_attention(void *device, const dq_attention_desc *d, const dq
 static dq_status op_head_nll(void *device, const dq_view *x, const dq_view *w, const dq_view *targets, int64_t first,
                              const dq_view *state, int32_t math)
 {
-    (void)math;
-    QUEUE(head_nll, 0, c->number = first, x, w, targets, state);
+    QUEUE(head_nll, 0, (c->number = first, c->math = math), x, w, targets, state);
     return DQ_OK;
 }
 
@@ -361,6 +360,7 @@ static const dq_backend table = {
     .layernorm = op_layernorm,
     .quantize_rows = op_quantize_rows,
     .int8_linear = op_int8_linear,
+    .features = DQ_FEATURE_BF16,
 };
 
 DQ_API const dq_backend *dq_backend_entry(uint32_t abi);

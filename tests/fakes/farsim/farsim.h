@@ -53,7 +53,7 @@ struct far_cmd {
     } d;
     double alpha, beta;
     int64_t number;
-    int32_t flag[2];
+    int32_t flag[2], math;
     void *result; /* host memory of a waiting caller */
     bool fails;
     void *release; /* allocation to give back */
@@ -124,6 +124,7 @@ size_t far_element(dq_dtype dtype);
 /* ---- math.c, quant.c, int8.c, fit.c ---- */
 double far_get(const far_mat *m, int64_t r, int64_t c);
 void far_put(const far_mat *m, int64_t r, int64_t c, double x);
+void far_put_f32(const far_mat *m, int64_t r, int64_t c, double x);
 float *far_f32(const far_mat *m, int64_t r);
 /* Of d->group numbers: codes in [least, most]; scale 0 = empty range. */
 typedef struct far_grid {

@@ -76,6 +76,9 @@ void far_put(const far_mat *m, int64_t r, int64_t c, double x)
     }
 }
 
+/* What an op made in fp32, then rounded where the place is narrower. */
+void far_put_f32(const far_mat *m, int64_t r, int64_t c, double x) { far_put(m, r, c, (double)(float)x); }
+
 /* Device workspace. */
 static double *scratch(far_dev *dev, int64_t count)
 {
@@ -180,6 +183,15 @@ static double *widen(far_dev *dev, const far_mat *m, bool transpose)
     return out;
 }
 
+/* The same for a product's operand, rounded to bf16 where that is the math. */
+static double *operand(far_dev *dev, const far_mat *m, bool transpose, int32_t math)
+{
+    double *out = widen(dev, m, transpose);
+    for (int64_t i = 0; out && math == DQ_MATH_BF16 && m->dtype != DQ_F64 && i < m->rows * m->cols; i++)
+        out[i] = decode(encode(out[i], 8, 7), 8, 7);
+    return out;
+}
+
 static double inner(const double *a, const double *b, int64_t n)
 {
     double sum = 0;
@@ -191,7 +203,8 @@ void far_k_gemm(far_dev *dev, far_cmd *c)
 {
     const far_mat *out = &c->mat[2];
     int64_t depth = c->flag[0] ? c->mat[0].rows : c->mat[0].cols;
-    double *a = widen(dev, &c->mat[0], c->flag[0] != 0), *b = widen(dev, &c->mat[1], c->flag[1] == 0);
+    double *a = operand(dev, &c->mat[0], c->flag[0] != 0, c->math);
+    double *b = operand(dev, &c->mat[1], c->flag[1] == 0, c->math);
     for (int64_t i = 0; a && b && i < out->rows; i++)
         for (int64_t j = 0; j < out->cols; j++) {
             double old = c->beta == 0 ? 0 : c->beta * far_get(out, i, j);
@@ -225,7 +238,7 @@ void far_k_rmsnorm(far_dev *dev, far_cmd *c)
         for (int64_t k = 0; k < x->cols; k++) sum += far_get(x, r, k) * far_get(x, r, k);
         double factor = 1 / sqrt(sum / (double)x->cols + c->alpha);
         for (int64_t k = 0; k < x->cols; k++)
-            far_put(&c->mat[2], r, k, far_get(x, r, k) * factor * (w->at ? far_get(w, 0, k) : 1));
+            far_put_f32(&c->mat[2], r, k, far_get(x, r, k) * factor * (w->at ? far_get(w, 0, k) : 1));
     }
 }
 
@@ -239,9 +252,9 @@ void far_k_layernorm(far_dev *dev, far_cmd *c)
         for (int64_t k = 0; k < x->cols; k++) sum += (far_get(x, r, k) - mean) * (far_get(x, r, k) - mean);
         double factor = 1 / sqrt(sum / (double)x->cols + c->alpha);
         for (int64_t k = 0; k < x->cols; k++)
-            far_put(&c->mat[3], r, k,
-                    (far_get(x, r, k) - mean) * factor * (w->at ? far_get(w, 0, k) : 1) +
-                        (b->at ? far_get(b, 0, k) : 0));
+            far_put_f32(&c->mat[3], r, k,
+                        (far_get(x, r, k) - mean) * factor * (w->at ? far_get(w, 0, k) : 1) +
+                            (b->at ? far_get(b, 0, k) : 0));
     }
 }
 
@@ -276,7 +289,7 @@ void far_k_activation(far_dev *dev, far_cmd *c)
     (void)dev;
     for (int64_t r = 0; r < gate->rows; r++)
         for (int64_t k = 0; k < gate->cols; k++)
-            far_put(&c->mat[2], r, k, activate(c->flag[0], far_get(gate, r, k)) * (up->at ? far_get(up, r, k) : 1));
+            far_put_f32(&c->mat[2], r, k, activate(c->flag[0], far_get(gate, r, k)) * (up->at ? far_get(up, r, k) : 1));
 }
 
 void far_k_attention(far_dev *dev, far_cmd *c)
@@ -300,7 +313,7 @@ void far_k_attention(far_dev *dev, far_cmd *c)
             for (int64_t i = 0; i < dim; i++) {
                 double sum = 0;
                 for (int64_t t = first; t <= r; t++) sum += p[t - begin] * v[t * ks + h / share * dim + i];
-                far_put(o, r, h * dim + i, sum / total);
+                far_put_f32(o, r, h * dim + i, sum / total);
             }
         }
     free(q);
@@ -313,7 +326,7 @@ void far_k_head_nll(far_dev *dev, far_cmd *c)
 {
     const far_mat *state = &c->mat[3];
     int64_t depth = c->mat[0].cols;
-    double *x = widen(dev, &c->mat[0], false), *w = widen(dev, &c->mat[1], false);
+    double *x = operand(dev, &c->mat[0], false, c->math), *w = operand(dev, &c->mat[1], false, c->math);
     for (int64_t r = 0; x && w && r < c->mat[0].rows; r++) {
         double top = far_get(state, r, 0), sum = far_get(state, r, 1);
         for (int64_t j = 0; j < c->mat[1].rows; j++) {

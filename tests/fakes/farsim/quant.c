@@ -37,10 +37,13 @@ float far_code(const far_grid *g, float x)
     return code < g->least ? g->least : code > g->most ? g->most : code;
 }
 
-static void fake_quant_group(const dq_fake_quant_desc *d, const float *x, float *y)
+static void fake_quant_group(const dq_fake_quant_desc *d, const float *x, const far_mat *y, int64_t r, int64_t c)
 {
     far_grid g = far_grid_of(d, x);
-    for (int64_t i = 0; i < d->group; i++) y[i] = g.scale == 0 ? x[i] : g.scale * (far_code(&g, x[i]) - g.zero);
+    for (int64_t i = 0; i < d->group; i++) {
+        float value = g.scale == 0 ? x[i] : g.scale * (far_code(&g, x[i]) - g.zero);
+        far_put(y, r, c + i, (double)value);
+    }
 }
 
 void far_k_fake_quant(far_dev *dev, far_cmd *c)
@@ -48,7 +51,7 @@ void far_k_fake_quant(far_dev *dev, far_cmd *c)
     (void)dev;
     for (int64_t r = 0; r < c->mat[0].rows; r++)
         for (int64_t k = 0; k < c->mat[0].cols; k += c->d.fake_quant.group)
-            fake_quant_group(&c->d.fake_quant, far_f32(&c->mat[0], r) + k, far_f32(&c->mat[1], r) + k);
+            fake_quant_group(&c->d.fake_quant, far_f32(&c->mat[0], r) + k, &c->mat[1], r, k);
 }
 
 /* out[i] = sum of H[i][j] v[j] (H[j][i] when transposed), H = HK (x) Sylvester, straight from the definition. */
