@@ -23,27 +23,44 @@ typedef struct mma_args {
     float scale; /* with log2 e: powers are of two */
 } mma_args;
 
-__global__ void pad_kernel(cu_mat<const float> x, int heads, int dim, int width, cu_bf16 *out)
+/* Eight neighbours a thread. WIDE: rows and heads of x start at multiples of 16 bytes. */
+template <int D, bool WIDE> __global__ void pad_kernel(cu_mat<const float> x, int heads, int dim, uint16_t *out)
 {
-    CU_STRIDE_LOOP(i, x.rows * heads * width)
+    CU_EACH(r, i, x.rows, (int64_t)heads * (D / 8))
     {
-        int64_t r = i / (heads * width), h = i / width % heads, c = i % width;
-        cu_store(out + i, c < dim ? (double)x.row(r)[h * dim + c] : 0.0);
+        int h = (int)i / (D / 8), c = (int)i % (D / 8) * 8;
+        const float *from = x.row(r) + (int64_t)h * dim + c;
+        cu_eight eight;
+#pragma unroll
+        for (int j = 0; j < 8; j += 4) {
+            float4 four = {0, 0, 0, 0};
+            if (WIDE && c + j < dim) four = *(const float4 *)(from + j); /* dim is a multiple of 4 */
+            if (!WIDE) {
+                if (c + j < dim) four.x = from[j];
+                if (c + j + 1 < dim) four.y = from[j + 1];
+                if (c + j + 2 < dim) four.z = from[j + 2];
+                if (c + j + 3 < dim) four.w = from[j + 3];
+            }
+            eight.pairs[j / 2] = cu_pack_bf16(four.x, four.y);
+            eight.pairs[j / 2 + 1] = cu_pack_bf16(four.z, four.w);
+        }
+        *(cu_eight *)(out + (r * heads + h) * D + c) = eight;
     }
 }
 
-/* `rows` rows of one head, zeros past the end of the sequence. */
-template <int D>
-__device__ static void bring(uint16_t *to, const uint16_t *from, int64_t stride, int64_t first, int64_t seqlen,
-                             int rows)
+/* N rows of one head from row `first` on, zeros past the end of the sequence. */
+template <int D, int N>
+__device__ static inline void bring(uint16_t *to, const uint16_t *head, int64_t stride, int64_t first, int64_t seqlen)
 {
-    for (int i = threadIdx.x; i < rows * (D / 8); i += THREADS) {
-        int r = i / (D / 8), c = i % (D / 8) * 8;
-        uint16_t *at = to + r * (D + GAP) + c;
-        if (first + r < seqlen)
-            cu_copy_async(at, from + (first + r) * stride + c);
-        else
-            for (int j = 0; j < 8; j++) at[j] = 0;
+    enum { UNITS = D / 8, STEP = THREADS / UNITS /* rows that the block brings at a time */ };
+    int r = (int)threadIdx.x / UNITS, c = (int)threadIdx.x % UNITS * 8;
+    const uint16_t *from = head + (first + r) * stride + c;
+    to += r * (D + GAP) + c;
+    int left = seqlen - first < N ? (int)(seqlen - first) : N;
+#pragma unroll
+    for (int i = 0; i < N / STEP; i++) {
+        bool there = r + i * STEP < left;
+        cu_copy_async(to + i * STEP * (D + GAP), there ? from + i * STEP * stride : head, there);
     }
 }
 
@@ -87,32 +104,46 @@ __device__ static void weigh(float (&o)[D / 8][4], const float (&p)[KEYS / 8][4]
     }
 }
 
+/* Hides what `me` does not see of the tile that starts at `key`: s[.][first] and the next belong to the row. */
+__device__ static inline void hide(float (&s)[KEYS / 8][4], int first, int64_t me, int64_t key, int window, int lane)
+{
+    int64_t newest = me - key, oldest = window > 0 ? newest - window + 1 : 0;
+    int upper = newest < KEYS ? (int)newest : (int)KEYS, lower = oldest < KEYS ? (int)oldest : (int)KEYS;
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int column = n * 8 + lane % 4 * 2 + i;
+            if (column > upper || column < lower) s[n][first + i] = -INFINITY;
+        }
+}
+
 /* Two rows a lane: 0 and 1 of each fragment belong to `row`, 2 and 3 to row + 8. */
 template <int D>
 __device__ static void soften(float (&s)[KEYS / 8][4], float (&o)[D / 8][4], float (&top)[2], float (&total)[2],
                               const mma_args &a, int64_t row, int64_t key, int lane, bool masked)
 {
 #pragma unroll
+    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[n][i] *= a.scale;
+    if (masked) {
+        hide(s, 0, row, key, a.window, lane);
+        hide(s, 2, row + 8, key, a.window, lane);
+    }
+#pragma unroll
     for (int half = 0; half < 2; half++) {
         float highest = top[half], sum = 0;
-        int64_t me = row + 8 * half;
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-            for (int i = 2 * half; i < 2 * half + 2; i++) {
-                int64_t column = key + n * 8 + lane % 4 * 2 + i % 2;
-                bool hidden = masked && (column > me || (a.window > 0 && me - column >= a.window));
-                s[n][i] = hidden ? -INFINITY : s[n][i] * a.scale;
-                highest = fmaxf(highest, s[n][i]);
-            }
+        for (int n = 0; n < KEYS / 8; n++) highest = fmaxf(highest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
         highest = fmaxf(highest, __shfl_xor_sync(CU_ALL, highest, 1));
         highest = fmaxf(highest, __shfl_xor_sync(CU_ALL, highest, 2));
-        float base = highest == -INFINITY ? 0.0f : highest, shrink = exp2f(top[half] - base);
+        float base = highest == -INFINITY ? 0.0f : highest, shrink = cu_exp2(top[half] - base);
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (int i = 2 * half; i < 2 * half + 2; i++) {
-                s[n][i] = exp2f(s[n][i] - base);
+                s[n][i] = cu_exp2(s[n][i] - base);
                 sum += s[n][i];
             }
         sum += __shfl_xor_sync(CU_ALL, sum, 1);
@@ -139,9 +170,9 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_ker
     int64_t begin = a.window > 0 && first - a.window + 1 > 0 ? (first - a.window + 1) / KEYS * KEYS : 0;
     const uint16_t *q = a.q + start * a.q_stride + head * D;
     const uint16_t *k = a.k + start * a.kv_stride + head / a.share * D, *v = a.v + (k - a.k);
-    bring<D>(queries, q, a.q_stride, first, a.seqlen, QUERIES);
-    bring<D>(tiles, k, a.kv_stride, begin, a.seqlen, KEYS);
-    bring<D>(tiles + TILE, v, a.kv_stride, begin, a.seqlen, KEYS);
+    bring<D, QUERIES>(queries, q, a.q_stride, first, a.seqlen);
+    bring<D, KEYS>(tiles, k, a.kv_stride, begin, a.seqlen);
+    bring<D, KEYS>(tiles + TILE, v, a.kv_stride, begin, a.seqlen);
     cu_copies_commit();
     float o[D / 8][4], top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
     uint32_t mine[D / 16][4];
@@ -153,8 +184,8 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_ker
     for (int64_t key = begin; key < last; key += KEYS) {
         int now = (int)((key - begin) / KEYS % 2);
         if (key + KEYS < last) { /* into the tile that all have left */
-            bring<D>(tiles + (1 - now) * 2 * TILE, k, a.kv_stride, key + KEYS, a.seqlen, KEYS);
-            bring<D>(tiles + (1 - now) * 2 * TILE + TILE, v, a.kv_stride, key + KEYS, a.seqlen, KEYS);
+            bring<D, KEYS>(tiles + (1 - now) * 2 * TILE, k, a.kv_stride, key + KEYS, a.seqlen);
+            bring<D, KEYS>(tiles + (1 - now) * 2 * TILE + TILE, v, a.kv_stride, key + KEYS, a.seqlen);
         }
         cu_copies_commit();
         cu_copies_done<1>();
@@ -177,15 +208,28 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_ker
     for (int half = 0; half < 2; half++) {
         int64_t me = row + 8 * half;
         if (me >= a.seqlen) continue;
-        float *out = a.o.row(start + me) + head * a.dim;
+        float *out = a.o.row(start + me) + head * a.dim, inverse = 1.0f / total[half];
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 int c = n * 8 + lane % 4 * 2 + i;
-                if (c < a.dim) out[c] = o[n][2 * half + i] / total[half];
+                if (c < a.dim) out[c] = o[n][2 * half + i] * inverse;
             }
     }
+}
+
+template <int D> static void pad(dq_cuda_device *dev, const dq_view *x, int heads, int dim, const uint16_t *out)
+{
+    dq_view units = *x;
+    units.cols = (int64_t)heads * (D / 8);
+    bool wide = ((uintptr_t)cu_at(x) | (uintptr_t)x->stride * 4 | (uintptr_t)dim * 4) % 16 == 0;
+    if (wide)
+        CU_LAUNCH(dev, (pad_kernel<D, true>), cu_grid_rows(&units), CU_THREADS, 0, cu_view<const float>(x), heads, dim,
+                  (uint16_t *)out);
+    else
+        CU_LAUNCH(dev, (pad_kernel<D, false>), cu_grid_rows(&units), CU_THREADS, 0, cu_view<const float>(x), heads, dim,
+                  (uint16_t *)out);
 }
 
 /* Queries, and two tiles of keys and values. */
@@ -206,9 +250,8 @@ static dq_status launch(dq_cuda_device *dev, const dq_attention_desc *d, const d
     dq_cuda_block scratch = {};
     CU_TRY(cu_allow_shared(dev, attention_mma_kernel<D>, bytes));
     CU_TRY(dq_cuda_scratch(dev, (uint64_t)(q_size + 2 * kv_size) * 2, "attention", &scratch));
-    cu_bf16 *at = (cu_bf16 *)scratch.address;
     mma_args a = {};
-    a.q = (const uint16_t *)at;
+    a.q = (const uint16_t *)scratch.address;
     a.k = a.q + q_size;
     a.v = a.k + kv_size;
     a.q_stride = (int64_t)d->heads * D;
@@ -219,12 +262,9 @@ static dq_status launch(dq_cuda_device *dev, const dq_attention_desc *d, const d
     a.dim = d->head_dim;
     a.window = d->window;
     a.scale = d->scale * 1.44269504088896340736f;
-    CU_LAUNCH(dev, pad_kernel, cu_grid(q_size, CU_THREADS), CU_THREADS, 0, cu_view<const float>(q), d->heads,
-              d->head_dim, D, at);
-    CU_LAUNCH(dev, pad_kernel, cu_grid(kv_size, CU_THREADS), CU_THREADS, 0, cu_view<const float>(k), d->kv_heads,
-              d->head_dim, D, at + q_size);
-    CU_LAUNCH(dev, pad_kernel, cu_grid(kv_size, CU_THREADS), CU_THREADS, 0, cu_view<const float>(v), d->kv_heads,
-              d->head_dim, D, at + q_size + kv_size);
+    pad<D>(dev, q, d->heads, d->head_dim, a.q);
+    pad<D>(dev, k, d->kv_heads, d->head_dim, a.k);
+    pad<D>(dev, v, d->kv_heads, d->head_dim, a.v);
     dim3 grid((unsigned)cu_div_up(d->seqlen, (int64_t)QUERIES), (unsigned)d->heads, (unsigned)(q->rows / d->seqlen));
     CU_LAUNCH(dev, attention_mma_kernel<D>, grid, THREADS, (size_t)bytes, a);
     dq_status status = dq_cuda_launched(dev, "attention");

@@ -10,6 +10,11 @@
  *   b (16 x 8):  rows 2t, 2t + 1 and 2t + 8, 2t + 9 of column g
  *   c (16 x 8):  row g at columns 2t, 2t + 1, then row g + 8 */
 
+/* Eight bf16, moved together. */
+struct alignas(16) cu_eight {
+    uint32_t pairs[4];
+};
+
 #ifndef DQ_CUDASIM
 
 __device__ static inline void cu_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
@@ -47,12 +52,20 @@ __device__ static inline uint32_t cu_pack_bf16(float low, float high)
     return both;
 }
 
-/* 16 bytes on their way from global to shared memory, both aligned; the thread that asked waits with cu_copies_done, which
- * leaves the last `pending` groups under way. */
-__device__ static inline void cu_copy_async(void *to, const void *from)
+/* 2^x to 2 ulp, 0 where the result is below 2^-126 (PTX: ex2.approx.ftz); 0 for -inf, NaN stays. */
+__device__ static inline float cu_exp2(float x)
 {
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(at), "l"(from) : "memory");
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* 16 bytes on their way from global to shared memory, both aligned, or zeros where they are not `there`; the thread that asked waits with cu_copies_done, which
+ * leaves the last `pending` groups under way. */
+__device__ static inline void cu_copy_async(void *to, const void *from, bool there)
+{
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(to), bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 __device__ static inline void cu_copies_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int PENDING> __device__ static inline void cu_copies_done()
@@ -112,8 +125,14 @@ static inline uint32_t cu_pack_bf16(float low, float high)
     return x.bits | (uint32_t)y.bits << 16;
 }
 
+static inline float cu_exp2(float x) { return x < -126 ? 0.0f : exp2f(x); }
+
 /* What is under way arrives as late as it may: when its thread waits. */
-static inline void cu_copy_async(void *to, const void *from) { cusim::copy_later(to, from); }
+static inline void cu_copy_async(void *to, const void *from, bool there)
+{
+    alignas(16) static const uint32_t zeros[4] = {0, 0, 0, 0};
+    cusim::copy_later(to, there ? from : zeros);
+}
 static inline void cu_copies_commit() { cusim::copies_commit(); }
 template <int PENDING> static inline void cu_copies_done() { cusim::copies_done(PENDING); }
 
