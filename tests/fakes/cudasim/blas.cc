@@ -76,7 +76,7 @@ void dorgqr_(const int *, const int *, const int *, double *, const int *, const
              int *);
 }
 
-/* ---- cuBLAS: column-major, sums in double ---- */
+/* ---- cuBLAS: column-major ---- */
 
 static double element(const void *p, cudaDataType_t type, int64_t i)
 {
@@ -170,14 +170,65 @@ struct gemm {
     int64_t lda, ldb, ldc;
 };
 
+/* Sums as a card's units make them, which round otherwise than the CPU's BLAS: for products that are small enough. */
+enum { MOST_TERMS = 1 << 22, BLOCK = 8 };
+
+float toward_zero(double x)
+{
+    float f = (float)x;
+    return fabs((double)f) > fabs(x) ? nextafterf(f, 0.0f) : f;
+}
+
+/* Tensor cores with 16-bit operands: a few products and the sum so far are aligned to the largest of them, what falls below
+ * 25 bits is cut off, and the new sum is cut off to fp32 (Fasi, Higham, Mikaitis and Pranesh, PeerJ Computer Science 7,
+ * 2021, for V100 to A100; newer cards keep more). */
+double tensor_sum(const double *x, const double *y, int64_t k)
+{
+    float sum = 0;
+    for (int64_t first = 0; first < k; first += BLOCK) {
+        int64_t last = first + BLOCK < k ? first + BLOCK : k;
+        double plain = sum, largest = fabs(sum);
+        for (int64_t i = first; i < last; i++) {
+            plain += x[i] * y[i];
+            largest = fmax(largest, fabs(x[i] * y[i]));
+        }
+        if (!(fabs(plain) < INFINITY) || largest == 0) {
+            sum = (float)plain;
+            continue;
+        }
+        double unit = ldexp(1, ilogb(largest) - 24);
+        int64_t units = (int64_t)((double)sum / unit);
+        for (int64_t i = first; i < last; i++) units += (int64_t)(x[i] * y[i] / unit);
+        sum = toward_zero((double)units * unit);
+    }
+    return sum;
+}
+
+double float_sum(const double *x, const double *y, int64_t k)
+{
+    float sum = 0;
+    for (int64_t i = 0; i < k; i++) sum += (float)x[i] * (float)y[i];
+    return sum;
+}
+
 void multiply(const gemm &g, double alpha, double beta)
 {
-    std::vector<double> left = widen(g.a, g.type, g.lda, g.op_a, g.m, g.k);
     std::vector<double> right = widen(g.b, g.type, g.ldb, g.op_b, g.k, g.n), product((size_t)(g.m * g.n));
-    double one = 1, zero = 0;
-    int rows = (int)g.m, cols = (int)g.n, depth = (int)g.k;
-    dgemm_("N", "N", &rows, &cols, &depth, &one, left.data(), &rows, right.data(), &depth, &zero, product.data(),
-           &rows);
+    bool as_on_card = g.type != CUDA_R_64F && g.type != CUDA_R_8I && g.m * g.n * g.k <= MOST_TERMS;
+    if (as_on_card) {
+        std::vector<double> left =
+            widen(g.a, g.type, g.lda, g.op_a == CUBLAS_OP_N ? CUBLAS_OP_T : CUBLAS_OP_N, g.k, g.m);
+        auto sum = g.type == CUDA_R_32F ? float_sum : tensor_sum;
+        for (int64_t j = 0; j < g.n; j++)
+            for (int64_t i = 0; i < g.m; i++)
+                product[(size_t)(i + j * g.m)] = sum(&left[(size_t)(i * g.k)], &right[(size_t)(j * g.k)], g.k);
+    } else {
+        std::vector<double> left = widen(g.a, g.type, g.lda, g.op_a, g.m, g.k);
+        double one = 1, zero = 0;
+        int rows = (int)g.m, cols = (int)g.n, depth = (int)g.k;
+        dgemm_("N", "N", &rows, &cols, &depth, &one, left.data(), &rows, right.data(), &depth, &zero, product.data(),
+               &rows);
+    }
     for (int64_t j = 0; j < g.n; j++)
         for (int64_t i = 0; i < g.m; i++) {
             int64_t at = i + j * g.ldc;
