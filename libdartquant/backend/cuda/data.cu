@@ -1,7 +1,7 @@
 /* Data movement, elementwise ops and reductions to a number. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/four.h"
 
 static dq_status no_dtype(dq_cuda_device *dev, const char *op, dq_dtype dtype)
 {
@@ -13,14 +13,15 @@ static dim3 rows_grid(const dq_view *v) { return cu_grid_rows(v); }
 
 /* ---- fill ---- */
 
-template <class T> __global__ void fill_kernel(cu_mat<T> y, T value)
+template <class T> __global__ void fill_kernel(cu_mat<T> y, T value, bool wide)
 {
-    CU_EACH(r, c, y.rows, y.cols) y.row(r)[c] = value;
+    cu_four<T> four = {{value, value, value, value}};
+    CU_EACH_FOUR(r, c, n, y.rows, y.cols) cu_put(y.row(r) + c, four, (int)n, wide);
 }
 
 template <class T> static void fill_with(dq_cuda_device *dev, const dq_view *y, T value)
 {
-    CU_LAUNCH(dev, fill_kernel<T>, rows_grid(y), CU_THREADS, 0, cu_view<T>(y), value);
+    CU_LAUNCH(dev, fill_kernel<T>, cu_grid_fours(y), cu_threads_fours(y), 0, cu_view<T>(y), value, cu_in_fours<T>(y));
 }
 
 template <class T> static void fill_rounded(dq_cuda_device *dev, const dq_view *y, double value)
@@ -47,14 +48,22 @@ DQ_CUDA_SLOT dq_cuda_fill(void *device, double value, const dq_view *y)
 
 /* ---- convert ---- */
 
-template <class X, class Y> __global__ void convert_kernel(cu_mat<const X> x, cu_mat<Y> y)
+template <class X, class Y> __global__ void convert_kernel(cu_mat<const X> x, cu_mat<Y> y, bool wide)
 {
-    CU_EACH(r, c, y.rows, y.cols) cu_store(y.row(r) + c, cu_load(x.row(r) + c));
+    CU_EACH_FOUR(r, c, n, y.rows, y.cols)
+    {
+        cu_four<X> from = cu_take(x.row(r) + c, (int)n, wide);
+        cu_four<Y> to;
+#pragma unroll
+        for (int i = 0; i < 4; i++) cu_store(&to.v[i], cu_load(&from.v[i]));
+        cu_put(y.row(r) + c, to, (int)n, wide);
+    }
 }
 
 template <class X, class Y> static void convert_to(dq_cuda_device *dev, const dq_view *x, const dq_view *y)
 {
-    CU_LAUNCH(dev, (convert_kernel<X, Y>), rows_grid(y), CU_THREADS, 0, cu_view<const X>(x), cu_view<Y>(y));
+    CU_LAUNCH(dev, (convert_kernel<X, Y>), cu_grid_fours(y), cu_threads_fours(y), 0, cu_view<const X>(x), cu_view<Y>(y),
+              cu_in_fours<X>(x) && cu_in_fours<Y>(y));
 }
 
 template <class X> static dq_status convert_from(dq_cuda_device *dev, const dq_view *x, const dq_view *y)
@@ -98,41 +107,58 @@ DQ_CUDA_SLOT dq_cuda_convert(void *device, const dq_view *x, const dq_view *y)
 
 /* ---- axpy, scale_cols ---- */
 
-template <class T> __global__ void axpy_kernel(double alpha, cu_mat<const T> x, cu_mat<T> y)
+template <class T> __global__ void axpy_kernel(double alpha, cu_mat<const T> x, cu_mat<T> y, bool wide)
 {
-    CU_EACH(r, c, y.rows, y.cols)
+    CU_EACH_FOUR(r, c, n, y.rows, y.cols)
     {
-        T *to = y.row(r) + c;
-        *to = (T)((double)*to + alpha * (double)x.row(x.rows == 1 ? 0 : r)[c]);
+        T *at = y.row(r) + c;
+        cu_four<T> to = cu_take(at, (int)n, wide), more = cu_take(x.row(x.rows == 1 ? 0 : r) + c, (int)n, wide);
+#pragma unroll
+        for (int i = 0; i < 4; i++) to.v[i] = (T)((double)to.v[i] + alpha * (double)more.v[i]);
+        cu_put(at, to, (int)n, wide);
     }
+}
+
+template <class T> static void axpy(dq_cuda_device *dev, double alpha, const dq_view *x, const dq_view *y)
+{
+    CU_LAUNCH(dev, axpy_kernel<T>, cu_grid_fours(y), cu_threads_fours(y), 0, alpha, cu_view<const T>(x), cu_view<T>(y),
+              cu_in_fours<T>(x) && cu_in_fours<T>(y));
 }
 
 DQ_CUDA_SLOT dq_cuda_axpy(void *device, double alpha, const dq_view *x, const dq_view *y)
 {
     CU_ENTER(device);
     if (y->dtype == DQ_F64)
-        CU_LAUNCH(dev, axpy_kernel<double>, rows_grid(y), CU_THREADS, 0, alpha, cu_view<const double>(x),
-                  cu_view<double>(y));
+        axpy<double>(dev, alpha, x, y);
     else
-        CU_LAUNCH(dev, axpy_kernel<float>, rows_grid(y), CU_THREADS, 0, alpha, cu_view<const float>(x),
-                  cu_view<float>(y));
+        axpy<float>(dev, alpha, x, y);
     return dq_cuda_launched(dev, "axpy");
 }
 
-template <class T> __global__ void scale_cols_kernel(cu_mat<const T> x, const T *v, cu_mat<T> y)
+template <class T> __global__ void scale_cols_kernel(cu_mat<const T> x, const T *v, cu_mat<T> y, bool wide)
 {
-    CU_EACH(r, c, y.rows, y.cols) y.row(r)[c] = x.row(r)[c] * v[c];
+    CU_EACH_FOUR(r, c, n, y.rows, y.cols)
+    {
+        cu_four<T> four = cu_take(x.row(r) + c, (int)n, wide), by = cu_take(v + c, (int)n, wide);
+#pragma unroll
+        for (int i = 0; i < 4; i++) four.v[i] *= by.v[i];
+        cu_put(y.row(r) + c, four, (int)n, wide);
+    }
+}
+
+template <class T> static void scale_cols(dq_cuda_device *dev, const dq_view *x, const dq_view *v, const dq_view *y)
+{
+    CU_LAUNCH(dev, scale_cols_kernel<T>, cu_grid_fours(y), cu_threads_fours(y), 0, cu_view<const T>(x),
+              (const T *)cu_at(v), cu_view<T>(y), cu_in_fours<T>(x) && cu_in_fours<T>(v) && cu_in_fours<T>(y));
 }
 
 DQ_CUDA_SLOT dq_cuda_scale_cols(void *device, const dq_view *x, const dq_view *v, const dq_view *y)
 {
     CU_ENTER(device);
     if (y->dtype == DQ_F64)
-        CU_LAUNCH(dev, scale_cols_kernel<double>, rows_grid(y), CU_THREADS, 0, cu_view<const double>(x),
-                  (const double *)cu_at(v), cu_view<double>(y));
+        scale_cols<double>(dev, x, v, y);
     else
-        CU_LAUNCH(dev, scale_cols_kernel<float>, rows_grid(y), CU_THREADS, 0, cu_view<const float>(x),
-                  (const float *)cu_at(v), cu_view<float>(y));
+        scale_cols<float>(dev, x, v, y);
     return dq_cuda_launched(dev, "scale_cols");
 }
 
@@ -144,9 +170,8 @@ typedef struct adam_rates {
 
 __global__ void adam_kernel(adam_rates a, cu_mat<float> g, cu_mat<float> mean, cu_mat<float> square)
 {
-    CU_STRIDE_LOOP(i, g.rows * g.cols)
+    CU_EACH(r, c, g.rows, g.cols)
     {
-        int64_t r = i / g.cols, c = i % g.cols;
         float x = g.row(r)[c], m = mean.row(r)[c], v = a.beta2 * square.row(r)[c] + a.rest * x * x;
         m += a.gain * (x - m);
         mean.row(r)[c] = m;
@@ -160,7 +185,7 @@ DQ_CUDA_SLOT dq_cuda_adam(void *device, double beta1, double beta2, double root,
 {
     CU_ENTER(device);
     adam_rates a = {(float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)root, (float)epsilon};
-    CU_LAUNCH(dev, adam_kernel, elements_grid(g), CU_THREADS, 0, a, cu_view<float>(g), cu_view<float>(mean),
+    CU_LAUNCH(dev, adam_kernel, rows_grid(g), CU_THREADS, 0, a, cu_view<float>(g), cu_view<float>(mean),
               cu_view<float>(square));
     return dq_cuda_launched(dev, "adam");
 }
