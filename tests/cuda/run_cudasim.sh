@@ -29,6 +29,13 @@ for t in "$out"/tests/conformance/test_*; do
     check "cudasim_$(basename "$t")" "$(tail -30 "$log.bad" 2>/dev/null)"
 done
 
+# Small squares and several parts, as only large Hessians have them.
+for options in syrk_block=32 syrk_block=48,syrk_parts=3 syrk_block=500,syrk_parts=7; do
+    log=$work/parts.log
+    DQ_TEST_BACKEND=$card:$options "$out/tests/conformance/test_quant_ops" > "$log" 2>&1 || cp "$log" "$log.bad"
+    check "cudasim_hessian_with_$options" "$(tail -30 "$log.bad" 2>/dev/null)"
+done
+
 program() { # command, further arguments; JSON on stdout
     local command=$1
     shift

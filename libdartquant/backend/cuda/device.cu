@@ -149,11 +149,11 @@ dq_status dq_cuda_fetch(dq_cuda_device *dev, const void *from, void *to, size_t 
     return DQ_OK;
 }
 
-/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,syrk=split|exact,syrk_block=N,staging=BYTES,overlap=on|off,
- * fail_at=N" ---- */
+/* ---- options: "1" or "device=1,memory=BYTES,tf32=on|off,syrk=split|exact,syrk_block=N,syrk_parts=N,staging=BYTES,
+ * overlap=on|off,fail_at=N" ---- */
 
 typedef struct options {
-    long long device, memory, fail_at, syrk_block, staging;
+    long long device, memory, fail_at, syrk_block, syrk_parts, staging;
     int tf32, exact, in_turn;
 } options;
 
@@ -187,6 +187,8 @@ static bool parse_option(const char *text, size_t n, options *o)
     if (key == 7 && memcmp(text, "staging", 7) == 0) return parse_number(value, left, &o->staging);
     if (key == 10 && memcmp(text, "syrk_block", 10) == 0)
         return parse_number(value, left, &o->syrk_block) && o->syrk_block >= 16 && o->syrk_block <= 65536;
+    if (key == 10 && memcmp(text, "syrk_parts", 10) == 0)
+        return parse_number(value, left, &o->syrk_parts) && o->syrk_parts <= 1024;
     if (key == 4 && memcmp(text, "syrk", 4) == 0) return parse_switch(value, left, "exact", "split", &o->exact);
     if (key == 7 && memcmp(text, "overlap", 7) == 0) return parse_switch(value, left, "off", "on", &o->in_turn);
     return key == 4 && memcmp(text, "tf32", 4) == 0 && parse_switch(value, left, "on", "off", &o->tf32);
@@ -202,7 +204,7 @@ static dq_status parse_options(const dq_host *host, const char *text, options *o
             snprintf(
                 message, sizeof message,
                 "cuda: '%.*s' is not an option; it takes the card's number, or device=N, memory=BYTES, tf32=on|off, "
-                "syrk=split|exact, syrk_block=N, staging=BYTES, overlap=on|off, fail_at=N",
+                "syrk=split|exact, syrk_block=N, syrk_parts=N, staging=BYTES, overlap=on|off, fail_at=N",
                 n > 60 ? 60 : (int)n, text);
             return host->fail(host->self, DQ_E_INVALID, 0, message);
         }
@@ -303,7 +305,8 @@ static dq_status open_card(const dq_host *host, const char *text, void **out)
     dev->budget = (uint64_t)o.memory;
     dev->fail_at = (uint64_t)o.fail_at;
     dev->syrk_split = !o.exact;
-    dev->syrk_block = o.syrk_block ? (int)o.syrk_block : 1024;
+    dev->syrk_block = (int)o.syrk_block;
+    dev->syrk_parts = (int)o.syrk_parts;
     dev->overlap = !o.in_turn;
     dq_status status = start(dev, &o);
     if (status != DQ_OK) {

@@ -46,12 +46,12 @@ typedef struct dq_cuda_device {
     void *result;              /* 64 bytes on the card for numbers on their way to the host */
     void *result_host;         /* pinned */
     dq_cuda_stage stage[DQ_CUDA_STAGES];
-    int stages, most_stages; /* made so far; more come while uploads have to wait */
-    int this_stage;          /* in use, -1 = none */
-    int overlap;             /* uploads may land */
-    uint64_t landings;       /* bytes of all */
-    int syrk_split, syrk_block;
-    int max_shared; /* bytes of shared memory that one block may ask for */
+    int stages, most_stages;                /* made so far; more come while uploads have to wait */
+    int this_stage;                         /* in use, -1 = none */
+    int overlap;                            /* uploads may land */
+    uint64_t landings;                      /* bytes of all */
+    int syrk_split, syrk_block, syrk_parts; /* 0: as the shape asks */
+    int max_shared;                         /* bytes of shared memory that one block may ask for */
     int tf32;
     int lost;
     /* Accounting and injected failures. */
@@ -119,6 +119,7 @@ DQ_CUDA_SLOT dq_cuda_diag(void *dev, const dq_view *h, const dq_view *v);
 /* gemm.cu */
 DQ_CUDA_SLOT dq_cuda_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a, const dq_view *b,
                           double beta, const dq_view *c, int32_t math);
+/* syrk.cu */
 DQ_CUDA_SLOT dq_cuda_syrk(void *dev, double alpha, const dq_view *x, double beta, const dq_view *h);
 /* forward.cu */
 DQ_CUDA_SLOT dq_cuda_rmsnorm(void *dev, const dq_view *x, const dq_view *weight, double eps, const dq_view *y);

@@ -2,9 +2,6 @@
  * and nothing is transposed. SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/gemm.h"
 
-/* Fewer rows are not worth splitting. */
-enum { SPLIT_ROWS = 16 };
-
 /* An operand in the type that the product runs in, converted to scratch where it has another. */
 typedef struct operand {
     const void *p;
@@ -38,9 +35,15 @@ static dq_dtype product_type(const dq_view *a, const dq_view *b, int32_t math)
     return math == DQ_MATH_BF16 ? DQ_BF16 : DQ_F32;
 }
 
-static cudaDataType_t blas_type(dq_dtype dtype)
+cudaDataType_t dq_cuda_blas_type(dq_dtype dtype)
 {
     return dtype == DQ_BF16 ? CUDA_R_16BF : dtype == DQ_F16 ? CUDA_R_16F : dtype == DQ_F64 ? CUDA_R_64F : CUDA_R_32F;
+}
+
+cublasComputeType_t dq_cuda_compute_type(const dq_cuda_device *dev, dq_dtype dtype)
+{
+    if (dtype == DQ_F64) return CUBLAS_COMPUTE_64F;
+    return dtype == DQ_F32 && dev->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
 typedef struct product {
@@ -52,13 +55,11 @@ typedef struct product {
 static dq_status multiply(dq_cuda_device *dev, const product *p, dq_dtype type, const void *alpha, const operand *a,
                           const operand *b, const void *beta, const dq_view *c)
 {
-    cublasComputeType_t compute = type == DQ_F64                ? CUBLAS_COMPUTE_64F
-                                  : type == DQ_F32 && dev->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                                : CUBLAS_COMPUTE_32F;
+    cudaDataType_t blas = dq_cuda_blas_type(type);
     cublasStatus_t status =
         cublasGemmEx_64(dev->blas, p->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, p->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N,
-                        p->cols, p->rows, p->depth, alpha, b->p, blas_type(type), b->stride, a->p, blas_type(type),
-                        a->stride, beta, cu_at(c), blas_type(c->dtype), c->stride, compute, CUBLAS_GEMM_DEFAULT);
+                        p->cols, p->rows, p->depth, alpha, b->p, blas, b->stride, a->p, blas, a->stride, beta, cu_at(c),
+                        dq_cuda_blas_type(c->dtype), c->stride, dq_cuda_compute_type(dev, type), CUBLAS_GEMM_DEFAULT);
     return dq_cuda_check_blas(dev, status, "gemm");
 }
 
@@ -101,92 +102,4 @@ DQ_CUDA_SLOT dq_cuda_gemm(void *device, int32_t trans_a, int32_t trans_b, double
     }
     dq_cuda_release(dev, &x.scratch);
     return status;
-}
-
-/* ---- syrk ---- */
-
-/* Adds the lower triangle of a square block; beta was applied to the old values here. */
-__global__ void lower_kernel(cu_mat<const float> block, double beta, cu_mat<float> h)
-{
-    CU_STRIDE_LOOP(i, h.rows * h.cols)
-    {
-        int64_t r = i / h.cols, c = i % h.cols;
-        if (c > r) continue;
-        float *to = h.row(r) + c;
-        float product = block.row(r)[c];
-        *to = beta == 0 ? product : (float)(beta * (double)*to + (double)product);
-    }
-}
-
-/* The operands of a lower triangle: h = beta h + alpha left^T right. */
-typedef struct lower {
-    const char *left, *right;
-    dq_dtype dtype;
-    int64_t rows, stride;
-    const float *numbers; /* alpha, beta, 1, 0 */
-    double beta;
-} lower;
-
-/* The block row [first, first + n) of h: full products left of the diagonal, the diagonal block through scratch so that
- * nothing above it is touched. */
-static dq_status lower_rows(dq_cuda_device *dev, const lower *l, int64_t first, int64_t n, const dq_view *h,
-                            dq_cuda_block *scratch)
-{
-    int64_t skip = first * cu_element_size(l->dtype);
-    operand some = {l->left + skip, l->stride, {}}, all = {l->right, l->stride, {}};
-    operand same = {l->right + skip, l->stride, {}};
-    dq_view square = {scratch, 0, n, n, n, DQ_F32, 0};
-    dq_view row = cu_part(h, first, n, 0, first), diagonal = cu_part(h, first, n, first, n);
-    product left = {n, first, l->rows, true, false}, right = {n, n, l->rows, true, false};
-    if (first > 0) CU_TRY(multiply(dev, &left, l->dtype, l->numbers, &some, &all, l->numbers + 1, &row));
-    CU_TRY(multiply(dev, &right, l->dtype, l->numbers, &some, &same, l->numbers + 3, &square));
-    CU_LAUNCH(dev, lower_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, cu_view<const float>(&square), l->beta,
-              cu_view<float>(&diagonal));
-    return dq_cuda_launched(dev, "syrk");
-}
-
-static dq_status numbers_on_card(dq_cuda_device *dev, bool on)
-{
-    return dq_cuda_check_blas(
-        dev, cublasSetPointerMode(dev->blas, on ? CUBLAS_POINTER_MODE_DEVICE : CUBLAS_POINTER_MODE_HOST), "syrk");
-}
-
-dq_status dq_cuda_lower_product(dq_cuda_device *dev, const void *left, const void *right, dq_dtype dtype, int64_t rows,
-                                int64_t n, int64_t stride, const float *numbers, bool on_card, double beta,
-                                const dq_view *h)
-{
-    lower l = {(const char *)left, (const char *)right, dtype, rows, stride, numbers, beta};
-    int64_t block = n < dev->syrk_block ? n : dev->syrk_block;
-    dq_cuda_block scratch = {};
-    CU_TRY(dq_cuda_scratch(dev, (uint64_t)(block * block) * 4, "syrk", &scratch));
-    dq_status status = numbers_on_card(dev, on_card);
-    for (int64_t first = 0; first < n && status == DQ_OK; first += block)
-        status = lower_rows(dev, &l, first, n - first < block ? n - first : block, h, &scratch);
-    dq_status back = on_card ? numbers_on_card(dev, false) : DQ_OK;
-    dq_cuda_release(dev, &scratch);
-    return status != DQ_OK ? status : back;
-}
-
-__global__ void scale_lower_kernel(double beta, cu_mat<float> h)
-{
-    CU_STRIDE_LOOP(i, h.rows * h.cols)
-    {
-        int64_t r = i / h.cols, c = i % h.cols;
-        if (c <= r) h.row(r)[c] = beta == 0 ? 0.0f : (float)(beta * (double)h.row(r)[c]);
-    }
-}
-
-DQ_CUDA_SLOT dq_cuda_syrk(void *device, double alpha, const dq_view *x, double beta, const dq_view *h)
-{
-    CU_ENTER(device);
-    if (x->rows == 0) {
-        CU_LAUNCH(dev, scale_lower_kernel, cu_grid(h->rows * h->cols, CU_THREADS), CU_THREADS, 0, beta,
-                  cu_view<float>(h));
-        return dq_cuda_launched(dev, "syrk");
-    }
-    if (x->dtype == DQ_F32 && dev->syrk_split && x->rows >= SPLIT_ROWS)
-        return dq_cuda_syrk_split(dev, alpha, x, beta, h);
-    float numbers[4] = {(float)alpha, (float)beta, 1, 0};
-    return dq_cuda_lower_product(dev, cu_at(x), cu_at(x), x->dtype, x->rows, x->cols, x->stride, numbers, false, beta,
-                                 h);
 }

@@ -4,6 +4,9 @@
 
 #include "backend/cuda/kernel.h"
 
+cudaDataType_t dq_cuda_blas_type(dq_dtype dtype);
+cublasComputeType_t dq_cuda_compute_type(const dq_cuda_device *dev, dq_dtype dtype);
+
 /* h = beta h + alpha left^T right, lower triangle alone; both [rows, n] of one type. numbers: {alpha, beta, 1, 0} in fp32, on
  * the card when `on_card`; beta once more for our own kernel. */
 dq_status dq_cuda_lower_product(dq_cuda_device *dev, const void *left, const void *right, dq_dtype dtype, int64_t rows,

@@ -259,24 +259,47 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
                                int64_t n, int64_t k, const void *alpha, const void *a, cudaDataType_t a_type,
                                int64_t lda, const void *b, cudaDataType_t b_type, int64_t ldb, const void *beta,
                                void *c, cudaDataType_t c_type, int64_t ldc, cublasComputeType_t compute,
-                               cublasGemmAlgo_t)
+                               cublasGemmAlgo_t algo)
+{
+    return cublasGemmStridedBatchedEx_64(handle, op_a, op_b, m, n, k, alpha, a, a_type, lda, 0, b, b_type, ldb, 0, beta,
+                                         c, c_type, ldc, 0, 1, compute, algo);
+}
+
+cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                                             int64_t m, int64_t n, int64_t k, const void *alpha, const void *a,
+                                             cudaDataType_t a_type, int64_t lda, long long int step_a, const void *b,
+                                             cudaDataType_t b_type, int64_t ldb, long long int step_b, const void *beta,
+                                             void *c, cudaDataType_t c_type, int64_t ldc, long long int step_c,
+                                             int64_t count, cublasComputeType_t compute, cublasGemmAlgo_t)
 {
     BLAS_STEP(handle);
     bool f64 = compute == CUBLAS_COMPUTE_64F, integers = compute == CUBLAS_COMPUTE_32I;
-    /* What the library refuses, too. */
+    /* What the library refuses, too; results of a batch must not overlap. */
     if (a_type != b_type || f64 != (a_type == CUDA_R_64F) || integers != (a_type == CUDA_R_8I) ||
         lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 ||
-        k < 1)
+        k < 1 || count < 1 || (count > 1 && step_c < m))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (integers && !serves_integers(op_a, op_b, m, n, k, a, lda, b, ldb, c_type, ldc))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    need_matrix("gemm: a", a, op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda, size_of(a_type));
-    need_matrix("gemm: b", b, op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb, size_of(b_type));
-    need_matrix("gemm: c", c, m, n, ldc, size_of(c_type));
+    auto of = [](const void *p, long long int step, int64_t i, cudaDataType_t type) {
+        return (char *)p + (size_t)(step * i) * size_of(type);
+    };
+    for (int64_t i = 0; i < count; i++) {
+        need_matrix("gemm: a", of(a, step_a, i, a_type), op_a == CUBLAS_OP_N ? m : k, op_a == CUBLAS_OP_N ? k : m, lda,
+                    size_of(a_type));
+        need_matrix("gemm: b", of(b, step_b, i, b_type), op_b == CUBLAS_OP_N ? k : n, op_b == CUBLAS_OP_N ? n : k, ldb,
+                    size_of(b_type));
+        need_matrix("gemm: c", of(c, step_c, i, c_type), m, n, ldc, size_of(c_type));
+    }
     if (handle->numbers_on_card != cusim::is_on_card(alpha, f64 ? 8 : 4) ||
         handle->numbers_on_card != cusim::is_on_card(beta, f64 ? 8 : 4))
         return CUBLAS_STATUS_INVALID_VALUE;
-    gemm g = {op_a, op_b, m, n, k, a, b, c, a_type, c_type, lda, ldb, ldc};
+    auto all = [=](double x, double y) {
+        for (int64_t i = 0; i < count; i++)
+            multiply({op_a, op_b, m, n, k, of(a, step_a, i, a_type), of(b, step_b, i, b_type), of(c, step_c, i, c_type),
+                      a_type, c_type, lda, ldb, ldc},
+                     x, y);
+    };
     auto number = [=](const void *p) {
         return f64 ? *(const double *)p : integers ? (double)*(const int32_t *)p : (double)*(const float *)p;
     };
@@ -285,12 +308,12 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
                        : f64                  ? "gemm fp64"
                        : integers             ? "gemm int8"
                                               : "gemm fp32";
-    double work = 2.0 * (double)m * (double)n * (double)k;
+    double work = 2.0 * (double)m * (double)n * (double)k * (double)count;
     if (handle->numbers_on_card) {
-        enqueue(handle->stream, name, work, [=]() { multiply(g, number(alpha), number(beta)); });
+        enqueue(handle->stream, name, work, [=]() { all(number(alpha), number(beta)); });
     } else {
         double x = number(alpha), y = number(beta); /* they may be gone when the product runs */
-        enqueue(handle->stream, name, work, [=]() { multiply(g, x, y); });
+        enqueue(handle->stream, name, work, [=]() { all(x, y); });
     }
     return CUBLAS_STATUS_SUCCESS;
 }
