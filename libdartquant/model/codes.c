@@ -1,6 +1,7 @@
 /* Integer codes of a linear as tensors of a store; the layout stands in docs/formats.md, "Saved models".
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -56,10 +57,11 @@ typedef struct pack_job {
     uint8_t *packed, *codes;
     int64_t out, in;
     int bits;
+    atomic_bool too_large; /* some code has more bits */
 } pack_job;
 
 /* Code c of a row occupies the bits [c * bits, (c + 1) * bits) of the row, low bits first. */
-static void pack_row(const uint8_t *codes, int64_t in, int bits, uint8_t *packed)
+static void pack_any(const uint8_t *codes, int64_t in, int bits, uint8_t *packed)
 {
     uint32_t word = 0;
     int filled = 0;
@@ -68,6 +70,20 @@ static void pack_row(const uint8_t *codes, int64_t in, int bits, uint8_t *packed
         for (filled += bits; filled >= 8; filled -= 8, word >>= 8) *packed++ = (uint8_t)word;
     }
     if (filled > 0) *packed = (uint8_t)word;
+}
+
+/* The loops that compilers make wide; returns all codes or'ed. */
+static uint8_t pack_row(const uint8_t *codes, int64_t in, int bits, uint8_t *packed)
+{
+    uint8_t all = 0;
+    for (int64_t c = 0; c < in; c++) all |= codes[c];
+    if (bits == 4 && in % 2 == 0)
+        for (int64_t c = 0; c < in / 2; c++) packed[c] = (uint8_t)(codes[2 * c] | codes[2 * c + 1] << 4);
+    else if (bits == 8)
+        memcpy(packed, codes, (size_t)in);
+    else
+        pack_any(codes, in, bits, packed);
+    return all;
 }
 
 static void unpack_row(const uint8_t *packed, int64_t in, int bits, uint8_t *codes)
@@ -91,7 +107,8 @@ static void pack_task(void *arg, int64_t i, int thread)
     pack_job *j = arg;
     int64_t end = (i + 1) * ROWS_PER_TASK < j->out ? (i + 1) * ROWS_PER_TASK : j->out;
     for (int64_t r = i * ROWS_PER_TASK; r < end; r++)
-        pack_row(j->codes + r * j->in, j->in, j->bits, j->packed + r * packed_bytes(j->in, j->bits));
+        if (pack_row(j->codes + r * j->in, j->in, j->bits, j->packed + r * packed_bytes(j->in, j->bits)) >> j->bits)
+            j->too_large = true;
 }
 
 static void unpack_task(void *arg, int64_t i, int thread)
@@ -114,6 +131,12 @@ static dq_status add(dq_sink *sink, const char *name, const char *suffix, dq_dty
                           data, elements * dq_dtype_size(dtype));
 }
 
+static dq_status too_large(const char *name, const dq_codes *c, const uint8_t *codes)
+{
+    while (!(*codes >> c->bits)) codes++;
+    return dq_error_in_tensor(dq_fail(DQ_E_INVALID, "code %d does not fit in %d bits", *codes, c->bits), name);
+}
+
 static dq_status write_codes(dq_sink *sink, const char *name, const dq_codes *c)
 {
     dq_env *env = sink->env;
@@ -121,14 +144,10 @@ static dq_status write_codes(dq_sink *sink, const char *name, const dq_codes *c)
     uint8_t *codes = dq_alloc(env, (size_t)(c->out * c->in));
     uint8_t *packed = dq_alloc(env, (size_t)(c->out * width));
     dq_status status = codes && packed ? dq_tensor_download(&c->codes, codes) : DQ_E_NOMEM;
-    for (int64_t i = 0; status == DQ_OK && i < c->out * c->in; i++)
-        if (codes[i] >> c->bits)
-            status =
-                dq_error_in_tensor(dq_fail(DQ_E_INVALID, "code %d does not fit in %d bits", codes[i], c->bits), name);
     if (status == DQ_OK) {
-        pack_job job = {packed, codes, c->out, c->in, c->bits};
+        pack_job job = {packed, codes, c->out, c->in, c->bits, false};
         dq_run(env, (c->out + ROWS_PER_TASK - 1) / ROWS_PER_TASK, pack_task, &job);
-        status = add(sink, name, "codes", DQ_U8, c->out, width, packed);
+        status = job.too_large ? too_large(name, c, codes) : add(sink, name, "codes", DQ_U8, c->out, width, packed);
     }
     dq_free(codes);
     dq_free(packed);
@@ -253,7 +272,7 @@ static dq_status read_codes(dq_source *store, const char *name, dq_host_codes *h
 {
     void *packed;
     DQ_TRY(fetch(h->env, store, name, "codes", DQ_U8, h->out, packed_bytes(h->in, h->bits), true, &packed));
-    pack_job job = {packed, h->codes, h->out, h->in, h->bits};
+    pack_job job = {packed, h->codes, h->out, h->in, h->bits, false};
     dq_run(h->env, (h->out + ROWS_PER_TASK - 1) / ROWS_PER_TASK, unpack_task, &job);
     dq_free(packed);
     return DQ_OK;

@@ -8,7 +8,6 @@ static dq_status no_dtype(dq_cuda_device *dev, const char *op, dq_dtype dtype)
     return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "%s: element type %d is not served", op, (int)dtype);
 }
 
-static unsigned elements_grid(const dq_view *v) { return cu_grid(v->rows * v->cols, CU_THREADS); }
 static dim3 rows_grid(const dq_view *v) { return cu_grid_rows(v); }
 
 /* ---- fill ---- */
@@ -195,9 +194,8 @@ DQ_CUDA_SLOT dq_cuda_adam(void *device, double beta1, double beta2, double root,
 template <class T>
 __global__ void gather_kernel(bool by_rows, cu_mat<const T> x, const int32_t *index, cu_mat<T> y, dq_cuda_fault *fault)
 {
-    CU_STRIDE_LOOP(i, y.rows * y.cols)
+    CU_EACH(r, c, y.rows, y.cols)
     {
-        int64_t r = i / y.cols, c = i % y.cols;
         if (by_rows)
             y.row(r)[c] = x.row(cu_checked(index[r], x.rows, fault, CU_OP_GATHER_ROWS, r))[c];
         else
@@ -208,7 +206,7 @@ __global__ void gather_kernel(bool by_rows, cu_mat<const T> x, const int32_t *in
 template <class T>
 static dq_status gather(dq_cuda_device *dev, bool by_rows, const dq_view *x, const dq_view *index, const dq_view *y)
 {
-    CU_LAUNCH(dev, gather_kernel<T>, elements_grid(y), CU_THREADS, 0, by_rows, cu_view<const T>(x),
+    CU_LAUNCH(dev, gather_kernel<T>, rows_grid(y), CU_THREADS, 0, by_rows, cu_view<const T>(x),
               (const int32_t *)cu_at(index), cu_view<T>(y), dev->fault);
     return dq_cuda_launched(dev, by_rows ? "gather_rows" : "gather_cols");
 }
@@ -240,10 +238,10 @@ DQ_CUDA_SLOT dq_cuda_gather_cols(void *device, const dq_view *x, const dq_view *
 
 template <class T> __global__ void nonfinite_kernel(cu_mat<const T> x, unsigned long long *first)
 {
-    CU_STRIDE_LOOP(i, x.rows * x.cols)
+    CU_EACH(r, c, x.rows, x.cols)
     {
-        double value = cu_load(x.row(i / x.cols) + i % x.cols);
-        if (!(fabs(value) < INFINITY)) atomicMin(first, (unsigned long long)i);
+        auto value = cu_load(x.row(r) + c);
+        if (!(fabs(value) < INFINITY)) atomicMin(first, (unsigned long long)(r * x.cols + c));
     }
 }
 
@@ -254,17 +252,16 @@ DQ_CUDA_SLOT dq_cuda_find_nonfinite(void *device, const dq_view *x, int64_t *ind
     CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(first, 0xff, sizeof *first, dev->stream), "find_nonfinite"));
     switch (x->dtype) {
         case DQ_F64:
-            CU_LAUNCH(dev, nonfinite_kernel<double>, elements_grid(x), CU_THREADS, 0, cu_view<const double>(x), first);
+            CU_LAUNCH(dev, nonfinite_kernel<double>, rows_grid(x), CU_THREADS, 0, cu_view<const double>(x), first);
             break;
         case DQ_F32:
-            CU_LAUNCH(dev, nonfinite_kernel<float>, elements_grid(x), CU_THREADS, 0, cu_view<const float>(x), first);
+            CU_LAUNCH(dev, nonfinite_kernel<float>, rows_grid(x), CU_THREADS, 0, cu_view<const float>(x), first);
             break;
         case DQ_F16:
-            CU_LAUNCH(dev, nonfinite_kernel<cu_f16>, elements_grid(x), CU_THREADS, 0, cu_view<const cu_f16>(x), first);
+            CU_LAUNCH(dev, nonfinite_kernel<cu_f16>, rows_grid(x), CU_THREADS, 0, cu_view<const cu_f16>(x), first);
             break;
         case DQ_BF16:
-            CU_LAUNCH(dev, nonfinite_kernel<cu_bf16>, elements_grid(x), CU_THREADS, 0, cu_view<const cu_bf16>(x),
-                      first);
+            CU_LAUNCH(dev, nonfinite_kernel<cu_bf16>, rows_grid(x), CU_THREADS, 0, cu_view<const cu_bf16>(x), first);
             break;
         default: return no_dtype(dev, "find_nonfinite", x->dtype);
     }
@@ -273,16 +270,21 @@ DQ_CUDA_SLOT dq_cuda_find_nonfinite(void *device, const dq_view *x, int64_t *ind
     return DQ_OK;
 }
 
-enum { DOT_BLOCKS = 256 };
+/* A block takes every so-many-th stretch of a row. */
+enum { DOT_BLOCKS = 1024, DOT_STRETCH = 8 * CU_THREADS };
 
-template <class T> __global__ void dot_kernel(cu_mat<const T> x, cu_mat<const T> y, double *partial)
+template <class T> __global__ void dot_kernel(cu_mat<const T> x, cu_mat<const T> y, int64_t stretches, double *partial)
 {
     __shared__ double slots[CU_THREADS / CU_WARP];
     double sum = 0;
-    CU_STRIDE_LOOP(i, x.rows * x.cols)
-    {
-        int64_t r = i / x.cols, c = i % x.cols;
-        sum += (double)x.row(r)[c] * (double)y.row(r)[c];
+    for (int64_t at = blockIdx.x; at < x.rows * stretches; at += gridDim.x) {
+        int64_t r = at / stretches, first = at % stretches * DOT_STRETCH;
+        const T *p = x.row(r), *q = y.row(r);
+#pragma unroll
+        for (int i = 0; i < DOT_STRETCH; i += CU_THREADS) {
+            int64_t c = first + i + threadIdx.x;
+            if (c < x.cols) sum += (double)p[c] * (double)q[c];
+        }
     }
     sum = cu_block_sum(sum, slots);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
@@ -291,7 +293,9 @@ template <class T> __global__ void dot_kernel(cu_mat<const T> x, cu_mat<const T>
 __global__ void dot_finish_kernel(const double *partial, unsigned count, double *out)
 {
     __shared__ double slots[CU_THREADS / CU_WARP];
-    double sum = cu_block_sum(threadIdx.x < count ? partial[threadIdx.x] : 0.0, slots);
+    double sum = 0;
+    for (unsigned i = threadIdx.x; i < count; i += CU_THREADS) sum += partial[i];
+    sum = cu_block_sum(sum, slots);
     if (threadIdx.x == 0) *out = sum;
 }
 
@@ -299,16 +303,18 @@ DQ_CUDA_SLOT dq_cuda_dot(void *device, const dq_view *x, const dq_view *y, doubl
 {
     CU_ENTER(device);
     dq_cuda_block partial = {};
-    unsigned blocks = cu_grid(x->rows * x->cols, CU_THREADS); /* by shape alone: the order of the sum */
+    int64_t stretches = cu_div_up(x->cols, DOT_STRETCH);
+    unsigned blocks = cu_grid(x->rows * stretches, 1); /* by shape alone: the order of the sum */
     if (blocks > DOT_BLOCKS) blocks = DOT_BLOCKS;
     CU_TRY(dq_cuda_scratch(dev, DOT_BLOCKS * sizeof(double), "dot", &partial));
+    double *sums = (double *)partial.address;
     if (x->dtype == DQ_F64)
         CU_LAUNCH(dev, dot_kernel<double>, blocks, CU_THREADS, 0, cu_view<const double>(x), cu_view<const double>(y),
-                  (double *)partial.address);
+                  stretches, sums);
     else
         CU_LAUNCH(dev, dot_kernel<float>, blocks, CU_THREADS, 0, cu_view<const float>(x), cu_view<const float>(y),
-                  (double *)partial.address);
-    CU_LAUNCH(dev, dot_finish_kernel, 1, DOT_BLOCKS, 0, (const double *)partial.address, blocks, (double *)dev->result);
+                  stretches, sums);
+    CU_LAUNCH(dev, dot_finish_kernel, 1, CU_THREADS, 0, (const double *)sums, blocks, (double *)dev->result);
     dq_status status = dq_cuda_launched(dev, "dot");
     dq_cuda_release(dev, &partial);
     return status == DQ_OK ? dq_cuda_fetch(dev, dev->result, out, sizeof *out) : status;

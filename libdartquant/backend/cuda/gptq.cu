@@ -1,12 +1,19 @@
-/* One column block of GPTQ (arXiv 2210.17323): a warp keeps one row in registers, a few columns a lane, and walks the
- * columns; the factor lies in shared memory. Compiled without contraction, so that codes are the reference's except at
- * rounding ties. SPDX-License-Identifier: Apache-2.0 */
+/* One column block of GPTQ (arXiv 2210.17323): eight lanes keep one row in registers, four columns of each 32 a lane, and walk
+ * the columns, which is one long chain; the factor lies in shared memory. Compiled without contraction, so that codes are the
+ * reference's except at rounding ties. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
 #include "backend/cuda/kernel.h"
 #include "backend/cuda/quant_core.h"
 
-enum { BLOCK_WARPS = 8 };
+enum {
+    LANES = 8 /* of a row */,
+    EACH = 4,
+    SPAN = LANES * EACH,
+    WARP_ROWS = CU_WARP / LANES,
+    MOST_WARPS = 16,
+    SMS = 132
+};
 
 typedef struct block_args {
     dq_grid_desc d;
@@ -18,21 +25,31 @@ typedef struct block_args {
     dq_cuda_fault *fault;
 } block_args;
 
-/* EACH: columns a lane owns: lane, lane + 32, ... */
-template <int EACH> __global__ void __launch_bounds__(BLOCK_WARPS *CU_WARP) block_kernel(block_args a)
+/* The upper triangle of u in rows of `width`; behind its last column zeros. */
+__device__ static void load_factor(const cu_mat<const float> &from, int width, float *u)
+{
+    int n = (int)from.cols;
+    for (int r = threadIdx.x / CU_WARP; r < n; r += blockDim.x / CU_WARP)
+        for (int c = r / CU_WARP * CU_WARP + threadIdx.x % CU_WARP; c < width; c += CU_WARP)
+            u[r * width + c] = c < n ? from.row(r)[c] : 0.0f;
+    __syncthreads();
+}
+
+/* SPANS: groups of 32 columns. Column c belongs to lane c % 32 / 4. */
+template <int SPANS> __global__ void __launch_bounds__(MOST_WARPS *CU_WARP) block_kernel(block_args a)
 {
     CU_DYNAMIC_SHARED(shared);
-    int n = (int)a.u.cols, lane = threadIdx.x % CU_WARP;
-    float *u = (float *)shared;
-    for (int i = threadIdx.x; i < n * n; i += blockDim.x) u[i] = a.u.row(i / n)[i % n];
-    __syncthreads();
-    int64_t row = (int64_t)blockIdx.x * BLOCK_WARPS + threadIdx.x / CU_WARP;
+    enum { WIDTH = SPANS * SPAN, OWN = SPANS * EACH };
+    const float *u = (const float *)shared;
+    int n = (int)a.u.cols, lane = threadIdx.x % LANES, first = threadIdx.x % CU_WARP - lane;
+    load_factor(a.u, WIDTH, (float *)shared);
+    int64_t row = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / LANES;
     bool mine = row < a.w.rows;
-    float w[EACH], s[EACH], z[EACH], top = cu_top_code(a.d.bits);
+    float w[OWN], s[OWN], z[OWN], err[OWN], codes[OWN], top = cu_top_code(a.d.bits);
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int c = lane + CU_WARP * i;
-        w[i] = z[i] = 0;
+    for (int i = 0; i < OWN; i++) {
+        int c = i / EACH * SPAN + lane * EACH + i % EACH;
+        w[i] = z[i] = err[i] = codes[i] = 0;
         s[i] = 1;
         if (!mine || c >= n) continue;
         int g = cu_checked(a.index[c], a.scale.cols, a.fault, CU_OP_GPTQ_BLOCK, c);
@@ -41,36 +58,56 @@ template <int EACH> __global__ void __launch_bounds__(BLOCK_WARPS *CU_WARP) bloc
         z[i] = a.zero.row(row)[g];
     }
 #pragma unroll
-    for (int i = 0; i < EACH; i++) /* unrolled so that w[i] stays a register */
-        for (int from = 0; from < CU_WARP; from++) {
-            int j = CU_WARP * i + from;
-            if (j >= n) break;
-            float code = cu_code(w[i], s[i], z[i], top), q = cu_code_value(code, s[i], z[i]);
-            float e = (w[i] - q) / u[j * n + j];
-            if (mine && lane == from) {
-                a.codes.row(row)[j] = (uint8_t)code;
-                a.err.row(row)[j] = e;
-                w[i] = q; /* w_j - e_j u_jj without the rounding */
-            }
-            e = __shfl_sync(CU_ALL, e, from);
+    for (int span = 0; span < SPANS; span++) /* unrolled so that all arrays stay registers */
+        for (int from = 0; from < LANES; from++) {
 #pragma unroll
-            for (int k = i; k < EACH; k++) {
-                int c = lane + CU_WARP * k;
-                if (c > j && c < n) w[k] = fmaf(-e, u[j * n + c], w[k]);
+            for (int i = 0; i < EACH; i++) {
+                int at = span * EACH + i, own = from * EACH + i, j = span * SPAN + own;
+                if (j >= n) break;
+                const float *row_j = u + j * WIDTH + lane * EACH;
+                float code = cu_code(w[at], s[at], z[at], top), q = cu_code_value(code, s[at], z[at]);
+                float e = (w[at] - q) / u[j * WIDTH + j];
+                if (lane == from) {
+                    codes[at] = code;
+                    err[at] = e;
+                    w[at] = q; /* w_j - e_j u_jj without the rounding */
+                }
+                e = __shfl_sync(CU_ALL, e, first + from);
+#pragma unroll
+                for (int k = span; k < SPANS; k++) {
+                    float4 four = *(const float4 *)(row_j + k * SPAN);
+                    float x[EACH] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                    for (int l = 0; l < EACH; l++)
+                        if (k > span || lane * EACH + l > own) w[k * EACH + l] = fmaf(-e, x[l], w[k * EACH + l]);
+                }
             }
         }
-    if (!mine) return;
 #pragma unroll
-    for (int i = 0; i < EACH; i++)
-        if (lane + CU_WARP * i < n) a.w.row(row)[lane + CU_WARP * i] = w[i];
+    for (int i = 0; i < OWN; i++) {
+        int c = i / EACH * SPAN + lane * EACH + i % EACH;
+        if (!mine || c >= n) continue;
+        a.w.row(row)[c] = w[i];
+        a.err.row(row)[c] = err[i];
+        a.codes.row(row)[c] = (uint8_t)codes[i];
+    }
 }
 
-template <int EACH> static dq_status launch(dq_cuda_device *dev, const block_args &a)
+/* As many warps a block as spread the rows evenly over a card's multiprocessors: every block waits for the factor. */
+static int warps_for(int64_t rows)
 {
-    int64_t bytes = a.u.cols * a.u.cols * 4;
-    CU_TRY(cu_allow_shared(dev, block_kernel<EACH>, bytes));
-    CU_LAUNCH(dev, block_kernel<EACH>, (unsigned)cu_div_up(a.w.rows, BLOCK_WARPS), BLOCK_WARPS * CU_WARP, (size_t)bytes,
-              a);
+    int64_t each = cu_div_up(rows, (int64_t)WARP_ROWS * SMS), blocks = cu_div_up(each, MOST_WARPS);
+    int64_t warps = cu_div_up(each, blocks);
+    return warps < 4 ? 4 : (int)warps;
+}
+
+template <int SPANS> static dq_status launch(dq_cuda_device *dev, const block_args &a)
+{
+    int64_t bytes = a.u.cols * SPANS * SPAN * 4;
+    int warps = warps_for(a.w.rows);
+    CU_TRY(cu_allow_shared(dev, block_kernel<SPANS>, bytes));
+    CU_LAUNCH(dev, block_kernel<SPANS>, (unsigned)cu_div_up(a.w.rows, warps * WARP_ROWS), warps * CU_WARP,
+              (size_t)bytes, a);
     return dq_cuda_launched(dev, "gptq_block");
 }
 

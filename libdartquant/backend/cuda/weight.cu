@@ -6,61 +6,84 @@
 
 /* ---- grid ---- */
 
-enum { MAX_STEPS = 256 };
+enum { MAX_STEPS = 256, GRID_THREADS = 128, CHUNK = 64 /* values between whose sums another one stands */ };
 
-/* One block a group: its values wait in shared memory (when they fit) and each warp tries every eighth step, alone, so
- * that a step's error is a sum in one fixed order. */
+/* x^norm for x >= 0, good to 1e-6; below 2^-126 nothing. Of the search alone. */
+__device__ static float power(float x, float norm)
+{
+#ifdef __CUDA_ARCH__
+    float log, y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(norm * log));
+    return y;
+#else
+    return exp2f(norm * log2f(x));
+#endif
+}
+
+/* The error of one step. Codes by a reciprocal: beside a tie either one costs the same. */
+__device__ static float step_error(const float *x, int n, float s, float z, float top, float norm)
+{
+    const float bias = 12582912.0f; /* 1.5 2^23: adding it rounds to an integer */
+    float inverse = 1.0f / s, error = 0;
+    for (int first = 0; first < n; first += CHUNK) {
+        int end = n - first < CHUNK ? n : first + CHUNK;
+        float sum = 0;
+#pragma unroll 4
+        for (int i = first; i < end; i++) {
+            float value = x[i], code = (value * inverse + bias) - bias + z;
+            code = fminf(fmaxf(code, 0.0f), top);
+            sum += power(fabsf(cu_code_value(code, s, z) - value), norm);
+        }
+        error += sum;
+    }
+    return error;
+}
+
+/* The step of the least error, of equals the first; the first one, too, when its error is no number. By one warp. */
+__device__ static int best_step(const float *errors, int steps)
+{
+    int lane = threadIdx.x % CU_WARP, best = lane < steps ? lane : 0;
+    for (int step = lane + CU_WARP; step < steps; step += CU_WARP)
+        if (errors[step] < errors[best] || errors[best] != errors[best]) best = step;
+    for (int way = CU_WARP / 2; way > 0; way /= 2) {
+        int other = __shfl_xor_sync(CU_ALL, best, way);
+        bool less = errors[other] < errors[best] || (errors[other] == errors[best] && other < best);
+        if (less || (errors[best] != errors[best] && errors[other] == errors[other])) best = other;
+    }
+    return errors[0] == errors[0] ? best : 0;
+}
+
+/* One block a group: its values wait in shared memory (when they fit) and each thread tries a step of its own. */
 __global__ void grid_kernel(dq_grid_desc d, cu_mat<const float> w, cu_mat<float> scale, cu_mat<float> zero, bool cached)
 {
     CU_DYNAMIC_SHARED(shared);
-    __shared__ float low, high, errors[MAX_STEPS];
-    __shared__ float lows[CU_THREADS / CU_WARP], highs[CU_THREADS / CU_WARP];
+    __shared__ float slots[2 * MAX_STEPS / CU_WARP], errors[MAX_STEPS];
     float *cache = (float *)shared;
-    int lane = threadIdx.x % CU_WARP, warp = threadIdx.x / CU_WARP, warps = blockDim.x / CU_WARP;
-    int64_t r = blockIdx.x / scale.cols, g = blockIdx.x % scale.cols, first = g * d.group;
-    int64_t n = w.cols - first < d.group ? w.cols - first : d.group;
+    unsigned groups = (unsigned)scale.cols, r = blockIdx.x / groups, g = blockIdx.x % groups;
+    int64_t first = g * d.group;
+    int n = (int)(w.cols - first < d.group ? w.cols - first : d.group);
     const float *x = w.row(r) + first;
-    float lo = 0, hi = 0;
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    float lo = 0, hi = 0, s, z;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
         float value = x[i];
         if (cached) cache[i] = value;
         lo = fminf(lo, value);
         hi = fmaxf(hi, value);
     }
-    lo = cu_warp_min(lo);
-    hi = cu_warp_max(hi);
-    if (lane == 0) {
-        lows[warp] = lo;
-        highs[warp] = hi;
+    cu_block_range(&lo, &hi, slots);
+    int step = threadIdx.x;
+    if (step < d.search_steps) {
+        float top = cu_top_code(d.bits);
+        cu_weight_grid(d, lo, hi, (float)(1.0 - (double)step / d.search_grid), &s, &z);
+        errors[step] =
+            cached ? step_error(cache, n, s, z, top, d.search_norm) : step_error(x, n, s, z, top, d.search_norm);
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int i = 1; i < warps; i++) {
-            lo = fminf(lo, lows[i]);
-            hi = fmaxf(hi, highs[i]);
-        }
-        low = lo;
-        high = hi;
-    }
-    __syncthreads();
-    float top = cu_top_code(d.bits), s, z;
-    if (cached) x = cache;
-    for (int step = warp; step < d.search_steps; step += warps) {
-        cu_weight_grid(d, low, high, (float)(1.0 - (double)step / d.search_grid), &s, &z);
-        float error = 0;
-        for (int64_t i = lane; i < n; i += CU_WARP) {
-            float difference = fabsf(cu_code_value(cu_code(x[i], s, z, top), s, z) - x[i]);
-            error += powf(difference, d.search_norm);
-        }
-        error = cu_warp_sum(error);
-        if (lane == 0) errors[step] = error;
-    }
-    __syncthreads();
+    if (threadIdx.x >= CU_WARP) return;
+    int best = d.search_steps > 0 ? best_step(errors, d.search_steps) : 0;
     if (threadIdx.x != 0) return;
-    int best = 0; /* of equal errors the largest range: it comes first */
-    for (int step = 1; step < d.search_steps; step++)
-        if (errors[step] < errors[best]) best = step;
-    cu_weight_grid(d, low, high, d.search_steps > 0 ? (float)(1.0 - (double)best / d.search_grid) : 1.0f, &s, &z);
+    cu_weight_grid(d, lo, hi, d.search_steps > 0 ? (float)(1.0 - (double)best / d.search_grid) : 1.0f, &s, &z);
     scale.row(r)[g] = s;
     zero.row(r)[g] = z;
 }
@@ -73,20 +96,23 @@ DQ_CUDA_SLOT dq_cuda_weight_grid(void *device, const dq_grid_desc *d, const dq_v
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "weight_grid: %d search steps (%d at most)", d->search_steps,
                             (int)MAX_STEPS);
     int64_t bytes = (d->group < w->cols ? d->group : w->cols) * 4;
-    bool cached = bytes <= dev->max_shared - 8192; /* the kernel has some of its own */
+    bool cached = d->search_steps > 0 && bytes <= dev->max_shared - 8192; /* the kernel has some of its own */
     if (!cached) bytes = 0;
+    int threads = d->search_steps > 0 ? (int)cu_div_up(d->search_steps, CU_WARP) * CU_WARP : (int)GRID_THREADS;
     CU_TRY(cu_allow_shared(dev, grid_kernel, bytes));
-    CU_LAUNCH(dev, grid_kernel, (unsigned)(w->rows * scale->cols), CU_THREADS, (size_t)bytes, *d,
-              cu_view<const float>(w), cu_view<float>(scale), cu_view<float>(zero), cached);
+    CU_LAUNCH(dev, grid_kernel, (unsigned)(w->rows * scale->cols), threads, (size_t)bytes, *d, cu_view<const float>(w),
+              cu_view<float>(scale), cu_view<float>(zero), cached);
     return dq_cuda_launched(dev, "weight_grid");
 }
 
 /* ---- codes ---- */
 
+/* No card holds a row of 2^32 columns: divisions of 32 bits, which take a tenth of the time. */
 __device__ static int64_t group_of(const dq_grid_desc &d, const int32_t *index, int64_t c, int64_t groups,
                                    dq_cuda_fault *fault, int op)
 {
-    return index ? cu_checked(index[c], groups, fault, op, c) : c / d.group;
+    if (index) return cu_checked(index[c], groups, fault, op, c);
+    return c < d.group ? 0 : (uint32_t)c / (uint32_t)d.group;
 }
 
 __global__ void quantize_kernel(dq_grid_desc d, cu_mat<const float> w, cu_mat<const float> scale,
@@ -94,9 +120,9 @@ __global__ void quantize_kernel(dq_grid_desc d, cu_mat<const float> w, cu_mat<co
                                 dq_cuda_fault *fault)
 {
     float top = cu_top_code(d.bits);
-    CU_STRIDE_LOOP(i, w.rows * w.cols)
+    CU_EACH(r, c, w.rows, w.cols)
     {
-        int64_t r = i / w.cols, c = i % w.cols, g = group_of(d, index, c, scale.cols, fault, CU_OP_QUANTIZE);
+        int64_t g = group_of(d, index, c, scale.cols, fault, CU_OP_QUANTIZE);
         codes.row(r)[c] = (uint8_t)cu_code(w.row(r)[c], scale.row(r)[g], zero.row(r)[g], top);
     }
 }
@@ -105,7 +131,7 @@ DQ_CUDA_SLOT dq_cuda_quantize_weight(void *device, const dq_grid_desc *d, const 
                                      const dq_view *zero, const dq_view *group_index, const dq_view *codes)
 {
     CU_ENTER(device);
-    CU_LAUNCH(dev, quantize_kernel, cu_grid(w->rows * w->cols, CU_THREADS), CU_THREADS, 0, *d, cu_view<const float>(w),
+    CU_LAUNCH(dev, quantize_kernel, cu_grid_rows(w), CU_THREADS, 0, *d, cu_view<const float>(w),
               cu_view<const float>(scale), cu_view<const float>(zero),
               group_index ? (const int32_t *)cu_at(group_index) : NULL, cu_view<uint8_t>(codes), dev->fault);
     return dq_cuda_launched(dev, "quantize_weight");
@@ -114,9 +140,9 @@ DQ_CUDA_SLOT dq_cuda_quantize_weight(void *device, const dq_grid_desc *d, const 
 __global__ void dequantize_kernel(dq_grid_desc d, cu_mat<const uint8_t> codes, cu_mat<const float> scale,
                                   cu_mat<const float> zero, const int32_t *index, cu_mat<float> w, dq_cuda_fault *fault)
 {
-    CU_STRIDE_LOOP(i, w.rows * w.cols)
+    CU_EACH(r, c, w.rows, w.cols)
     {
-        int64_t r = i / w.cols, c = i % w.cols, g = group_of(d, index, c, scale.cols, fault, CU_OP_DEQUANTIZE);
+        int64_t g = group_of(d, index, c, scale.cols, fault, CU_OP_DEQUANTIZE);
         w.row(r)[c] = cu_code_value((float)codes.row(r)[c], scale.row(r)[g], zero.row(r)[g]);
     }
 }
@@ -125,8 +151,8 @@ DQ_CUDA_SLOT dq_cuda_dequantize_weight(void *device, const dq_grid_desc *d, cons
                                        const dq_view *zero, const dq_view *group_index, const dq_view *w)
 {
     CU_ENTER(device);
-    CU_LAUNCH(dev, dequantize_kernel, cu_grid(w->rows * w->cols, CU_THREADS), CU_THREADS, 0, *d,
-              cu_view<const uint8_t>(codes), cu_view<const float>(scale), cu_view<const float>(zero),
+    CU_LAUNCH(dev, dequantize_kernel, cu_grid_rows(w), CU_THREADS, 0, *d, cu_view<const uint8_t>(codes),
+              cu_view<const float>(scale), cu_view<const float>(zero),
               group_index ? (const int32_t *)cu_at(group_index) : NULL, cu_view<float>(w), dev->fault);
     return dq_cuda_launched(dev, "dequantize_weight");
 }
