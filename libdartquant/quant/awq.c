@@ -91,7 +91,7 @@ static dq_status gather(const dq_awq_input *input, int32_t *rows, int64_t count,
 typedef struct scratch {
     dq_weight_spec spec;
     dq_tensor scale, inverse; /* F32 [1, in] */
-    dq_tensor w, d;           /* F32 [rows, in]: the rows that are tried, their differences */
+    dq_tensor w, d, p;        /* F32 [rows, in]: the rows that are tried, their differences, these times H */
     dq_codes codes;
 } scratch;
 
@@ -109,7 +109,7 @@ static dq_status candidate_error(scratch *s, const dq_awq_input *input, float *s
     DQ_TRY(dq_codes_dequantize(c, &s->d));
     DQ_TRY(dq_op_scale_cols(&s->d, &s->inverse, &s->d));
     DQ_TRY(dq_op_axpy(-1.0, &s->w, &s->d));
-    DQ_TRY(dq_hessian_energy(&s->d, input->h, DQ_MATH_BF16, NULL, error));
+    DQ_TRY(dq_hessian_energy(&s->d, input->h, DQ_MATH_BF16, &s->p, error));
     if (!isfinite(*error)) return dq_fail(DQ_E_NONFINITE, "the output error of scaled channels is not finite");
     return DQ_OK;
 }
@@ -158,6 +158,7 @@ static dq_status prepare(scratch *s, const dq_awq_input *input, int64_t all)
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, 1, in, &s->inverse));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, count, in, &s->w));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, count, in, &s->d));
+    DQ_GO(dq_tensor_alloc(dev, DQ_F32, count, in, &s->p));
     DQ_GO(dq_codes_alloc(dev, &s->spec, count, in, &s->codes));
     draw_rows(all, count, rows);
     status = gather(input, rows, count, &s->w);
@@ -190,6 +191,7 @@ done:
     dq_tensor_free(&s.inverse);
     dq_tensor_free(&s.w);
     dq_tensor_free(&s.d);
+    dq_tensor_free(&s.p);
     dq_free(numbers);
     dq_free(reals);
     return status;

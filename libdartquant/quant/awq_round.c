@@ -145,9 +145,9 @@ static dq_status relative_error(rounding *r, const dq_tensor *inverse, double *o
 {
     double loss, energy;
     DQ_TRY(difference(r, inverse));
-    DQ_TRY(dq_hessian_energy(&r->d, r->h, DQ_MATH_BF16, NULL, &loss));
+    DQ_TRY(dq_hessian_energy(&r->d, r->h, DQ_MATH_BF16, &r->p, &loss));
     DQ_TRY(dq_op_scale_cols(r->w, inverse, &r->d));
-    DQ_TRY(dq_hessian_energy(&r->d, r->h, DQ_MATH_BF16, NULL, &energy));
+    DQ_TRY(dq_hessian_energy(&r->d, r->h, DQ_MATH_BF16, &r->p, &energy));
     *out = energy > 0 && loss > 0 ? loss / energy : 0;
     return DQ_OK;
 }

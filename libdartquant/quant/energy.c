@@ -82,31 +82,21 @@ static dq_status columns_of(energy *e, int64_t c0, int64_t cols, dq_tensor *p)
     return dq_op_gemm(false, false, 2.0, &rest, &lower, 1.0, p, e->math);
 }
 
-dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, dq_tensor *scratch, double *out)
+dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, dq_tensor *product, double *out)
 {
     dq_status status;
     int64_t rows = d->view.rows, n = d->view.cols, width = n < BLOCK ? n : BLOCK;
     energy e = {.d = d, .h = h, .math = math};
-    dq_tensor product = {0};
-    double total = 0, part;
     DQ_GO(triangle(d->dev, width, 1, 2, &e.doubled));
     DQ_GO(dq_tensor_alloc(d->dev, DQ_F32, width, width, &e.block));
-    if (!scratch) DQ_GO(dq_tensor_alloc(d->dev, DQ_F32, rows, width, &product));
     for (int64_t c0 = 0; c0 < n; c0 += width) {
         int64_t cols = n - c0 < width ? n - c0 : width;
-        dq_tensor p =
-            scratch ? dq_tensor_slice(scratch, 0, rows, c0, cols) : dq_tensor_slice(&product, 0, rows, 0, cols);
-        dq_tensor here = dq_tensor_slice(d, 0, rows, c0, cols);
+        dq_tensor p = dq_tensor_slice(product, 0, rows, c0, cols);
         DQ_GO(columns_of(&e, c0, cols, &p));
-        if (scratch) continue;
-        DQ_GO(dq_op_dot(&p, &here, &part));
-        total += part;
     }
-    if (scratch) DQ_GO(dq_op_dot(scratch, d, &total));
-    *out = total;
+    status = dq_op_dot(product, d, out);
 done:
     dq_tensor_free(&e.doubled);
     dq_tensor_free(&e.block);
-    dq_tensor_free(&product);
     return status;
 }

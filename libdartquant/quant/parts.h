@@ -45,7 +45,7 @@ dq_status dq_gptq_solve(const dq_weight_spec *spec, const dq_gptq_plan *plan, dq
 /* The strict upper triangle becomes the mirror image of the lower one. */
 dq_status dq_hessian_mirror(dq_tensor *h);
 /* tr(D H D^T) from the lower triangle of h, whose other numbers are finite; d F32 [rows, n]; math: DQ_MATH_* of the products.
- * scratch: overwritten, like d, so that the host waits once; NULL = once for every 256 columns. */
-dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, dq_tensor *scratch, double *out);
+ * product: like d, overwritten with D H but for the order of its terms. The host waits once. */
+dq_status dq_hessian_energy(const dq_tensor *d, const dq_tensor *h, int math, dq_tensor *product, double *out);
 
 #endif

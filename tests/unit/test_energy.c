@@ -97,7 +97,7 @@ static void energy(void **state)
     counting_open(&f);
     float *d = integers(ROWS * N, 3), *h = integers(N * N, 4);
     dq_tensor dt, ht, scratch;
-    double want = 0, once, often;
+    double want = 0, got;
     for (int r = 0; r < ROWS; r++)
         for (int i = 0; i < N; i++)
             for (int j = 0; j < N; j++)
@@ -105,10 +105,9 @@ static void energy(void **state)
     OK(dq_tensor_from_host(f.dev, DQ_F32, ROWS, N, d, &dt));
     OK(dq_tensor_from_host(f.dev, DQ_F32, N, N, h, &ht));
     OK(dq_tensor_alloc(f.dev, DQ_F32, ROWS, N, &scratch));
-    OK(dq_hessian_energy(&dt, &ht, DQ_MATH_F32, &scratch, &once));
+    OK(dq_hessian_energy(&dt, &ht, DQ_MATH_F32, &scratch, &got));
     assert_int_equal(waits, 1);
-    OK(dq_hessian_energy(&dt, &ht, DQ_MATH_F32, NULL, &often));
-    assert_true(once == want && often == want);
+    assert_true(got == want);
     dq_tensor_free(&dt);
     dq_tensor_free(&ht);
     dq_tensor_free(&scratch);

@@ -47,11 +47,12 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t handle, cublasOperation_t op_a, cu
                                int64_t lda, const void *b, cudaDataType_t b_type, int64_t ldb, const void *beta,
                                void *c, cudaDataType_t c_type, int64_t ldc, cublasComputeType_t compute,
                                cublasGemmAlgo_t algo);
-cublasStatus_t cublasGemmStridedBatchedEx_64(
-    cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int64_t m, int64_t n, int64_t k,
-    const void *alpha, const void *a, cudaDataType_t a_type, int64_t lda, long long int step_a, const void *b,
-    cudaDataType_t b_type, int64_t ldb, long long int step_b, const void *beta, void *c, cudaDataType_t c_type,
-    int64_t ldc, long long int step_c, int64_t count, cublasComputeType_t compute, cublasGemmAlgo_t algo);
+cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b,
+                                             int64_t m, int64_t n, int64_t k, const void *alpha, const void *a,
+                                             cudaDataType_t a_type, int64_t lda, long long int step_a, const void *b,
+                                             cudaDataType_t b_type, int64_t ldb, long long int step_b, const void *beta,
+                                             void *c, cudaDataType_t c_type, int64_t ldc, long long int step_c,
+                                             int64_t count, cublasComputeType_t compute, cublasGemmAlgo_t algo);
 cublasStatus_t cublasDtrsm(cublasHandle_t handle, cublasSideMode_t side, cublasFillMode_t uplo, cublasOperation_t trans,
                            cublasDiagType_t diag, int m, int n, const double *alpha, const double *a, int lda,
                            double *b, int ldb);
