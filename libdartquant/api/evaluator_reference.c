@@ -19,7 +19,7 @@ dq_status dq_evaluator_keep_reference(dq_evaluator *e, int32_t keep)
 
 dq_status dq_evaluator_keep_states(dq_evaluator *e)
 {
-    dq_tensor hidden = {0};
+    dq_hidden hidden = {0};
     json_t *identity = NULL, *data = dq_ids_fingerprint(e->ids, e->count);
     int64_t windows = e->result.windows;
     dq_status status = dq_model_identity(e->model, &identity);

@@ -16,7 +16,7 @@ void dq_reference_release(dq_reference *r)
 {
     if (!r || --r->references > 0) return;
     dq_context *ctx = r->ctx;
-    dq_tensor_free(&r->states.hidden);
+    dq_hidden_close(&r->states.hidden);
     dq_model_release(r->states.model);
     json_decref(r->identity);
     dq_free(r->report);
@@ -70,24 +70,25 @@ static dq_status hash_piece(void *arg, dq_tensor *rows, int64_t first, float *bu
     return DQ_OK;
 }
 
-dq_status dq_reference_new(dq_model *model, dq_tensor *hidden, int64_t windows, int64_t seqlen, json_t *identity,
+dq_status dq_reference_new(dq_model *model, dq_hidden *hidden, int64_t windows, int64_t seqlen, json_t *identity,
                            const char *report, dq_reference **out)
 {
     dq_context *ctx = dq_context_of_model(model);
     uint64_t hash = 1469598103934665603u;
     dq_reference *r = dq_calloc(&ctx->env, 1, sizeof *r);
-    dq_status status = r ? each_piece(hidden, hash_piece, &hash) : DQ_E_NOMEM;
+    const dq_tensor all = dq_hidden_tensor(hidden);
+    dq_status status = r ? each_piece(&all, hash_piece, &hash) : DQ_E_NOMEM;
     if (status == DQ_OK && !(r->report = dq_strdup(&ctx->env, report))) status = DQ_E_NOMEM;
     if (status != DQ_OK) {
         dq_free(r);
-        dq_tensor_free(hidden);
+        dq_hidden_close(hidden);
         json_decref(identity);
         return status;
     }
     r->references = 1;
     r->ctx = dq_context_retain(ctx);
     r->states = (dq_reference_states){dq_model_retain(model), *hidden, windows, seqlen};
-    *hidden = (dq_tensor){0};
+    *hidden = (dq_hidden){0};
     r->identity = identity;
     snprintf(r->hash, sizeof r->hash, "%016" PRIx64, hash);
     *out = r;
@@ -113,12 +114,12 @@ static dq_status save_piece(void *arg, dq_tensor *rows, int64_t first, float *bu
 
 static dq_status write_all(const dq_reference *r, dq_sink *sink, const char *facts)
 {
-    const dq_tensor *h = &r->states.hidden;
-    int64_t shape[2] = {h->view.rows, h->view.cols};
+    const dq_tensor h = dq_hidden_tensor(&r->states.hidden);
+    int64_t shape[2] = {h.view.rows, h.view.cols};
     DQ_TRY(sink->ops->set_metadata(sink, "format", FORMAT));
     DQ_TRY(sink->ops->set_metadata(sink, "reference", facts));
-    DQ_TRY(sink->ops->begin(sink, TENSOR, DQ_F32, 2, shape, (uint64_t)piece_bytes(h)));
-    DQ_TRY(each_piece(h, save_piece, sink));
+    DQ_TRY(sink->ops->begin(sink, TENSOR, DQ_F32, 2, shape, (uint64_t)piece_bytes(&h)));
+    DQ_TRY(each_piece(&h, save_piece, sink));
     return sink->ops->finish(sink);
 }
 
@@ -195,13 +196,14 @@ dq_status dq_reference_open(dq_model *model, const char *path, dq_reference **ou
     DQ_ENTER_CONTEXT(dq_context_of_model(model), model && path && out);
     dq_env *env = dq_device_env(dq_model_device(model));
     saved s = {0};
-    dq_tensor hidden = {0};
+    dq_hidden hidden = {0};
     dq_reference *r = NULL;
     dq_status status;
     DQ_GO(dq_safetensors_open(env, path, &s.source));
     DQ_GO(read_facts(model, &s, path));
-    DQ_GO(dq_tensor_alloc(dq_model_device(model), DQ_F32, s.windows * s.seqlen, dq_model_arch(model)->hidden, &hidden));
-    DQ_GO(each_piece(&hidden, load_piece, &s));
+    DQ_GO(dq_perplexity_open_states(model, s.windows * s.seqlen, s.seqlen, &hidden));
+    const dq_tensor all = dq_hidden_tensor(&hidden);
+    DQ_GO(each_piece(&all, load_piece, &s));
     json_t *identity = s.identity;
     s.identity = NULL;
     DQ_GO(dq_reference_new(model, &hidden, s.windows, s.seqlen, identity, s.report, &r));
@@ -213,7 +215,7 @@ dq_status dq_reference_open(dq_model *model, const char *path, dq_reference **ou
     r = NULL;
 done:
     dq_reference_release(r);
-    dq_tensor_free(&hidden);
+    dq_hidden_close(&hidden);
     json_decref(s.identity);
     json_decref(s.facts);
     dq_source_free(s.source);

@@ -16,7 +16,7 @@ struct dq_reference {
 };
 
 /* Takes `hidden` over, also on failure. `identity` is taken over, too. */
-dq_status dq_reference_new(dq_model *model, dq_tensor *hidden, int64_t windows, int64_t seqlen, json_t *identity,
+dq_status dq_reference_new(dq_model *model, dq_hidden *hidden, int64_t windows, int64_t seqlen, json_t *identity,
                            const char *report, dq_reference **out);
 void dq_reference_release(dq_reference *reference); /* NULL is accepted */
 static inline dq_reference *dq_reference_retain(dq_reference *r)

@@ -47,6 +47,8 @@ dq_status dq_check_operands(const dq_op_call *call, unsigned optional_mask)
             return dq_fail(DQ_E_INVALID, "%s: tensor %s is missing", call->name, o->role);
         }
         const dq_view *v = &o->tensor->view;
+        if (o->tensor->on_host)
+            return dq_fail(DQ_E_INTERNAL, "%s: tensor %s lies in memory of the host", call->name, o->role);
         if (!dev) dev = o->tensor->dev;
         if (o->tensor->dev != dev)
             return dq_fail(DQ_E_INVALID, "%s: tensor %s belongs to device %s, tensor %s to device %s (another owner)",

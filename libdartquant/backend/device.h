@@ -40,10 +40,15 @@ typedef struct dq_tensor {
     dq_device *dev; /* NULL = empty tensor */
     dq_view view;
     bool owns;
+    bool on_host; /* view.mem is an address in memory of the host */
 } dq_tensor;
 
 /* Contiguous rows x cols; contents undefined. */
 dq_status dq_tensor_alloc(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, dq_tensor *out);
+/* The same in memory of the host, for what the device has no room for: knows uploads, downloads and slices, no op takes it. */
+dq_status dq_tensor_alloc_host(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, dq_tensor *out);
+/* Address of a row of such a tensor. */
+void *dq_tensor_host_row(const dq_tensor *t, int64_t row);
 void dq_tensor_free(dq_tensor *t); /* also accepts slices and empty tensors; leaves an empty tensor */
 /* rows [r0, r0+rows), cols [c0, c0+cols) of t. */
 dq_tensor dq_tensor_slice(const dq_tensor *t, int64_t r0, int64_t rows, int64_t c0, int64_t cols);

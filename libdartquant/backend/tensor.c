@@ -32,8 +32,27 @@ dq_status dq_tensor_alloc(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t 
         return dq_error_in_backend(dq_fail(DQ_E_BACKEND, "alloc of %zu bytes succeeded without memory", bytes),
                                    dev->name, 0);
     dev->tensors++;
-    *out = (dq_tensor){dev, {mem, 0, rows, cols, cols, dtype, 0}, true};
+    *out = (dq_tensor){dev, {mem, 0, rows, cols, cols, dtype, 0}, true, false};
     return DQ_OK;
+}
+
+dq_status dq_tensor_alloc_host(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, dq_tensor *out)
+{
+    size_t bytes = 0;
+    DQ_TRY(tensor_bytes(dtype, rows, cols, &bytes));
+    void *mem = dq_alloc(dev->env, bytes);
+    if (!mem)
+        return dq_error_append(DQ_E_NOMEM, " (tensor %s [%lld, %lld])", dq_dtype_name(dtype), (long long)rows,
+                               (long long)cols);
+    dev->tensors++;
+    *out = (dq_tensor){dev, {mem, 0, rows, cols, cols, dtype, 0}, true, true};
+    return DQ_OK;
+}
+
+void *dq_tensor_host_row(const dq_tensor *t, int64_t row)
+{
+    const dq_view *v = &t->view;
+    return (char *)v->mem + v->offset + (uint64_t)(row * v->stride) * dq_dtype_size(v->dtype);
 }
 
 void dq_tensor_free(dq_tensor *t)
@@ -41,7 +60,10 @@ void dq_tensor_free(dq_tensor *t)
     if (!t) return;
     if (t->dev && t->owns) {
         t->dev->tensors--;
-        t->dev->table.free(t->dev->state, t->view.mem);
+        if (t->on_host)
+            dq_free(t->view.mem);
+        else
+            t->dev->table.free(t->dev->state, t->view.mem);
     }
     memset(t, 0, sizeof *t);
 }
@@ -49,6 +71,7 @@ void dq_tensor_free(dq_tensor *t)
 bool dq_tensor_in_reach(const dq_tensor *t)
 {
     const dq_backend *table = &t->dev->table;
+    if (t->on_host) return true;
     return table->host_pointer && table->host_pointer(t->dev->state, t->view.mem);
 }
 
@@ -61,6 +84,7 @@ dq_tensor dq_tensor_slice(const dq_tensor *t, int64_t r0, int64_t rows, int64_t 
     if (r0 < 0 || rows < 0 || r0 > v->rows || rows > v->rows - r0) return slice;
     if (c0 < 0 || cols < 0 || c0 > v->cols || cols > v->cols - c0) return slice;
     slice.dev = t->dev;
+    slice.on_host = t->on_host;
     slice.view = *v;
     slice.view.offset += (uint64_t)(r0 * v->stride + c0) * dq_dtype_size(v->dtype);
     slice.view.rows = rows;
@@ -79,13 +103,23 @@ dq_tensor dq_tensor_split_rows(const dq_tensor *t, int64_t cols)
 }
 
 /* Copies between packed host memory and the view, in one piece where the rows touch. Exactly one of src, dst is set. */
-static dq_status copy_rows(dq_device *dev, const dq_view *v, const char *src, char *dst)
+static dq_status copy_rows(const dq_tensor *t, const char *src, char *dst)
 {
+    dq_device *dev = t->dev;
+    const dq_view *v = &t->view;
     if (dq_view_is_empty(v)) return DQ_OK;
     uint64_t size = dq_dtype_size(v->dtype);
     bool packed = v->stride == v->cols || v->rows == 1;
     int64_t pieces = packed ? 1 : v->rows;
     uint64_t bytes = size * (uint64_t)v->cols * (uint64_t)(packed ? v->rows : 1);
+    for (int64_t i = 0; t->on_host && i < pieces; i++) {
+        char *here = dq_tensor_host_row(t, i);
+        if (src)
+            memcpy(here, src + (uint64_t)i * bytes, bytes);
+        else
+            memcpy(dst + (uint64_t)i * bytes, here, bytes);
+    }
+    if (t->on_host) return DQ_OK;
     DQ_TRY(dq_device_usable(dev));
     dq_device_begin(dev);
     for (int64_t i = 0; i < pieces; i++) {
@@ -107,20 +141,20 @@ dq_status dq_tensor_upload(dq_tensor *t, const void *src)
 {
     if (dq_tensor_is_empty(t)) return dq_fail(DQ_E_INVALID, "upload: the tensor is empty");
     if (!src && !dq_view_is_empty(&t->view)) return dq_fail(DQ_E_INVALID, "upload: the source is NULL");
-    return copy_rows(t->dev, &t->view, src, NULL);
+    return copy_rows(t, src, NULL);
 }
 
 dq_status dq_tensor_download(const dq_tensor *t, void *dst)
 {
     if (dq_tensor_is_empty(t)) return dq_fail(DQ_E_INVALID, "download: the tensor is empty");
     if (!dst && !dq_view_is_empty(&t->view)) return dq_fail(DQ_E_INVALID, "download: the target is NULL");
-    return copy_rows(t->dev, &t->view, NULL, dst);
+    return copy_rows(t, NULL, dst);
 }
 
 dq_status dq_tensor_from_host(dq_device *dev, dq_dtype dtype, int64_t rows, int64_t cols, const void *src,
                               dq_tensor *out)
 {
-    dq_tensor t;
+    dq_tensor t = {0};
     DQ_TRY(dq_tensor_alloc(dev, dtype, rows, cols, &t));
     dq_status status = dq_tensor_upload(&t, src);
     if (status != DQ_OK) {

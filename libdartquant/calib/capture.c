@@ -148,9 +148,9 @@ static dq_status walk(dq_capture *c, const dq_visitor *v, const half *part)
         dq_tensor h;
         int64_t rows = chunk_rows(c, first), half_done = (c->tokens * mlp_half + first + rows) / 2;
         dq_workspace cut = mlp_half ? ws : dq_workspace_rows(&ws, rows);
-        DQ_GO(dq_stream_take(&c->stream, first, rows, true, &h));
+        DQ_GO(dq_hidden_take(&c->hidden, first, rows, true, &h));
         DQ_GO(part->run(c, v, &block, &cut, first, &h));
-        DQ_GO(dq_stream_put(&c->stream, first, &h));
+        DQ_GO(dq_hidden_put(&c->hidden, first, &h));
         if (v->tick) DQ_GO(v->tick(v->arg, half_done));
     }
 done:
@@ -198,10 +198,10 @@ static dq_status embed(dq_capture *c, const int32_t *windows)
 {
     for (int64_t first = 0; first < c->tokens; first += c->chunk) {
         dq_tensor h;
-        DQ_TRY(dq_stream_take(&c->stream, first, chunk_rows(c, first), false, &h));
+        DQ_TRY(dq_hidden_take(&c->hidden, first, chunk_rows(c, first), false, &h));
         DQ_TRY(dq_model_embed(c->model, windows + first, h.view.rows, c->seqlen, &h));
         DQ_TRY(check_finite(c, "embedding", first, &h));
-        DQ_TRY(dq_stream_put(&c->stream, first, &h));
+        DQ_TRY(dq_hidden_put(&c->hidden, first, &h));
         if (c->wants_norms) DQ_TRY(measure(c, first, &h));
     }
     return DQ_OK;
@@ -227,7 +227,8 @@ dq_status dq_capture_new(dq_model *model, const int32_t *windows, int64_t nsampl
     c->chunk = (per_chunk < nsamples ? per_chunk : nsamples) * seqlen;
     c->wants_norms = norms;
     DQ_GO(dq_model_block_spec(model, seqlen, math, &c->spec));
-    DQ_GO(dq_stream_open(dev, c->tokens, arch->hidden, c->chunk, most, folder, &c->stream));
+    const dq_hidden_room room = {.spare = dq_layer_room(arch, c->chunk), .most = most, .folder = folder};
+    DQ_GO(dq_hidden_open(dev, c->tokens, arch->hidden, c->chunk, &room, &c->hidden));
     if (norms) c->norms = dq_alloc(c->env, (size_t)c->tokens * sizeof *c->norms);
     if (norms && !c->norms) DQ_GO(DQ_E_NOMEM);
     DQ_GO(embed(c, windows));
@@ -245,7 +246,7 @@ dq_status dq_capture_resume(dq_capture *c, int64_t layer)
     c->layer = layer;
     for (int64_t first = 0; c->wants_norms && first < c->tokens; first += c->chunk) {
         dq_tensor h;
-        DQ_TRY(dq_stream_take(&c->stream, first, chunk_rows(c, first), true, &h));
+        DQ_TRY(dq_hidden_take(&c->hidden, first, chunk_rows(c, first), true, &h));
         DQ_TRY(measure(c, first, &h));
     }
     return DQ_OK;
@@ -255,7 +256,7 @@ void dq_capture_free(dq_capture *c)
 {
     if (!c) return;
     dq_block_spec_clear(&c->spec);
-    dq_stream_close(&c->stream);
+    dq_hidden_close(&c->hidden);
     dq_model_release(c->model);
     dq_free(c->norms);
     dq_free(c);

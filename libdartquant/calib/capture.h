@@ -3,7 +3,7 @@
 #ifndef DQ_CALIB_CAPTURE_H
 #define DQ_CALIB_CAPTURE_H
 
-#include "calib/stream.h"
+#include "model/hidden.h"
 #include "model/model.h"
 
 /* Where inputs are taken, in the order in which a layer reaches them: of q, k, v; of o; of gate, up. */
@@ -37,7 +37,7 @@ typedef struct dq_capture {
     int64_t nsamples, seqlen, tokens, chunk; /* tokens in one go: whole windows */
     int64_t layer;                           /* the next one */
     bool wants_norms;
-    dq_stream stream; /* the residual stream before `layer` */
+    dq_hidden hidden; /* the residual stream before `layer` */
     double *norms;    /* [tokens]: of the stream's rows, when wanted */
 } dq_capture;
 

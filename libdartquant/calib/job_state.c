@@ -33,7 +33,7 @@ static dq_status save_stream(dq_capture *c, const dq_put *put)
     for (int64_t first = 0; first < c->tokens; first += c->chunk) {
         dq_tensor h;
         int64_t rows = c->tokens - first < c->chunk ? c->tokens - first : c->chunk;
-        DQ_TRY(dq_stream_take(&c->stream, first, rows, true, &h));
+        DQ_TRY(dq_hidden_take(&c->hidden, first, rows, true, &h));
         DQ_TRY(dq_put_tensor(c->env, put, &h));
     }
     return DQ_OK;
@@ -113,9 +113,9 @@ static dq_status load_stream(dq_capture *c, int64_t layer, const dq_get *get)
     for (int64_t first = 0; first < c->tokens; first += c->chunk) {
         dq_tensor h;
         int64_t rows = c->tokens - first < c->chunk ? c->tokens - first : c->chunk;
-        DQ_TRY(dq_stream_take(&c->stream, first, rows, false, &h));
+        DQ_TRY(dq_hidden_take(&c->hidden, first, rows, false, &h));
         DQ_TRY(dq_get_tensor(c->env, get, &h));
-        DQ_TRY(dq_stream_put(&c->stream, first, &h));
+        DQ_TRY(dq_hidden_put(&c->hidden, first, &h));
     }
     return dq_capture_resume(c, layer);
 }

@@ -5,7 +5,7 @@
 #include "base/status.h"
 #include "eval/job.h"
 
-enum { PIECE = 512 /* tokens whose logits are there at a time */ };
+enum { PIECE = DQ_PERPLEXITY_PIECE };
 
 dq_status dq_perplexity_start_pairs(dq_perplexity_job *r)
 {
@@ -23,8 +23,9 @@ static dq_status compare_piece(dq_perplexity_job *r, int64_t token, int64_t firs
                                const dq_tensor *rw, dq_tensor *a, dq_tensor *b)
 {
     int64_t rows = a->view.rows;
-    dq_tensor h = dq_tensor_rows(&r->hidden, token, rows), rh = dq_tensor_rows(&r->reference->hidden, token, rows);
-    dq_tensor pairs = dq_tensor_rows(&r->pairs, token, rows);
+    dq_tensor h, rh, pairs = dq_tensor_rows(&r->pairs, token, rows);
+    DQ_TRY(dq_hidden_take(&r->reference->hidden, token, rows, true, &rh));
+    DQ_TRY(dq_hidden_take(&r->hidden, token, rows, true, &h));
     DQ_TRY(dq_op_gemm(false, true, 1.0, &rh, rw, 0.0, a, r->spec.math));
     DQ_TRY(dq_op_gemm(false, true, 1.0, &h, w, 0.0, b, r->spec.math));
     DQ_TRY(dq_op_compare_logits(a, b, first, &pairs));

@@ -4,6 +4,8 @@
 
 #include "eval/perplexity.h"
 
+enum { DQ_PERPLEXITY_PIECE = 512 /* tokens whose logits are compared at a time */ };
+
 struct dq_perplexity_job {
     dq_env *env;
     dq_model *model;
@@ -12,11 +14,11 @@ struct dq_perplexity_job {
     int64_t position, steps; /* steps done and in all: the layers, then the tiles of the head */
     dq_progress *progress;   /* of the step under way */
     dq_block_spec spec;
-    dq_tensor hidden;                     /* F32 [windows * seqlen, hidden]; normed once the head has begun */
-    dq_tensor targets;                    /* I32 [1, windows * seqlen] */
-    dq_tensor state;                      /* F64 [windows * seqlen, 3] of head_nll */
-    const dq_reference_states *reference; /* NULL = no comparison; the caller's */
-    dq_tensor pairs;                      /* F64 [windows * seqlen, 7] of compare_logits */
+    dq_hidden hidden;               /* [windows * seqlen, hidden]; normed once the head has begun */
+    dq_tensor targets;              /* I32 [1, windows * seqlen] */
+    dq_tensor state;                /* F64 [windows * seqlen, 3] of head_nll */
+    dq_reference_states *reference; /* NULL = no comparison; the caller's */
+    dq_tensor pairs;                /* F64 [windows * seqlen, 7] of compare_logits */
     bool failed;
     double seconds; /* spent in steps */
 };

@@ -1,4 +1,4 @@
-/* Perplexity, layers outside and windows inside: the hidden states of all windows stay resident, one layer at a time is
+/* Perplexity, layers outside and windows inside: the hidden states of all windows stay, one layer at a time is
  * read, and the head meets the loss tile by tile. SPDX-License-Identifier: Apache-2.0 */
 #include "eval/perplexity.h"
 
@@ -28,8 +28,10 @@ static dq_status run_layer(run *r, int64_t layer, dq_workspace *ws)
     uint64_t units = (uint64_t)(dq_model_arch(r->model)->layers * r->windows);
     DQ_TRY(dq_model_load_forward(r->model, layer, r->spec.math, &block));
     for (int64_t w = 0; w < r->windows; w++) {
-        dq_tensor h = window_of(&r->hidden, r, w);
+        dq_tensor h;
+        DQ_GO(dq_hidden_take(&r->hidden, w * r->seqlen, r->seqlen, true, &h));
         DQ_GO(dq_block_forward(&r->spec, &block, ws, &h));
+        DQ_GO(dq_hidden_put(&r->hidden, w * r->seqlen, &h));
         DQ_GO(dq_progress_report(r->progress, STAGE_LAYERS, (uint64_t)(layer * r->windows + w + 1), units, NAN));
     }
 done:
@@ -79,7 +81,8 @@ static dq_status run_tile(run *r, int64_t first, int64_t rows)
     DQ_TRY(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &w));
     DQ_GO(dq_weight_narrow(&w, r->spec.math));
     for (int64_t i = 0; i < r->windows; i++) {
-        dq_tensor h = window_of(&r->hidden, r, i), state = window_of(&r->state, r, i);
+        dq_tensor h, state = window_of(&r->state, r, i);
+        DQ_GO(dq_hidden_take(&r->hidden, i * r->seqlen, r->seqlen, true, &h));
         dq_tensor targets = dq_tensor_slice(&r->targets, 0, 1, i * r->seqlen, r->seqlen);
         DQ_GO(dq_op_head_nll(&h, &w, &targets, first, &state, r->spec.math));
         DQ_GO(dq_progress_check(r->progress));
@@ -90,6 +93,18 @@ done:
     return status;
 }
 
+static dq_status final_norm(run *r)
+{
+    int64_t visit = dq_hidden_visit(&r->hidden, r->seqlen), tokens = r->windows * r->seqlen;
+    for (int64_t first = 0; first < tokens; first += visit) {
+        dq_tensor h;
+        DQ_TRY(dq_hidden_take(&r->hidden, first, tokens - first < visit ? tokens - first : visit, true, &h));
+        DQ_TRY(dq_model_final_norm(r->model, &r->spec, &h));
+        DQ_TRY(dq_hidden_put(&r->hidden, first, &h));
+    }
+    return DQ_OK;
+}
+
 /* One tile of the vocabulary; the first brings the final norm and the fresh states. */
 static dq_status head_step(run *r)
 {
@@ -97,7 +112,7 @@ static dq_status head_step(run *r)
     int64_t first = (r->position - arch->layers) * r->tile;
     int64_t rows = arch->vocab - first < r->tile ? arch->vocab - first : r->tile;
     if (first == 0) {
-        DQ_TRY(dq_model_final_norm(r->model, &r->spec, &r->hidden));
+        DQ_TRY(final_norm(r));
         DQ_TRY(start_loss(r));
     }
     DQ_TRY(run_tile(r, first, rows));
@@ -125,6 +140,37 @@ static int64_t tile_rows(const dq_arch *arch)
     return tile < 256 ? 256 : tile > TILE_ROWS ? TILE_ROWS : tile;
 }
 
+/* What comes after the layers: sums of all tokens, a tile of two heads and the logits of a piece from both. */
+static uint64_t head_room(const dq_arch *arch, int64_t tokens)
+{
+    int64_t tile = tile_rows(arch);
+    return (uint64_t)(tokens * (3 + 7) * 8 + tokens * 4 + 2 * tile * arch->hidden * 4 +
+                      2 * DQ_PERPLEXITY_PIECE * tile * 4);
+}
+
+dq_status dq_perplexity_open_states(const dq_model *model, int64_t tokens, int64_t seqlen, dq_hidden *out)
+{
+    const dq_arch *arch = dq_model_arch(model);
+    /* pieces of the comparison must fit in one visit, too */
+    int64_t chunk = seqlen > DQ_PERPLEXITY_PIECE ? seqlen : DQ_PERPLEXITY_PIECE;
+    uint64_t layer = dq_layer_room(arch, chunk), head = head_room(arch, tokens);
+    const dq_hidden_room room = {.spare = layer > head ? layer : head, .most = UINT64_MAX, .folder = ""};
+    return dq_hidden_open(dq_model_device(model), tokens, arch->hidden, chunk, &room, out);
+}
+
+static dq_status embed(run *r)
+{
+    int64_t visit = dq_hidden_visit(&r->hidden, r->seqlen), tokens = r->windows * r->seqlen;
+    for (int64_t first = 0; first < tokens; first += visit) {
+        int64_t rows = tokens - first < visit ? tokens - first : visit;
+        dq_tensor h;
+        DQ_TRY(dq_hidden_take(&r->hidden, first, rows, false, &h));
+        DQ_TRY(dq_model_embed(r->model, r->ids + first, rows, r->seqlen, &h));
+        DQ_TRY(dq_hidden_put(&r->hidden, first, &h));
+    }
+    return DQ_OK;
+}
+
 dq_status dq_perplexity_job_new(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, int64_t limit,
                                 int math, dq_perplexity_job **out)
 {
@@ -150,8 +196,8 @@ dq_status dq_perplexity_job_new(dq_model *model, const int32_t *ids, int64_t cou
     DQ_GO(r->ids ? DQ_OK : DQ_E_NOMEM);
     memcpy(r->ids, ids, bytes);
     DQ_GO(dq_model_block_spec(model, seqlen, math, &r->spec));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, r->windows * seqlen, arch->hidden, &r->hidden));
-    DQ_GO(dq_model_embed(model, ids, r->windows * seqlen, seqlen, &r->hidden));
+    DQ_GO(dq_perplexity_open_states(model, r->windows * seqlen, seqlen, &r->hidden));
+    DQ_GO(embed(r));
     r->seconds = dq_now() - start;
     *out = r;
     return DQ_OK;
@@ -163,7 +209,7 @@ done:
 void dq_perplexity_job_free(dq_perplexity_job *r)
 {
     if (!r) return;
-    dq_tensor_free(&r->hidden);
+    dq_hidden_close(&r->hidden);
     dq_tensor_free(&r->targets);
     dq_tensor_free(&r->state);
     dq_tensor_free(&r->pairs);
@@ -193,14 +239,14 @@ double dq_perplexity_job_seconds(const dq_perplexity_job *r) { return r->seconds
 
 int dq_perplexity_job_tensors(const dq_perplexity_job *r, dq_tensor out[DQ_PERPLEXITY_TENSORS])
 {
-    const dq_tensor *const all[] = {&r->hidden, &r->state, &r->pairs};
+    const dq_tensor hidden = dq_hidden_tensor(&r->hidden), *const all[] = {&hidden, &r->state, &r->pairs};
     int count = 0;
     for (int i = 0; i < DQ_PERPLEXITY_TENSORS && !dq_tensor_is_empty(all[i]); i++)
         out[count++] = dq_tensor_rows(all[i], 0, all[i]->view.rows);
     return count;
 }
 
-dq_status dq_perplexity_job_compare(dq_perplexity_job *r, const dq_reference_states *reference)
+dq_status dq_perplexity_job_compare(dq_perplexity_job *r, dq_reference_states *reference)
 {
     const dq_arch *a = dq_model_arch(r->model), *b = dq_model_arch(reference->model);
     if (r->position != 0) return dq_fail(DQ_E_STATE, "the evaluation has begun: a reference comes before");
@@ -215,11 +261,11 @@ dq_status dq_perplexity_job_compare(dq_perplexity_job *r, const dq_reference_sta
     return DQ_OK;
 }
 
-dq_status dq_perplexity_job_take_states(dq_perplexity_job *r, dq_tensor *out)
+dq_status dq_perplexity_job_take_states(dq_perplexity_job *r, dq_hidden *out)
 {
     if (r->position != r->steps) return dq_fail(DQ_E_STATE, "the evaluation is not finished");
     *out = r->hidden;
-    r->hidden = (dq_tensor){0};
+    r->hidden = (dq_hidden){0};
     return DQ_OK;
 }
 

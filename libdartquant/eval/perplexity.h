@@ -3,6 +3,7 @@
 #ifndef DQ_EVAL_PERPLEXITY_H
 #define DQ_EVAL_PERPLEXITY_H
 
+#include "model/hidden.h"
 #include "model/model.h"
 
 typedef struct dq_perplexity {
@@ -20,7 +21,7 @@ typedef struct dq_perplexity {
 /* What is kept of an evaluated model so that others can be compared with it. */
 typedef struct dq_reference_states {
     dq_model *model;  /* for its head */
-    dq_tensor hidden; /* F32 [windows * seqlen, hidden] after the final norm */
+    dq_hidden hidden; /* [windows * seqlen, hidden] after the final norm */
     int64_t windows, seqlen;
 } dq_reference_states;
 
@@ -38,9 +39,11 @@ dq_status dq_perplexity_job_step(dq_perplexity_job *job, dq_progress *progress, 
 dq_status dq_perplexity_job_result(const dq_perplexity_job *job, dq_perplexity *out);
 void dq_perplexity_job_free(dq_perplexity_job *job); /* NULL is accepted */
 /* Before the first step: compare with `reference`, which was evaluated on the same ids and outlives the job. */
-dq_status dq_perplexity_job_compare(dq_perplexity_job *job, const dq_reference_states *reference);
+dq_status dq_perplexity_job_compare(dq_perplexity_job *job, dq_reference_states *reference);
 /* After the last step: the hidden states that became the logits move to *out. */
-dq_status dq_perplexity_job_take_states(dq_perplexity_job *job, dq_tensor *out);
+dq_status dq_perplexity_job_take_states(dq_perplexity_job *job, dq_hidden *out);
+/* Hidden states as the job has them: of so many tokens in windows of seqlen. Contents undefined. */
+dq_status dq_perplexity_open_states(const dq_model *model, int64_t tokens, int64_t seqlen, dq_hidden *out);
 /* Between steps: how many are done, and the tensors that go on from there (borrowed; the hidden states, and once the head
  * has begun the sums); returns their number. */
 enum { DQ_PERPLEXITY_TENSORS = 3 };

@@ -148,20 +148,30 @@ done:
 /* ---- the job ---- */
 
 /* Sizes for the memory rule of quantize.h, in bytes. */
-static uint64_t automatic_budget(dq_model *model, int64_t tokens, int64_t chunk)
+typedef struct room {
+    double layer, hessians, workspace, solver; /* of the larger pass; of the largest linear */
+} room;
+
+static room room_of(const dq_arch *a, int64_t chunk)
 {
-    const dq_arch *a = dq_model_arch(model);
     double heads = (double)a->heads * (double)a->head_dim, kv = (double)a->kv_heads * (double)a->head_dim;
     double hidden = (double)a->hidden, inter = (double)a->intermediate;
     double widest = inter > heads ? inter : heads, largest = widest * hidden;
-    double layer = 4 * (2 * hidden * heads + 2 * hidden * kv + 3 * hidden * inter);
-    double hessians = 4 * (2 * hidden * hidden + heads * heads + inter * inter);
-    double sum = (double)dq_model_bytes(model) + 4 * (double)tokens * hidden + layer + hessians;
+    room r;
+    r.layer = 4 * (2 * hidden * heads + 2 * hidden * kv + 3 * hidden * inter);
+    r.hessians = 4 * (2 * hidden * hidden + heads * heads + inter * inter);
     double attention = 2 * heads + 2 * kv, mlp = 2 * inter; /* columns of scratch in a pass */
-    double workspace = 4 * (double)chunk * (hidden + (attention > mlp ? attention : mlp));
+    r.workspace = 4 * (double)chunk * (hidden + (attention > mlp ? attention : mlp));
     double factor = 8 * widest * widest, weight = 6 * largest; /* fp64; copy of a weight and two sets of codes */
-    double solver = 4 * widest * widest + (factor > weight ? factor : weight);
-    double budget = 0.25 * sum - (workspace > solver ? workspace : solver);
+    r.solver = 4 * widest * widest + (factor > weight ? factor : weight);
+    return r;
+}
+
+static uint64_t automatic_budget(dq_model *model, const room *r, int64_t tokens)
+{
+    double stream = 4 * (double)tokens * (double)dq_model_arch(model)->hidden;
+    double sum = (double)dq_model_bytes(model) + stream + r->layer + r->hessians;
+    double budget = 0.25 * sum - (r->workspace > r->solver ? r->workspace : r->solver);
     return budget > 0 ? (uint64_t)budget : 0;
 }
 
@@ -224,8 +234,11 @@ dq_status dq_quantize_job_new(dq_model *model, const dq_scheme *scheme, const in
     if (scheme->w.awq) DQ_GO(make_scales(job));
     if (walks) {
         int64_t chunk = seqlen > 2048 ? seqlen : 2048;
-        uint64_t budget = env->memory_budget ? env->memory_budget : automatic_budget(model, nsamples * seqlen, chunk);
-        DQ_GO(dq_walk_new(model, windows, nsamples, seqlen, math, budget, &job->walk));
+        const room r = room_of(arch, chunk);
+        uint64_t budget = env->memory_budget ? env->memory_budget : automatic_budget(model, &r, nsamples * seqlen);
+        double most = r.layer + r.hessians + r.workspace + r.solver;
+        uint64_t spare = (uint64_t)(1.25 * most); /* a device takes some for itself */
+        DQ_GO(dq_walk_new(model, windows, nsamples, seqlen, math, budget, spare, &job->walk));
     }
     *out = job;
     return DQ_OK;
@@ -254,7 +267,7 @@ dq_status dq_quantize_job_step(dq_quantize_job *job, dq_progress *progress, bool
 dq_tensor dq_quantize_job_stream(const dq_quantize_job *job)
 {
     if (!job->walk) return (dq_tensor){0};
-    return dq_tensor_rows(&job->walk->hidden, 0, job->walk->hidden.view.rows);
+    return dq_hidden_tensor(&job->walk->hidden);
 }
 
 dq_status dq_quantize_job_resume(dq_quantize_job *job, int64_t layer, const dq_quantize_report *done)

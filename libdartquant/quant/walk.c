@@ -16,12 +16,16 @@ typedef struct chunk {
     dq_workspace ws; /* slices */
 } chunk;
 
-static chunk chunk_at(dq_walk *w, int64_t first)
+static int64_t rows_at(const dq_walk *w, int64_t first)
 {
-    chunk c = {.first = first, .rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk};
-    c.hidden = dq_tensor_rows(&w->hidden, first, c.rows);
-    c.ws = dq_workspace_rows(&w->ws, c.rows);
-    return c;
+    return w->tokens - first < w->chunk ? w->tokens - first : w->chunk;
+}
+
+static dq_status chunk_at(dq_walk *w, int64_t first, chunk *out)
+{
+    *out = (chunk){.first = first, .rows = rows_at(w, first)};
+    out->ws = dq_workspace_rows(&w->ws, out->rows);
+    return dq_hidden_take(&w->hidden, first, out->rows, true, &out->hidden);
 }
 
 /* Puts `slot` on the chunk's place in `kept` when there is one; false: the workspace holds it, until the next chunk. */
@@ -62,6 +66,7 @@ static dq_status mlp_in(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor
         DQ_TRY(dq_block_attn(&w->spec, b, &c->ws));
     }
     DQ_TRY(dq_block_attn_out(&w->spec, b, &c->ws.a, &c->ws, &c->hidden));
+    DQ_TRY(dq_hidden_put(&w->hidden, c->first, &c->hidden));
     *input = &c->ws.x;
     return dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws);
 }
@@ -81,7 +86,8 @@ static dq_status mlp_out(dq_walk *w, const dq_block *b, chunk *c, const dq_tenso
         DQ_TRY(dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws));
         DQ_TRY(dq_block_mlp(&w->spec, b, &c->ws));
     }
-    return dq_block_mlp_out(&w->spec, b, &c->ws, &c->hidden);
+    DQ_TRY(dq_block_mlp_out(&w->spec, b, &c->ws, &c->hidden));
+    return dq_hidden_put(&w->hidden, c->first, &c->hidden);
 }
 
 /* mean |x| over all tokens, a few rows at a time: |x| = 2 relu(x) - x. */
@@ -125,9 +131,10 @@ static dq_status add_hessian(dq_walk *w, const dq_tensor *x, dq_tensor *h)
 static dq_status all_chunks(dq_walk *w, const dq_block *b, chunk_fn fn, dq_tensor *h, dq_walk_tick tick)
 {
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
-        chunk c = chunk_at(w, first);
+        chunk c;
         const dq_tensor *input;
         double start = dq_now();
+        DQ_TRY(chunk_at(w, first, &c));
         DQ_TRY(fn(w, b, &c, &input));
         double middle = dq_now();
         if (h) DQ_TRY(add_hessian(w, input, h));
@@ -192,18 +199,26 @@ static dq_status make_spec(dq_model *model, int64_t seqlen, int math, dq_block_s
     return DQ_OK;
 }
 
-static dq_status make_kept(dq_walk *w, uint64_t budget)
+static dq_status make_kept(dq_walk *w, uint64_t budget, uint64_t spare)
 {
     const dq_block_spec *s = &w->spec;
+    uint64_t left;
+    if (!dq_hidden_in_reach(&w->hidden)) {
+        DQ_TRY(dq_device_memory_left(w->dev, &left));
+        if (left != UINT64_MAX) budget = left > spare ? left - spare : 0;
+    }
     int64_t heads = (int64_t)s->heads * s->head_dim;
     int64_t most = w->tokens * (heads > s->intermediate ? heads : s->intermediate);
     int64_t elements = budget / 4 < (uint64_t)most ? (int64_t)(budget / 4) : most;
     if (elements < w->chunk * heads) return DQ_OK; /* not even one chunk */
-    return dq_tensor_alloc(w->dev, DQ_F32, 1, elements, &w->kept);
+    dq_status status = dq_tensor_alloc(w->dev, DQ_F32, 1, elements, &w->kept);
+    if (status != DQ_E_DEVICE_MEMORY) return status;
+    dq_error_reset(); /* what would have been kept is computed again */
+    return DQ_OK;
 }
 
 dq_status dq_walk_new(dq_model *model, const int32_t *windows, int64_t nsamples, int64_t seqlen, int math,
-                      uint64_t budget, dq_walk **out)
+                      uint64_t budget, uint64_t spare, dq_walk **out)
 {
     dq_device *dev = dq_model_device(model);
     dq_env *env = dq_device_env(dev);
@@ -217,12 +232,14 @@ dq_status dq_walk_new(dq_model *model, const int32_t *windows, int64_t nsamples,
     w->tokens = nsamples * seqlen;
     w->chunk = (per_chunk < nsamples ? per_chunk : nsamples) * seqlen;
     DQ_GO(make_spec(model, seqlen, math, &w->spec));
-    DQ_GO(dq_tensor_alloc(dev, DQ_F32, w->tokens, w->spec.hidden, &w->hidden));
-    DQ_GO(make_kept(w, budget));
+    const dq_hidden_room room = {.spare = spare, .most = UINT64_MAX, .folder = ""};
+    DQ_GO(dq_hidden_open(dev, w->tokens, w->spec.hidden, w->chunk, &room, &w->hidden));
+    DQ_GO(make_kept(w, budget, spare));
     for (int64_t first = 0; first < w->tokens; first += w->chunk) {
-        int64_t rows = w->tokens - first < w->chunk ? w->tokens - first : w->chunk;
-        dq_tensor part = dq_tensor_rows(&w->hidden, first, rows);
-        DQ_GO(dq_model_embed(model, windows + first, rows, seqlen, &part));
+        dq_tensor part;
+        DQ_GO(dq_hidden_take(&w->hidden, first, rows_at(w, first), false, &part));
+        DQ_GO(dq_model_embed(model, windows + first, part.view.rows, seqlen, &part));
+        DQ_GO(dq_hidden_put(&w->hidden, first, &part));
     }
     *out = w;
     return DQ_OK;
@@ -236,7 +253,7 @@ void dq_walk_free(dq_walk *walk)
     if (!walk) return;
     dq_block_spec_clear(&walk->spec);
     dq_workspace_free(&walk->ws);
-    dq_tensor_free(&walk->hidden);
+    dq_hidden_close(&walk->hidden);
     dq_tensor_free(&walk->kept);
     dq_free(walk);
 }

@@ -2,6 +2,7 @@
 #ifndef DQ_QUANT_WALK_H
 #define DQ_QUANT_WALK_H
 
+#include "model/hidden.h"
 #include "model/model.h"
 
 /* One decoder layer is one forward pass cut at the four points where linears read their inputs. A cut adds its linears'
@@ -13,7 +14,7 @@ typedef struct dq_walk {
     int64_t nsamples, tokens, chunk; /* tokens in one go: whole windows */
     dq_block_spec spec;
     dq_workspace ws;  /* only while a cut is under way */
-    dq_tensor hidden; /* F32 [tokens, hidden]: residual stream between layers, updated in place */
+    dq_hidden hidden; /* [tokens, hidden]: residual stream between layers, updated in place */
     dq_tensor kept;   /* F32 [1, n]: attention outputs, later down_proj inputs, of the first windows; may be empty */
     dq_tensor *magnitude; /* F32 [1, n]: cuts add the mean |x| of each channel; NULL = not wanted */
     double seconds_forward, seconds_hessian;
@@ -25,9 +26,10 @@ typedef struct dq_walk_tick {
     void *arg;
 } dq_walk_tick;
 
-/* Embeds the windows. `budget`: bytes for `kept`. */
+/* Embeds the windows. `budget`: bytes for `kept`; on a device with memory of its own, what is left beside `spare`, the bytes
+ * that a layer and its solver need there. */
 dq_status dq_walk_new(dq_model *model, const int32_t *windows, int64_t nsamples, int64_t seqlen, int math,
-                      uint64_t budget, dq_walk **out);
+                      uint64_t budget, uint64_t spare, dq_walk **out);
 void dq_walk_free(dq_walk *walk);
 
 /* The cuts of one layer in order; each adds 2 / nsamples * X^T X to the lower triangle of h. */

@@ -88,7 +88,7 @@ static void run(dq_model *model, uint64_t most, const char *folder, shown *s)
     dq_visitor v = {s, see_layer, see_weights, see_inputs, see_tick};
     *s = (shown){.arch = dq_model_arch(model)};
     OK(dq_capture_new(model, windows(model), SAMPLES, SEQLEN, DQ_MATH_F32, most, folder, true, &c));
-    assert_int_equal(dq_spool_is_open(&c->stream.spool), most < (uint64_t)(TOKENS * s->arch->hidden * 4));
+    assert_int_equal(dq_spool_is_open(&c->hidden.spool), most < (uint64_t)(TOKENS * s->arch->hidden * 4));
     for (int64_t l = 0; l < s->arch->layers; l++) OK(dq_capture_layer(c, &v));
     assert_int_equal(s->begun, s->arch->layers);
     dq_capture_free(c);
