@@ -58,6 +58,11 @@ forbid="--policy forbid"
 program ppl --text_file "$work/text" --limit 2 --backend ref > "$work/a"
 program ppl --text_file "$work/text" --limit 2 --backend "$card" $forbid > "$work/b"
 near cudasim_perplexity "$work/a" "$work/b" 'r["results"][0]["ppl"]' 1e-6
+# Hidden states that do not fit on the card beside a layer.
+python3 -c "print([i * i % 500 for i in range(3300)])" > "$work/ids"
+program ppl --ids "$work/ids" --limit 50 --backend "$card" $forbid > "$work/a"
+program ppl --ids "$work/ids" --limit 50 --backend "$card" $forbid --device_memory 2600000 > "$work/b"
+near cudasim_small_card "$work/a" "$work/b" 'r["results"][0]["ppl"]' 0
 scheme="--preset w4a4kv4 --w_groupsize 32 --nsamples 2 --cal_file $work/text --text_file $work/text --ppl_eval --limit 2"
 program quantize $scheme --backend cpu > "$work/a"
 program quantize $scheme --backend "$card" $forbid > "$work/b"

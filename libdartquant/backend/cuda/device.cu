@@ -326,18 +326,33 @@ static void close_card(void *device)
     host->free(host->self, dev);
 }
 
+/* What the pool took from the driver and nobody uses: as good as free. */
+static dq_status idle_in_pool(dq_cuda_device *dev, uint64_t *out)
+{
+    cudaMemPool_t pool;
+    uint64_t reserved = 0, used = 0;
+    CU_TRY(dq_cuda_check(dev, cudaDeviceGetDefaultMemPool(&pool, dev->ordinal), "memory pool"));
+    CU_TRY(
+        dq_cuda_check(dev, cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "memory pool"));
+    CU_TRY(dq_cuda_check(dev, cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "memory pool"));
+    *out = reserved > used ? reserved - used : 0;
+    return DQ_OK;
+}
+
 static dq_status describe(void *device, dq_device_info *out)
 {
     CU_ENTER(device);
     cudaDeviceProp p;
     int driver = 0, runtime = 0, blas = 0, solver = 0;
     size_t available = 0, total = 0;
+    uint64_t idle = 0;
     CU_TRY(dq_cuda_check(dev, cudaGetDeviceProperties(&p, dev->ordinal), "device properties"));
     CU_TRY(dq_cuda_check(dev, cudaDriverGetVersion(&driver), "driver version"));
     CU_TRY(dq_cuda_check(dev, cudaRuntimeGetVersion(&runtime), "runtime version"));
     CU_TRY(dq_cuda_check_blas(dev, cublasGetVersion(dev->blas, &blas), "cuBLAS version"));
     CU_TRY(dq_cuda_check_solver(dev, cusolverGetVersion(&solver), "cuSOLVER version"));
     CU_TRY(dq_cuda_check(dev, cudaMemGetInfo(&available, &total), "free memory"));
+    CU_TRY(idle_in_pool(dev, &idle));
     snprintf(out->name, sizeof out->name, "cuda:%d", dev->ordinal);
     char text[256]; /* what does not fit is cut */
     snprintf(text, sizeof text, "%.40s, sm_%d%d, driver %d.%d, runtime %d.%d, cuBLAS %d.%d.%d, cuSOLVER %d.%d.%d",
@@ -345,7 +360,7 @@ static dq_status describe(void *device, dq_device_info *out)
              blas / 10000, blas % 10000 / 100, blas % 100, solver / 1000, solver % 1000 / 100, solver % 100);
     snprintf(out->description, sizeof out->description, "%.127s", text);
     out->memory_total = total;
-    out->memory_free = available;
+    out->memory_free = available + idle;
     if (dev->budget && dev->budget < out->memory_total) out->memory_total = dev->budget;
     uint64_t taken = dev->used + dev->landings;
     if (dev->budget && dev->budget - taken < out->memory_free) out->memory_free = dev->budget - taken;
