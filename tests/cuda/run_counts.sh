@@ -9,7 +9,7 @@ case $out in */sanitize-*) echo "ok counts_are_tested_in_the_ordinary_build"; ex
 card=$(realpath "$out/tests/fakes/libdartquant-cudasim.so") || exit 1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-head -c 3000 README.md > "$work/text"
+head -c 3000 LICENSE > "$work/text"
 
 measure() { # windows
     CUDASIM_REPORT=$work/$1 timeout 120 "$out/bin/dartquant" ppl tests/data/tiny --seqlen 64 --threads 1 --json --math bf16 \

@@ -10,7 +10,7 @@ card=$(realpath "$out/tests/fakes/libdartquant-cudasim.so") || exit 1
 status=0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-head -c 3000 README.md > "$work/text"
+head -c 3000 LICENSE > "$work/text"
 
 check() { # name, text of what is wrong
     if [ -z "$2" ]; then echo "ok $1"; else

@@ -32,7 +32,7 @@ make --no-print-directory -s install PREFIX=/usr DESTDIR="$tree" BUILD="$build" 
 headers=$tree/usr/include
 folder=$tree/usr/lib/dartquant/backends-1
 mkdir -p "$folder"
-head -c 3000 README.md > "$work/text"
+head -c 3000 LICENSE > "$work/text"
 program() { # arguments of `ppl`
     "$tree/usr/bin/dartquant" ppl tests/data/tiny --text_file "$work/text" --seqlen 64 --limit 2 --threads 1 --json "$@"
 }
