@@ -55,8 +55,8 @@ static void packed_run(run_ctx *c, const void *params)
     if (p->zeros == MINIMUM) zero = make_random(c, type, p->out, groups);
     made *order = p->order ? make_order(c, p->in, n) : NULL;
     made *y = p->beta != 0 ? make_random(c, DQ_F32, p->rows, p->out) : make_constant(c, DQ_F32, p->rows, p->out, NAN);
-    int math = p->math; /* rounded to bf16 or not; to 8 bits or not */
-    if (c->alternate) math = p->math & DQ_MATH_INT8 ? p->math & ~DQ_MATH_INT8 : DQ_MATH_F32;
+    int math = p->math; /* rounded to bf16 or not; to 8 bits or not: of few rows nobody rounds to bf16 in place of 8 bits */
+    if (c->alternate) math = p->math & DQ_MATH_INT8 && p->rows > 8 ? p->math & ~DQ_MATH_INT8 : DQ_MATH_F32;
     dq_packed_desc d = {p->bits, math, p->group, p->beta};
     must(dq_op_packed_linear(&d, &x->view, &codes->view, &scale->view, zero ? &zero->view : NULL,
                              order ? &order->view : NULL, &y->view));

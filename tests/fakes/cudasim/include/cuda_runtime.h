@@ -96,6 +96,14 @@ static inline int __dp4a(int a, int b, int c)
     for (int i = 0; i < 32; i += 8) c += (int8_t)(a >> i) * (int8_t)(b >> i);
     return c;
 }
+/* Four of the eight bytes of `low` and `high`, chosen by the selector's halves of bytes. */
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector)
+{
+    uint64_t both = (uint64_t)high << 32 | low;
+    unsigned out = 0;
+    for (int i = 0; i < 4; i++) out |= (unsigned)(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return out;
+}
 static inline unsigned long long atomicMin(unsigned long long *p, unsigned long long value)
 {
     unsigned long long old = *p;
