@@ -195,7 +195,10 @@ static void stacks(void **state)
             if (p.n < 64) run_case(label, polar_run, &p, (i + f64) % LAYOUTS);
             p.math = DQ_MATH_F32;
             p.spread = 0.1; /* as steps of learning leave it: some devices have a quicker way */
-            if (p.n < 100) run_case(label, polar_run, &p, (i + f64) % LAYOUTS);
+            for (int math = DQ_MATH_F32; math <= DQ_MATH_BF16 && p.n < 100; math++) {
+                p.math = math;
+                run_case(label, polar_run, &p, (i + f64) % LAYOUTS);
+            }
         }
     finish_cases();
 }

@@ -1,7 +1,7 @@
 /* Stacks of square matrices: QR, its derivative, polar factors. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/gemm.h"
 
 static dq_view matrix_of(const dq_view *stack, int64_t g)
 {
@@ -105,29 +105,49 @@ template <class T> __global__ void narrow_kernel(const double *x, cu_mat<T> u)
 __global__ void eye_kernel(double *x, int64_t n) { CU_STRIDE_LOOP(at, n * n) x[at] = at / n == at % n; }
 
 /* The bits of numbers that are not negative are ordered like the numbers, NaN above all. */
-__device__ static void keep_worst(unsigned long long *worst, double value)
+__device__ static unsigned long long worse(unsigned long long worst, double value)
 {
     union {
         double d;
         unsigned long long u;
     } x;
     x.d = fabs(value);
-    atomicMax(worst, x.u);
+    return x.u > worst ? x.u : worst;
+}
+
+/* Once for a warp: millions of threads at one address would take longer than what they found out. */
+__device__ static void keep_worst(unsigned long long *worst, unsigned long long mine)
+{
+    for (int step = CU_WARP / 2; step > 0; step /= 2) {
+        unsigned long long other = __shfl_xor_sync(CU_ALL, mine, step);
+        if (other > mine) mine = other;
+    }
+    if (threadIdx.x % CU_WARP == 0) atomicMax(worst, mine);
+}
+static unsigned worst_grid(int64_t n)
+{
+    unsigned blocks = cu_grid(n * n, CU_THREADS);
+    return blocks < 2048 ? blocks : 2048;
 }
 
 __global__ void newton_kernel(double *x, const double *inverse, double s, int64_t n, unsigned long long *change)
 {
+    unsigned long long worst = 0;
     CU_STRIDE_LOOP(at, n * n)
     {
         double old = x[at], next = 0.5 * (s * old + inverse[at % n * n + at / n] / s);
         x[at] = next;
-        keep_worst(change, next - old);
+        worst = worse(worst, next - old);
     }
+    keep_worst(change, worst);
 }
 
-__global__ void deviation_kernel(const double *gram, int64_t n, unsigned long long *worst)
+/* With `eye` taken off the diagonal. */
+template <class T> __global__ void deviation_kernel(const T *gram, int64_t n, double eye, unsigned long long *deviation)
 {
-    CU_STRIDE_LOOP(at, n * n) keep_worst(worst, gram[at] - (at / n == at % n ? 1.0 : 0.0));
+    unsigned long long worst = 0;
+    CU_STRIDE_LOOP(at, n * n) worst = worse(worst, (double)gram[at] - (at / n == at % n ? eye : 0.0));
+    keep_worst(deviation, worst);
 }
 
 static dq_status norm_of(dq_cuda_device *dev, const dq_cuda_block *owner, const double *x, int64_t n, double *out)
@@ -170,7 +190,7 @@ static dq_status newton(dq_cuda_device *dev, const dq_cuda_block *owner, const p
         CU_TRY(norm_of(dev, owner, m->inverse, n, &other));
         if (!isfinite(other) || size * other > 1e15 * (double)n) return DQ_OK;
         CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(m->worst, 0, 8, dev->stream), "polar"));
-        CU_LAUNCH(dev, newton_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, m->x, (const double *)m->inverse,
+        CU_LAUNCH(dev, newton_kernel, worst_grid(n), CU_THREADS, 0, m->x, (const double *)m->inverse,
                   sqrt(other / size), n, m->worst);
         CU_TRY(dq_cuda_launched(dev, "polar"));
         CU_TRY(dq_cuda_fetch(dev, m->worst, &change, sizeof change));
@@ -180,27 +200,62 @@ static dq_status newton(dq_cuda_device *dev, const dq_cuda_block *owner, const p
     return DQ_OK;
 }
 
+template <class T>
+static dq_status worst_of(dq_cuda_device *dev, const polar_memory *m, const T *gram, double eye, double *out)
+{
+    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(m->worst, 0, 8, dev->stream), "polar"));
+    CU_LAUNCH(dev, deviation_kernel<T>, worst_grid(m->n), CU_THREADS, 0, gram, m->n, eye, m->worst);
+    CU_TRY(dq_cuda_launched(dev, "polar"));
+    return dq_cuda_fetch(dev, m->worst, out, sizeof *out);
+}
+
 static dq_status deviation(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, double *out)
 {
     int64_t n = m->n;
     dq_view x = {(void *)owner, (uint64_t)((char *)m->x - owner->address), n, n, n, DQ_F64, 0}, gram = x;
     gram.offset = (uint64_t)((char *)m->lu - owner->address);
     CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, &x, &x, 0.0, &gram, DQ_MATH_F32));
-    CU_TRY(dq_cuda_check(dev, cudaMemsetAsync(m->worst, 0, 8, dev->stream), "polar"));
-    CU_LAUNCH(dev, deviation_kernel, cu_grid(n * n, CU_THREADS), CU_THREADS, 0, (const double *)m->lu, n, m->worst);
-    CU_TRY(dq_cuda_launched(dev, "polar"));
-    return dq_cuda_fetch(dev, m->worst, out, sizeof *out);
+    return worst_of(dev, m, (const double *)m->lu, 1.0, out);
 }
 
-/* ---- near an orthogonal matrix: products in fp32 alone ---- */
+/* ---- near an orthogonal matrix: fp32, and products of 16 bits where what they are good for is enough ---- */
+
+enum { TILE = 32 };
+
+/* The upper triangle from the lower one, 1 taken off the diagonal: a block a pair of tiles. */
+__global__ void mirror_excess_kernel(float *x, int64_t n)
+{
+    __shared__ float tile[TILE][TILE + 1];
+    int64_t row = (int64_t)blockIdx.y * TILE, col = (int64_t)blockIdx.x * TILE;
+    int lane = threadIdx.x % TILE, first = threadIdx.x / TILE, step = blockDim.x / TILE;
+    if (col > row) return;
+    for (int i = first; i < TILE; i += step)
+        if (row + i < n && col + lane < n) tile[i][lane] = x[(row + i) * n + col + lane];
+    __syncthreads();
+    for (int i = first; i < TILE; i += step) {
+        int64_t r = col + i, c = row + lane;
+        if (r >= n || c >= n) continue;
+        if (r < c) x[r * n + c] = tile[lane][i];
+        if (r == c) x[r * n + c] = tile[i][i] - 1.0f;
+    }
+}
 
 __global__ void minus_identity_kernel(float *x, int64_t n) { CU_STRIDE_LOOP(i, n) x[i * n + i] -= 1.0f; }
 
-/* e = x^T x - I */
+/* e = x^T x - I. The split product keeps 22 bits of each factor, which is as good as rounding in fp32 is, in a tenth of the
+ * time. */
 static dq_status excess(dq_cuda_device *dev, const dq_view *x, const dq_view *e)
 {
-    CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, x, x, 0.0, e, DQ_MATH_F32));
-    CU_LAUNCH(dev, minus_identity_kernel, cu_grid(x->cols, CU_THREADS), CU_THREADS, 0, (float *)cu_at(e), x->cols);
+    int64_t n = x->cols;
+    float *out = (float *)cu_at(e);
+    if (dev->syrk_split && n >= TILE) {
+        unsigned tiles = (unsigned)cu_div_up(n, TILE);
+        CU_TRY(dq_cuda_syrk_split(dev, 1.0, x, 0.0, e));
+        CU_LAUNCH(dev, mirror_excess_kernel, dim3(tiles, tiles), CU_THREADS, 0, out, n);
+    } else {
+        CU_TRY(dq_cuda_gemm(dev, 1, 0, 1.0, x, x, 0.0, e, DQ_MATH_F32));
+        CU_LAUNCH(dev, minus_identity_kernel, cu_grid(n, CU_THREADS), CU_THREADS, 0, out, n);
+    }
     return dq_cuda_launched(dev, "polar");
 }
 
@@ -212,15 +267,17 @@ static dq_status frobenius(dq_cuda_device *dev, const dq_view *x, double *out)
 }
 
 /* Newton-Schulz: x <- x (I - e / 2), which squares the distance, for singular values below sqrt 3. That they are is known from
- * the largest eigenvalue of e, which is at most |e^4|_F^(1/4). *done = false where that says nothing; u then is undefined. */
-static dq_status newton_schulz(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, const dq_view *a,
-                               const dq_view *u, bool *done)
+ * the largest eigenvalue of e, which is at most |e^4|_F^(1/4); bf16 is good enough to tell 0.9 from 2. The last steps change
+ * x by so little that bf16 products do, and under DQ_MATH_BF16 all: e itself is always good to fp32. *done = false where the
+ * bound says nothing; u then is undefined. *error: largest magnitude in the last e, which is that of u. */
+static dq_status newton_schulz(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, int32_t math,
+                               const dq_view *a, const dq_view *u, bool *done, double *error)
 {
-    enum { STEPS = 10 };
+    enum { STEPS = 12 };
     int64_t n = m->n;
     uint64_t square = (uint64_t)(n * n) * 4;
     dq_view x = {(void *)owner, (uint64_t)((char *)m->lu - owner->address), n, n, n, DQ_F32, 0}, e = x, t = x, old;
-    double size, before;
+    double size, before, little = 1e-4 * sqrt((double)n);
     *done = false;
     e.offset += square;
     t.offset = (uint64_t)((char *)m->inverse - owner->address);
@@ -228,48 +285,50 @@ static dq_status newton_schulz(dq_cuda_device *dev, const dq_cuda_block *owner, 
     old.offset += square;
     CU_TRY(dq_cuda_convert(dev, a, &x));
     CU_TRY(excess(dev, &x, &e));
-    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &e, &e, 0.0, &t, DQ_MATH_F32));
-    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &t, &t, 0.0, &old, DQ_MATH_F32));
+    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &e, &e, 0.0, &t, DQ_MATH_BF16));
+    CU_TRY(dq_cuda_gemm(dev, 0, 0, 1.0, &t, &t, 0.0, &old, DQ_MATH_BF16));
     CU_TRY(frobenius(dev, &old, &size));
     if (!(sqrt(sqrt(size)) < 0.9)) return DQ_OK;
     CU_TRY(frobenius(dev, &e, &size));
     for (int step = 0; step < STEPS; step++) {
         before = size;
         CU_TRY(dq_cuda_convert(dev, &x, &old));
-        CU_TRY(dq_cuda_gemm(dev, 0, 0, -0.5, &old, &e, 1.0, &x, DQ_MATH_F32));
+        CU_TRY(dq_cuda_gemm(dev, 0, 0, -0.5, &old, &e, 1.0, &x, size < little ? DQ_MATH_BF16 : math));
         CU_TRY(excess(dev, &x, &e));
         CU_TRY(frobenius(dev, &e, &size));
         if (!(size < 0.25 * before)) break; /* what is left is rounding */
     }
     if (!(size < 1e-6 * (double)n)) return DQ_OK;
     *done = true;
+    CU_TRY(worst_of(dev, m, (const float *)cu_at(&e), 0.0, error));
     return dq_cuda_convert(dev, &x, u);
 }
 
-static dq_status polar_of_one(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, const dq_view *a,
-                              const dq_view *u, double *error)
+static dq_status polar_of_one(dq_cuda_device *dev, const dq_cuda_block *owner, const polar_memory *m, int32_t math,
+                              const dq_view *a, const dq_view *u, double *error)
 {
     unsigned grid = cu_grid(m->n * m->n, CU_THREADS);
-    bool good;
+    bool good = false;
     double one = INFINITY;
-    if (a->dtype == DQ_F64)
-        CU_LAUNCH(dev, widen_kernel<double>, grid, CU_THREADS, 0, cu_view<const double>(a), m->x);
-    else
-        CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(a), m->x);
-    CU_TRY(dq_cuda_launched(dev, "polar"));
-    bool done = false;
-    if (a->dtype == DQ_F32) CU_TRY(newton_schulz(dev, owner, m, a, u, &done));
-    good = done;
-    if (!done) CU_TRY(newton(dev, owner, m, &good));
-    if (good) {
-        if (!done && u->dtype == DQ_F64)
-            CU_LAUNCH(dev, narrow_kernel<double>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<double>(u));
-        else if (!done)
-            CU_LAUNCH(dev, narrow_kernel<float>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<float>(u));
+    if (a->dtype == DQ_F32) CU_TRY(newton_schulz(dev, owner, m, math, a, u, &good, &one));
+    if (!good) {
+        if (a->dtype == DQ_F64)
+            CU_LAUNCH(dev, widen_kernel<double>, grid, CU_THREADS, 0, cu_view<const double>(a), m->x);
+        else
+            CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(a), m->x);
         CU_TRY(dq_cuda_launched(dev, "polar"));
-        /* What was stored is what counts. */
-        if (u->dtype == DQ_F32) CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(u), m->x);
-        CU_TRY(deviation(dev, owner, m, &one));
+        CU_TRY(newton(dev, owner, m, &good));
+        one = INFINITY;
+        if (good) {
+            if (u->dtype == DQ_F64)
+                CU_LAUNCH(dev, narrow_kernel<double>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<double>(u));
+            else
+                CU_LAUNCH(dev, narrow_kernel<float>, grid, CU_THREADS, 0, (const double *)m->x, cu_view<float>(u));
+            if (u->dtype == DQ_F32) /* what was stored is what counts */
+                CU_LAUNCH(dev, widen_kernel<float>, grid, CU_THREADS, 0, cu_view<const float>(u), m->x);
+            CU_TRY(dq_cuda_launched(dev, "polar"));
+            CU_TRY(deviation(dev, owner, m, &one));
+        }
     }
     if (!(one <= *error)) *error = one;
     return DQ_OK;
@@ -279,7 +338,6 @@ DQ_CUDA_SLOT dq_cuda_polar(void *device, int64_t groups, int32_t math, const dq_
                            double *error)
 {
     CU_ENTER(device);
-    (void)math;
     int64_t n = a->cols;
     uint64_t square = (uint64_t)(n * n) * 8;
     polar_memory m = {};
@@ -300,7 +358,7 @@ DQ_CUDA_SLOT dq_cuda_polar(void *device, int64_t groups, int32_t math, const dq_
     *error = 0;
     for (int64_t g = 0; g < groups && status == DQ_OK; g++) {
         dq_view ag = matrix_of(a, g), ug = matrix_of(u, g);
-        status = polar_of_one(dev, &scratch, &m, &ag, &ug, error);
+        status = polar_of_one(dev, &scratch, &m, math, &ag, &ug, error);
     }
     dq_cuda_release(dev, &work);
     dq_cuda_release(dev, &scratch);
