@@ -3,7 +3,7 @@
 #include "pair.h"
 
 typedef struct fused_case {
-    int64_t rows, blocks, n, k; /* cols = blocks * n; k == 0: a norm */
+    int64_t rows, blocks, n, k; /* cols = blocks * n; k == 0: an RMS norm, -1: a layer norm */
     int64_t group;
     int bits, symmetric;
     bool whole; /* shapes that a device with the slot has to serve itself */
@@ -44,26 +44,33 @@ static dq_fake_quant_desc grid_of(const fused_case *p)
     return (dq_fake_quant_desc){p->bits, p->symmetric, p->group, 0.9f, p->group == p->blocks * p->n};
 }
 
+static void fused_norm(const fused_case *p, const dq_tensor *x, const dq_tensor *w, const dq_tensor *b, dq_tensor *y)
+{
+    dq_fake_quant_desc d = grid_of(p);
+    must(p->k ? dq_op_layernorm_quant(x, w, b, 1e-5, &d, y) : dq_op_rmsnorm_quant(x, w, 1e-5, &d, y));
+}
+
 static void norm_run(run_ctx *c, const void *params)
 {
     const fused_case *p = params;
     dq_fake_quant_desc d = grid_of(p);
     made *x = make_random(c, DQ_F32, p->rows, p->n), *weight = make_random(c, DQ_F32, 1, p->n);
+    made *bias = make_random(c, DQ_F32, 1, p->n);
     made *y = make_constant(c, DQ_F32, p->rows, p->n, NAN), *z = make_constant(c, DQ_F32, p->rows, p->n, NAN);
     for (int weighted = 0; weighted < 2; weighted++) {
-        const dq_tensor *w = weighted ? &weight->view : NULL;
+        const dq_tensor *w = weighted ? &weight->view : NULL, *b = weighted ? &bias->view : NULL;
         counts n;
         count(c, &n, 0);
-        must(dq_op_rmsnorm_quant(&x->view, w, 1e-5, &d, &y->view));
+        fused_norm(p, &x->view, w, b, &y->view);
         count(c, &n, 1);
-        must(dq_op_rmsnorm(&x->view, w, 1e-5, &z->view));
+        must(p->k ? dq_op_layernorm(&x->view, w, b, 1e-5, &z->view) : dq_op_rmsnorm(&x->view, w, 1e-5, &z->view));
         must(dq_op_fake_quant(&d, &z->view, &z->view));
         count(c, &n, 2);
         check_counts(c, p, &n);
         keep_difference(c, y, z);
     }
-    must(dq_op_rmsnorm_quant(&y->view, NULL, 1e-5, &d, &z->view)); /* and again, of values on a grid */
-    must(dq_op_rmsnorm_quant(&y->view, NULL, 1e-5, &d, &y->view));
+    fused_norm(p, &y->view, NULL, NULL, &z->view); /* and again, of values on a grid */
+    fused_norm(p, &y->view, NULL, NULL, &y->view);
     keep_difference(c, y, z);
 }
 
@@ -108,15 +115,26 @@ static void run_cases(const char *name, case_fn run, const fused_case *cases, si
     finish_cases();
 }
 
+static void norms(const char *name, int64_t k)
+{
+    fused_case cases[] = {
+        {5, 1, 64, k, 64, 0, 0, true}, {3, 1, 577, k, 577, 0, 0, true},     {7, 1, 4096, k, 4096, 0, 0, true},
+        {4, 1, 96, k, 32, 0, 0, true}, {2, 1, 30, k, 10, 0, 0, true},       {0, 1, 8, k, 8, 0, 0, true},
+        {1, 1, 1, k, 1, 0, 0, true},   {2, 1, 12288, k, 12288, 0, 0, true},
+    };
+    run_cases(name, norm_run, cases, sizeof cases / sizeof cases[0]);
+}
+
 static void rmsnorm_quant(void **state)
 {
     (void)state;
-    static const fused_case cases[] = {
-        {5, 1, 64, 0, 64, 0, 0, true}, {3, 1, 577, 0, 577, 0, 0, true},     {7, 1, 4096, 0, 4096, 0, 0, true},
-        {4, 1, 96, 0, 32, 0, 0, true}, {2, 1, 30, 0, 10, 0, 0, true},       {0, 1, 8, 0, 8, 0, 0, true},
-        {1, 1, 1, 0, 1, 0, 0, true},   {2, 1, 12288, 0, 12288, 0, 0, true},
-    };
-    run_cases("rmsnorm_quant", norm_run, cases, sizeof cases / sizeof cases[0]);
+    norms("rmsnorm_quant", 0);
+}
+
+static void layernorm_quant(void **state)
+{
+    (void)state;
+    norms("layernorm_quant", -1);
 }
 
 static void hadamard_quant(void **state)
@@ -133,6 +151,7 @@ static void hadamard_quant(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(rmsnorm_quant), cmocka_unit_test(hadamard_quant)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(rmsnorm_quant), cmocka_unit_test(layernorm_quant),
+                                       cmocka_unit_test(hadamard_quant)};
     return cmocka_run_group_tests_name("conformance: fused ops", tests, open_all, close_all);
 }

@@ -64,7 +64,7 @@ program ppl --ids "$work/ids" --limit 50 --backend "$card" $forbid > "$work/a"
 program ppl --ids "$work/ids" --limit 50 --backend "$card" $forbid --device_memory 2600000 > "$work/b"
 near cudasim_small_card "$work/a" "$work/b" 'r["results"][0]["ppl"]' 0
 scheme="--preset w4a4kv4 --w_groupsize 32 --nsamples 2 --cal_file $work/text --text_file $work/text --ppl_eval --limit 2"
-program quantize $scheme --backend cpu > "$work/a"
+program quantize $scheme --backend ref > "$work/a"
 program quantize $scheme --backend "$card" $forbid > "$work/b"
 near cudasim_gptq_w4a4kv4 "$work/a" "$work/b" 'r["results"][0]["ppl"]' 2e-2
 program quantize $scheme --w_rtn --backend cpu > "$work/a"

@@ -12,6 +12,7 @@ enum { QUERIES = 64, KEYS = 64, SIDE = 16, ROWS = QUERIES / SIDE, SCORES = KEYS 
 typedef struct attention_args {
     cu_mat<const float> q, k, v;
     cu_mat<float> o;
+    cu_mat<cu_bf16> narrow; /* instead of o */
     int64_t seqlen;
     int heads, share, dim, window, round;
     float scale;
@@ -124,11 +125,20 @@ template <int OUT> __global__ void __launch_bounds__(256) attention_kernel(atten
             }
         }
     }
+#pragma unroll
     for (int i = 0; i < ROWS; i++) {
         int64_t row = first + ty * ROWS + i;
         if (row >= a.seqlen) continue;
-        for (int j = 0; j < OUT; j++)
-            if (tx + SIDE * j < a.dim) a.o.row(start + row)[head * a.dim + tx + SIDE * j] = out[i][j] / total[i];
+#pragma unroll
+        for (int j = 0; j < OUT; j++) {
+            int64_t c = tx + SIDE * j;
+            if (c >= a.dim) continue;
+            float value = out[i][j] / total[i];
+            if (a.narrow.p)
+                cu_store(a.narrow.row(start + row) + head * a.dim + c, value);
+            else
+                a.o.row(start + row)[head * a.dim + c] = value;
+        }
     }
 }
 
@@ -152,7 +162,8 @@ DQ_CUDA_SLOT dq_cuda_attention(void *device, const dq_attention_desc *d, const d
     attention_args a = {cu_view<const float>(q),
                         cu_view<const float>(k),
                         cu_view<const float>(v),
-                        cu_view<float>(o),
+                        {},
+                        {},
                         d->seqlen,
                         d->heads,
                         d->heads / d->kv_heads,
@@ -160,6 +171,10 @@ DQ_CUDA_SLOT dq_cuda_attention(void *device, const dq_attention_desc *d, const d
                         d->window,
                         d->math == DQ_MATH_BF16,
                         d->scale};
+    if (o->dtype == DQ_BF16)
+        a.narrow = cu_view<cu_bf16>(o);
+    else
+        a.o = cu_view<float>(o);
     dim3 grid((unsigned)cu_div_up(d->seqlen, QUERIES), (unsigned)d->heads, (unsigned)sequences);
     if (d->head_dim <= 64) return launch<4>(dev, a, grid);
     if (d->head_dim <= 128) return launch<8>(dev, a, grid);

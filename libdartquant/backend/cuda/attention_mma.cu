@@ -19,32 +19,45 @@ typedef struct mma_args {
     const uint16_t *q, *k, *v;
     int64_t q_stride, kv_stride, seqlen;
     cu_mat<float> o;
+    cu_mat<cu_bf16> narrow; /* instead of o */
     int share, dim, window;
     float scale; /* with log2 e: powers are of two */
 } mma_args;
 
-/* Eight neighbours a thread. WIDE: rows and heads of x start at multiples of 16 bytes. */
-template <int D, bool WIDE> __global__ void pad_kernel(cu_mat<const float> x, int heads, int dim, uint16_t *out)
+/* Queries, keys and values, one beside the other; eight neighbours a thread. WIDE: rows and heads start at multiples of 16
+ * bytes. */
+typedef struct pad_args {
+    cu_mat<const float> x[3];
+    uint16_t *out[3];
+    int heads[3], dim;
+} pad_args;
+
+template <int D, bool WIDE> __global__ void pad_kernel(pad_args a)
 {
-    CU_EACH(r, i, x.rows, (int64_t)heads * (D / 8))
+    CU_EACH(r, i, a.x[0].rows, (a.heads[0] + a.heads[1] + a.heads[2]) * (D / 8))
     {
-        int h = (int)i / (D / 8), c = (int)i % (D / 8) * 8;
-        const float *from = x.row(r) + (int64_t)h * dim + c;
+        int h = (int)i / (D / 8), c = (int)i % (D / 8) * 8, which = 0;
+        if (h >= a.heads[0]) {
+            h -= a.heads[0];
+            which = h < a.heads[1] ? 1 : 2;
+            if (which == 2) h -= a.heads[1];
+        }
+        const float *from = a.x[which].row(r) + (int64_t)h * a.dim + c;
         cu_eight eight;
 #pragma unroll
         for (int j = 0; j < 8; j += 4) {
             float4 four = {0, 0, 0, 0};
-            if (WIDE && c + j < dim) four = *(const float4 *)(from + j); /* dim is a multiple of 4 */
+            if (WIDE && c + j < a.dim) four = *(const float4 *)(from + j); /* dim is a multiple of 4 */
             if (!WIDE) {
-                if (c + j < dim) four.x = from[j];
-                if (c + j + 1 < dim) four.y = from[j + 1];
-                if (c + j + 2 < dim) four.z = from[j + 2];
-                if (c + j + 3 < dim) four.w = from[j + 3];
+                if (c + j < a.dim) four.x = from[j];
+                if (c + j + 1 < a.dim) four.y = from[j + 1];
+                if (c + j + 2 < a.dim) four.z = from[j + 2];
+                if (c + j + 3 < a.dim) four.w = from[j + 3];
             }
             eight.pairs[j / 2] = cu_pack_bf16(four.x, four.y);
             eight.pairs[j / 2 + 1] = cu_pack_bf16(four.z, four.w);
         }
-        *(cu_eight *)(out + (r * heads + h) * D + c) = eight;
+        *(cu_eight *)(a.out[which] + (r * a.heads[which] + h) * D + c) = eight;
     }
 }
 
@@ -157,6 +170,25 @@ __device__ static void soften(float (&s)[KEYS / 8][4], float (&o)[D / 8][4], flo
     }
 }
 
+/* Two neighbours of the result, of which `left` are there. */
+__device__ static void put_pair(const mma_args &a, int64_t r, int64_t c, int left, float x, float y)
+{
+    if (left <= 0) return;
+    if (!a.narrow.p) {
+        float *out = a.o.row(r) + c;
+        out[0] = x;
+        if (left > 1) out[1] = y;
+        return;
+    }
+    cu_bf16 *out = a.narrow.row(r) + c;
+    if (left > 1 && (uintptr_t)out % 4 == 0) {
+        *(uint32_t *)out = cu_bf16_bits(cu_float_bits(x)) | (uint32_t)cu_bf16_bits(cu_float_bits(y)) << 16;
+        return;
+    }
+    cu_store(out, x);
+    if (left > 1) cu_store(out + 1, y);
+}
+
 template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_kernel(mma_args a)
 {
     CU_DYNAMIC_SHARED(shared);
@@ -208,28 +240,36 @@ template <int D> __global__ void __launch_bounds__(THREADS, 1) attention_mma_ker
     for (int half = 0; half < 2; half++) {
         int64_t me = row + 8 * half;
         if (me >= a.seqlen) continue;
-        float *out = a.o.row(start + me) + head * a.dim, inverse = 1.0f / total[half];
+        float inverse = 1.0f / total[half];
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int c = n * 8 + lane % 4 * 2 + i;
-                if (c < a.dim) out[c] = o[n][2 * half + i] * inverse;
-            }
+        for (int n = 0; n < D / 8; n++) {
+            int c = n * 8 + lane % 4 * 2;
+            put_pair(a, start + me, head * a.dim + c, a.dim - c, o[n][2 * half] * inverse,
+                     o[n][2 * half + 1] * inverse);
+        }
     }
 }
 
-template <int D> static void pad(dq_cuda_device *dev, const dq_view *x, int heads, int dim, const uint16_t *out)
+/* Rounds q, k and v to where the kernel reads them. */
+template <int D>
+static void pad(dq_cuda_device *dev, const dq_attention_desc *d, const dq_view *const x[3], const mma_args &a)
 {
-    dq_view units = *x;
-    units.cols = (int64_t)heads * (D / 8);
-    bool wide = ((uintptr_t)cu_at(x) | (uintptr_t)x->stride * 4 | (uintptr_t)dim * 4) % 16 == 0;
-    if (wide)
-        CU_LAUNCH(dev, (pad_kernel<D, true>), cu_grid_rows(&units), CU_THREADS, 0, cu_view<const float>(x), heads, dim,
-                  (uint16_t *)out);
+    const uint16_t *const to[3] = {a.q, a.k, a.v};
+    pad_args p = {};
+    dq_view units = *x[0];
+    uintptr_t low = (uintptr_t)d->head_dim * 4;
+    p.dim = d->head_dim;
+    for (int i = 0; i < 3; i++) {
+        p.x[i] = cu_view<const float>(x[i]);
+        p.out[i] = (uint16_t *)to[i];
+        p.heads[i] = i == 0 ? d->heads : d->kv_heads;
+        low |= (uintptr_t)cu_at(x[i]) | (uintptr_t)x[i]->stride * 4;
+    }
+    units.cols = (int64_t)(d->heads + 2 * d->kv_heads) * (D / 8);
+    if (low % 16 == 0)
+        CU_LAUNCH(dev, (pad_kernel<D, true>), cu_grid_rows(&units), CU_THREADS, 0, p);
     else
-        CU_LAUNCH(dev, (pad_kernel<D, false>), cu_grid_rows(&units), CU_THREADS, 0, cu_view<const float>(x), heads, dim,
-                  (uint16_t *)out);
+        CU_LAUNCH(dev, (pad_kernel<D, false>), cu_grid_rows(&units), CU_THREADS, 0, p);
 }
 
 /* Queries, and two tiles of keys and values. */
@@ -257,14 +297,16 @@ static dq_status launch(dq_cuda_device *dev, const dq_attention_desc *d, const d
     a.q_stride = (int64_t)d->heads * D;
     a.kv_stride = (int64_t)d->kv_heads * D;
     a.seqlen = d->seqlen;
-    a.o = cu_view<float>(o);
+    if (o->dtype == DQ_BF16)
+        a.narrow = cu_view<cu_bf16>(o);
+    else
+        a.o = cu_view<float>(o);
     a.share = d->heads / d->kv_heads;
     a.dim = d->head_dim;
     a.window = d->window;
     a.scale = d->scale * 1.44269504088896340736f;
-    pad<D>(dev, q, d->heads, d->head_dim, a.q);
-    pad<D>(dev, k, d->kv_heads, d->head_dim, a.k);
-    pad<D>(dev, v, d->kv_heads, d->head_dim, a.v);
+    const dq_view *const operands[3] = {q, k, v};
+    pad<D>(dev, d, operands, a);
     dim3 grid((unsigned)cu_div_up(d->seqlen, (int64_t)QUERIES), (unsigned)d->heads, (unsigned)(q->rows / d->seqlen));
     CU_LAUNCH(dev, attention_mma_kernel<D>, grid, THREADS, (size_t)bytes, a);
     dq_status status = dq_cuda_launched(dev, "attention");

@@ -418,6 +418,8 @@ static dq_backend make_table(void)
     t.layernorm = dq_cuda_layernorm;
     t.rmsnorm_quant = dq_cuda_rmsnorm_quant;
     t.hadamard_quant = dq_cuda_hadamard_quant;
+    t.layernorm_quant = dq_cuda_layernorm_quant;
+    t.features = DQ_FEATURE_BF16;
     t.quantize_rows = dq_cuda_quantize_rows;
     t.int8_linear = dq_cuda_int8_linear;
     return t;

@@ -135,6 +135,8 @@ DQ_CUDA_SLOT dq_cuda_head_nll(void *dev, const dq_view *x, const dq_view *w, con
 DQ_CUDA_SLOT dq_cuda_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_rmsnorm_quant(void *dev, const dq_view *x, const dq_view *weight, double eps,
                                    const dq_fake_quant_desc *d, const dq_view *y);
+DQ_CUDA_SLOT dq_cuda_layernorm_quant(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias,
+                                     double eps, const dq_fake_quant_desc *d, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_hadamard(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_hadamard_quant(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
                                     const dq_view *y);

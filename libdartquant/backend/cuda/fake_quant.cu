@@ -5,16 +5,17 @@
 #include "backend/cuda/norm_core.h"
 #include "backend/cuda/range.h"
 
-__global__ void fake_quant_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_mat<float> y, int64_t groups)
+template <class Y>
+__global__ void fake_quant_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_mat<Y> y, int64_t groups)
 {
     int64_t warp = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / CU_WARP, lane = threadIdx.x % CU_WARP;
     int64_t warps = (int64_t)gridDim.x * blockDim.x / CU_WARP;
     for (int64_t g = warp; g < x.rows * groups; g += warps) {
         const float *in = x.row(g / groups) + g % groups * d.group;
-        float *out = y.row(g / groups) + g % groups * d.group;
+        Y *out = y.row(g / groups) + g % groups * d.group;
         cu_fake_grid grid = cu_warp_grid(
             d, [&](int64_t i) { return in[i]; }, d.group);
-        for (int64_t i = lane; i < d.group; i += CU_WARP) out[i] = cu_fake_value(grid, in[i]);
+        for (int64_t i = lane; i < d.group; i += CU_WARP) cu_store(out + i, cu_fake_value(grid, in[i]));
     }
 }
 
@@ -22,46 +23,78 @@ DQ_CUDA_SLOT dq_cuda_fake_quant(void *device, const dq_fake_quant_desc *d, const
 {
     CU_ENTER(device);
     int64_t groups = x->cols / d->group;
-    CU_LAUNCH(dev, fake_quant_kernel, cu_grid(x->rows * groups, CU_THREADS / CU_WARP), CU_THREADS, 0, *d,
-              cu_view<const float>(x), cu_view<float>(y), groups);
+    unsigned grid = cu_grid(x->rows * groups, CU_THREADS / CU_WARP);
+    if (y->dtype == DQ_BF16)
+        CU_LAUNCH(dev, fake_quant_kernel<cu_bf16>, grid, CU_THREADS, 0, *d, cu_view<const float>(x),
+                  cu_view<cu_bf16>(y), groups);
+    else
+        CU_LAUNCH(dev, fake_quant_kernel<float>, grid, CU_THREADS, 0, *d, cu_view<const float>(x), cu_view<float>(y),
+                  groups);
     return dq_cuda_launched(dev, "fake_quant");
 }
 
 /* The norm, as in forward.cu, of a row that stays in shared memory until its range is known. */
-__global__ void rmsnorm_quant_kernel(dq_fake_quant_desc d, cu_mat<const float> x, const float *weight, double eps,
-                                     cu_mat<float> y)
+template <bool LAYER, class Y>
+__global__ void norm_quant_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_norm norm, double eps, cu_mat<Y> y,
+                                  bool wide)
 {
     CU_DYNAMIC_SHARED(shared);
     __shared__ double slots[CU_THREADS / CU_WARP];
-    float *v = (float *)shared, *out = y.row(blockIdx.x);
+    const float *in = x.row(blockIdx.x);
+    float *v = (float *)shared;
+    Y *out = y.row(blockIdx.x);
     int cols = (int)x.cols, group = (int)d.group;
-    float factor = cu_norm_factor(x.row(blockIdx.x), x.cols, eps, slots);
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) v[c] = cu_normed(x.row(blockIdx.x)[c], factor, weight, c);
+    cu_measure<LAYER>(&norm, in, cols, eps, slots, wide);
+    CU_BLOCK_FOURS(c, n, cols)
+    {
+        cu_four<float> four = cu_take(in + c, (int)n, wide);
+        cu_put(v + c, cu_normed<LAYER>(norm, four, c, (int)n, wide), (int)n, true);
+    }
     __syncthreads();
     if (group == cols) {
         cu_fake_grid grid = cu_block_grid(
             d, [&](int64_t i) { return v[i]; }, cols, (float *)slots);
-        for (int c = threadIdx.x; c < cols; c += blockDim.x) out[c] = cu_fake_value(grid, v[c]);
+        CU_BLOCK_FOURS(c, n, cols)
+        {
+            cu_four<float> four = cu_take(v + c, (int)n, true);
+#pragma unroll
+            for (int i = 0; i < 4; i++) four.v[i] = cu_fake_value(grid, four.v[i]);
+            cu_put_float(out + c, four, (int)n, wide);
+        }
     } else {
         for (int first = threadIdx.x / CU_WARP * group; first < cols; first += blockDim.x / CU_WARP * group) {
             cu_fake_grid grid = cu_warp_grid(
                 d, [&](int64_t i) { return v[first + i]; }, group);
             for (int i = threadIdx.x % CU_WARP; i < group; i += CU_WARP)
-                out[first + i] = cu_fake_value(grid, v[first + i]);
+                cu_store(out + first + i, cu_fake_value(grid, v[first + i]));
         }
     }
+}
+
+template <bool LAYER, class Y>
+static dq_status norm_quant(dq_cuda_device *dev, const char *op, const dq_view *x, const dq_view *weight,
+                            const dq_view *bias, double eps, const dq_fake_quant_desc *d, const dq_view *y)
+{
+    cu_norm n = {cu_vector(weight), cu_vector(bias), 0, 0};
+    int64_t bytes = x->cols * (int64_t)sizeof(float);
+    CU_TRY(cu_allow_shared(dev, norm_quant_kernel<LAYER, Y>, bytes));
+    CU_LAUNCH(dev, (norm_quant_kernel<LAYER, Y>), (unsigned)x->rows, CU_THREADS, (size_t)bytes, *d,
+              cu_view<const float>(x), n, eps, cu_view<Y>(y), cu_norm_in_fours<Y>(x, weight, bias, y));
+    return dq_cuda_launched(dev, op);
 }
 
 DQ_CUDA_SLOT dq_cuda_rmsnorm_quant(void *device, const dq_view *x, const dq_view *weight, double eps,
                                    const dq_fake_quant_desc *d, const dq_view *y)
 {
     CU_ENTER(device);
-    int64_t bytes = x->cols * (int64_t)sizeof(float);
-    if (bytes + 1024 > dev->max_shared)
-        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "rmsnorm_quant: a row of %lld does not fit shared memory",
-                            (long long)x->cols);
-    CU_TRY(cu_allow_shared(dev, rmsnorm_quant_kernel, bytes));
-    CU_LAUNCH(dev, rmsnorm_quant_kernel, (unsigned)x->rows, CU_THREADS, (size_t)bytes, *d, cu_view<const float>(x),
-              weight ? (const float *)cu_at(weight) : NULL, eps, cu_view<float>(y));
-    return dq_cuda_launched(dev, "rmsnorm_quant");
+    return y->dtype == DQ_BF16 ? norm_quant<false, cu_bf16>(dev, "rmsnorm_quant", x, weight, NULL, eps, d, y)
+                               : norm_quant<false, float>(dev, "rmsnorm_quant", x, weight, NULL, eps, d, y);
+}
+
+DQ_CUDA_SLOT dq_cuda_layernorm_quant(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias,
+                                     double eps, const dq_fake_quant_desc *d, const dq_view *y)
+{
+    CU_ENTER(device);
+    return y->dtype == DQ_BF16 ? norm_quant<true, cu_bf16>(dev, "layernorm_quant", x, weight, bias, eps, d, y)
+                               : norm_quant<true, float>(dev, "layernorm_quant", x, weight, bias, eps, d, y);
 }

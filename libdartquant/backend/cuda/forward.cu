@@ -4,52 +4,45 @@
 #include "backend/cuda/norm_core.h"
 
 /* One block a row. */
-__global__ void rmsnorm_kernel(cu_mat<const float> x, const float *weight, double eps, cu_mat<float> y)
+template <bool LAYER, class Y>
+__global__ void norm_kernel(cu_mat<const float> x, cu_norm norm, double eps, cu_mat<Y> y, bool wide)
 {
     __shared__ double slots[CU_THREADS / CU_WARP];
     const float *in = x.row(blockIdx.x);
-    float *out = y.row(blockIdx.x);
-    float factor = cu_norm_factor(in, x.cols, eps, slots);
-    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) out[c] = cu_normed(in[c], factor, weight, c);
+    Y *out = y.row(blockIdx.x);
+    cu_measure<LAYER>(&norm, in, x.cols, eps, slots, wide);
+    CU_BLOCK_FOURS(c, n, x.cols)
+    {
+        cu_four<float> v = cu_take(in + c, (int)n, wide);
+        cu_put_float(out + c, cu_normed<LAYER>(norm, v, c, (int)n, wide), (int)n, wide);
+    }
+}
+
+template <bool LAYER>
+static void norm(dq_cuda_device *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                 const dq_view *y)
+{
+    cu_norm n = {cu_vector(weight), cu_vector(bias), 0, 0};
+    if (y->dtype == DQ_BF16)
+        CU_LAUNCH(dev, (norm_kernel<LAYER, cu_bf16>), (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x), n, eps,
+                  cu_view<cu_bf16>(y), cu_norm_in_fours<cu_bf16>(x, weight, bias, y));
+    else
+        CU_LAUNCH(dev, (norm_kernel<LAYER, float>), (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x), n, eps,
+                  cu_view<float>(y), cu_norm_in_fours<float>(x, weight, bias, y));
 }
 
 DQ_CUDA_SLOT dq_cuda_rmsnorm(void *device, const dq_view *x, const dq_view *weight, double eps, const dq_view *y)
 {
     CU_ENTER(device);
-    CU_LAUNCH(dev, rmsnorm_kernel, (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x),
-              weight ? (const float *)cu_at(weight) : NULL, eps, cu_view<float>(y));
+    norm<false>(dev, x, weight, NULL, eps, y);
     return dq_cuda_launched(dev, "rmsnorm");
-}
-
-/* One block a row; mean and variance in double, in a fixed order. */
-__global__ void layernorm_kernel(cu_mat<const float> x, const float *weight, const float *bias, double eps,
-                                 cu_mat<float> y)
-{
-    __shared__ double slots[CU_THREADS / CU_WARP];
-    const float *in = x.row(blockIdx.x);
-    float *out = y.row(blockIdx.x);
-    double mean = 0, sum = 0;
-    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) mean += (double)in[c];
-    mean = cu_block_sum(mean, slots) / (double)x.cols;
-    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
-        double d = (double)in[c] - mean;
-        sum += d * d;
-    }
-    sum = cu_block_sum(sum, slots);
-    float factor = (float)(1.0 / sqrt(sum / (double)x.cols + eps));
-    for (int64_t c = threadIdx.x; c < x.cols; c += blockDim.x) {
-        float v = (float)((double)in[c] - mean) * factor * (weight ? weight[c] : 1.0f);
-        out[c] = v + (bias ? bias[c] : 0.0f);
-    }
 }
 
 DQ_CUDA_SLOT dq_cuda_layernorm(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
                                const dq_view *y)
 {
     CU_ENTER(device);
-    CU_LAUNCH(dev, layernorm_kernel, (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x),
-              weight ? (const float *)cu_at(weight) : NULL, bias ? (const float *)cu_at(bias) : NULL, eps,
-              cu_view<float>(y));
+    norm<true>(dev, x, weight, bias, eps, y);
     return dq_cuda_launched(dev, "layernorm");
 }
 
@@ -89,20 +82,32 @@ __device__ static float activate(int kind, float x)
     }
 }
 
-__global__ void activation_kernel(int kind, cu_mat<const float> gate, cu_mat<const float> up, cu_mat<float> y)
+template <class Y>
+__global__ void activation_kernel(int kind, cu_mat<const float> gate, cu_mat<const float> up, cu_mat<Y> y, bool wide)
 {
-    CU_EACH(r, c, y.rows, y.cols)
+    CU_EACH_FOUR(r, c, n, y.rows, y.cols)
     {
-        float value = activate(kind, gate.row(r)[c]);
-        y.row(r)[c] = up.p ? value * up.row(r)[c] : value;
+        cu_four<float> v = cu_take(gate.row(r) + c, (int)n, wide), u = {};
+        if (up.p) u = cu_take(up.row(r) + c, (int)n, wide);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float value = activate(kind, v.v[i]);
+            v.v[i] = up.p ? value * u.v[i] : value;
+        }
+        cu_put_float(y.row(r) + c, v, (int)n, wide);
     }
 }
 
 DQ_CUDA_SLOT dq_cuda_activation(void *device, int32_t kind, const dq_view *gate, const dq_view *up, const dq_view *y)
 {
     CU_ENTER(device);
-    cu_mat<const float> none = {NULL, 0, 0, 0};
-    CU_LAUNCH(dev, activation_kernel, cu_grid_rows(y), CU_THREADS, 0, kind, cu_view<const float>(gate),
-              up ? cu_view<const float>(up) : none, cu_view<float>(y));
+    cu_mat<const float> g = cu_view<const float>(gate), u = up ? cu_view<const float>(up) : cu_mat<const float>{};
+    bool wide = cu_in_fours<float>(gate) && (!up || cu_in_fours<float>(up));
+    if (y->dtype == DQ_BF16)
+        CU_LAUNCH(dev, activation_kernel<cu_bf16>, cu_grid_fours(y), cu_threads_fours(y), 0, kind, g, u,
+                  cu_view<cu_bf16>(y), wide && cu_in_fours<cu_bf16>(y));
+    else
+        CU_LAUNCH(dev, activation_kernel<float>, cu_grid_fours(y), cu_threads_fours(y), 0, kind, g, u,
+                  cu_view<float>(y), wide && cu_in_fours<float>(y));
     return dq_cuda_launched(dev, "activation");
 }

@@ -37,6 +37,20 @@ template <class T> __device__ static inline void cu_put(T *p, const cu_four<T> &
         if (i < n) p[i] = x.v[i];
 }
 
+/* Rounded on the way where T is narrower. */
+template <class T> __device__ static inline void cu_put_float(T *p, const cu_four<float> &x, int n, bool wide)
+{
+    cu_four<T> to;
+#pragma unroll
+    for (int i = 0; i < 4; i++) cu_store(&to.v[i], x.v[i]);
+    cu_put(p, to, n, wide);
+}
+
+/* A block on its way through one row: columns [c, c + n). */
+#define CU_BLOCK_FOURS(c, n, col_count)                                                                                \
+    for (int64_t c = (int64_t)threadIdx.x * 4, n = 0; c < (col_count) && (n = cu_at_most_four((col_count)-c), true);   \
+         c += (int64_t)blockDim.x * 4)
+
 /* The launch, and the loop: columns [c, c + n) of row r. */
 static inline unsigned cu_threads_fours(const dq_view *v)
 {

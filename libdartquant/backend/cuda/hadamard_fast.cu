@@ -18,6 +18,7 @@ typedef struct tile_args {
     dq_fake_quant_desc grid;
     cu_mat<const float> x;
     cu_mat<float> y;
+    cu_mat<cu_bf16> narrow; /* instead of y, quantized only */
 } tile_args;
 
 __device__ static inline int padded(int i) { return i + i / RUN; }
@@ -126,8 +127,11 @@ __device__ static void quantize_out(const tile_args &a, int64_t first, const flo
         if (vector >= a.vectors) continue;
         auto at = [&](int64_t i) { return v[padded(held * a.n + (int)i)]; };
         cu_fake_grid grid = alone ? cu_block_grid(a.grid, at, a.n, slots) : cu_warp_grid(a.grid, at, a.n);
-        float *to = a.y.row(vector / a.per_row) + vector % a.per_row * a.n;
-        for (int i = i0; i < a.n; i += step) to[i] = cu_fake_value(grid, at(i));
+        int64_t row = vector / a.per_row, col = vector % a.per_row * a.n;
+        if (a.narrow.p)
+            for (int i = i0; i < a.n; i += step) cu_store(a.narrow.row(row) + col + i, cu_fake_value(grid, at(i)));
+        else
+            for (int i = i0; i < a.n; i += step) a.y.row(row)[col + i] = cu_fake_value(grid, at(i));
     }
     __syncthreads();
 }
@@ -203,7 +207,10 @@ dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, 
     a.quantized = grid != NULL;
     if (grid) a.grid = *grid;
     a.x = cu_view<const float>(x);
-    a.y = cu_view<float>(y);
+    if (y->dtype == DQ_BF16)
+        a.narrow = cu_view<cu_bf16>(y);
+    else
+        a.y = cu_view<float>(y);
     bool wide = (uintptr_t)a.x.p % 16 == 0 && x->stride % 4 == 0;
     switch (d->k) {
         case 1: return launch<1>(dev, a, wide);

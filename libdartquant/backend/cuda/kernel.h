@@ -105,6 +105,7 @@ __host__ __device__ static inline float cu_load(const cu_f16 *p)
 }
 
 __host__ __device__ static inline void cu_store(float *p, double x) { *p = (float)x; }
+__host__ __device__ static inline void cu_store(float *p, float x) { *p = x; }
 __host__ __device__ static inline void cu_store(double *p, double x) { *p = x; }
 
 /* Double to 16 bits with one rounding, half to even: through float rounded to odd, which has more than enough bits left
