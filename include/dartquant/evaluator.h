@@ -47,7 +47,8 @@ DQ_API dq_status dq_evaluator_add_logits(dq_evaluator *evaluator, int64_t window
                                          int32_t *done);
 
 /* Results by key: "ppl", "nll" (nats per token), "top1_accuracy" (share of targets that have the largest logit), "windows", "tokens", "seqlen", "seconds", "tokens_per_second"; after
- * a comparison (dartquant/reference.h) "kl", "kl_max", "top1_agreement".
+ * a comparison (dartquant/reference.h) "kl", "kl_max", "top1_agreement"; "integer_linears" (how many linears' products were those of integers, option
+ * integer_products) where there are any.
  * Errors: DQ_E_STATE (not run), DQ_E_NOTFOUND, DQ_E_INVALID (not integral). */
 DQ_API dq_status dq_evaluator_get_float(dq_evaluator *evaluator, const char *key, double *out);
 DQ_API dq_status dq_evaluator_get_int(dq_evaluator *evaluator, const char *key, int64_t *out);

@@ -147,6 +147,12 @@ dq_status dq_context_counters(const dq_context *ctx, dq_device_counters *out)
     return DQ_FILL_STRUCT(out, dq_device_get_counters(ctx->dev), dq_device_counters, download_bytes);
 }
 
+int dq_config_products(const dq_config *config)
+{
+    bool codes = !config || dq_config_int(config, "integer_products");
+    return dq_config_math(config) | (codes ? DQ_MATH_CODES : 0);
+}
+
 int dq_config_math(const dq_config *config) { return config ? (int)dq_config_int(config, "math") : DQ_MATH_F32; }
 
 dq_status dq_facts_float(const json_t *facts, const char *key, const char *what, double *out)

@@ -53,7 +53,7 @@ static dq_status new_evaluator(dq_context *ctx, dq_model *model, int64_t vocab, 
     e->vocab = vocab;
     e->seqlen = dq_config_int(e->config, "seqlen");
     e->limit = dq_config_int(e->config, "limit");
-    e->math = dq_config_math(e->config);
+    e->math = dq_config_products(e->config);
     *out = e;
     return DQ_OK;
 }
@@ -143,6 +143,7 @@ static dq_status describe(const dq_evaluator *e, const dq_perplexity *r, json_t 
                   (json_int_t)r->tokens, "seqlen", (json_int_t)r->seqlen, "protocol", e->protocol, "seconds",
                   r->seconds, "tokens_per_second", r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0);
     if (!object) return dq_fail(DQ_E_NONFINITE, "perplexity of %s is not finite", e->name);
+    if (r->integers > 0) json_object_set_new(object, "integer_linears", json_integer(r->integers));
     if (r->compared) {
         json_object_set_new(object, "kl", json_real(r->kl));
         json_object_set_new(object, "kl_max", json_real(r->kl_max));

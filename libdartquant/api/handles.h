@@ -55,6 +55,8 @@ dq_model_card *dq_model_card_of(const dq_model *model);
 
 /* DQ_MATH_* as the option says, DQ_MATH_F32 for NULL. */
 int dq_config_math(const dq_config *config);
+/* The same with DQ_MATH_CODES where integer_products is on, as for NULL. */
+int dq_config_products(const dq_config *config);
 /* A number of a JSON object: integers, reals, and booleans as 0 / 1. `what` stands in messages. */
 dq_status dq_facts_float(const json_t *facts, const char *key, const char *what, double *out);
 dq_status dq_facts_int(const json_t *facts, const char *key, const char *what, int64_t *out);

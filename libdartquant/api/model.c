@@ -269,5 +269,5 @@ dq_status dq_model_logits(dq_model *model, const int32_t *ids, int64_t count, co
     if (!dq_mul_ok((size_t)count, (size_t)dq_model_vocab_size(model), &needed) || needed > capacity)
         return dq_fail(DQ_E_INVALID, "room for %zu floats, %lld x %lld needed", capacity, (long long)count,
                        (long long)dq_model_vocab_size(model));
-    return dq_model_forward_logits(model, ids, count, dq_config_math(config), out);
+    return dq_model_forward_logits(model, ids, count, dq_config_products(config), out);
 }

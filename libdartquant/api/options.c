@@ -40,6 +40,7 @@ const dq_option dq_options[] = {
     CHOICE("policy", "general", "warn", "forbid|warn|allow", "What happens when the device lacks an operation: fail, run it on the host and log that, or run it silently."),
     CHOICE("simd", "general", "auto", "auto|plain|avx2|avx512|amx", "Highest instruction set the cpu device may use."),
     CHOICE("math", "general", "f32", "f32|bf16", "Products in fp32, or with operands rounded to bf16 and fp32 sums."),
+    BOOL("integer_products", "general", "true", "Evaluation: where inputs (a_bits at most 8, one scale a token) and weights (one scale a row) are integers and the device has the operations, their products are those of integers, which is exact; false: in floats, as math says."),
     INT("device_memory", "general", "0", 0, ANY, "bytes", "Memory that tensors and scratch may take on a plug-in's device (its option memory); hidden states that do not fit wait in memory of the host, a layer that does not fit is an error with the numbers. 0 = all there is."),
     INT("memory_budget", "general", "0", 0, ANY, "bytes", "Memory that jobs may keep resident beyond their minimum; 0 = automatic."),
     {"temp_dir", "general", DQ_OPTION_STRING, 0, 0, "/var/tmp", "", "", "Folder for the unnamed temporary file that holds the codes while nothing is saved. Where no such file can be made, and with an empty value, they stay in memory; only as long as they fit in memory_budget (automatic: 1 GiB) when the folder was meant to hold them."},

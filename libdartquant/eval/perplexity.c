@@ -26,7 +26,7 @@ static dq_status run_layer(run *r, int64_t layer, dq_workspace *ws)
     dq_block block;
     dq_status status = DQ_OK;
     uint64_t units = (uint64_t)(dq_model_arch(r->model)->layers * r->windows);
-    DQ_TRY(dq_model_load_forward(r->model, layer, r->spec.math, &block));
+    DQ_TRY(dq_model_load_forward(r->model, layer, &r->spec, &block));
     for (int64_t w = 0; w < r->windows; w++) {
         dq_tensor h;
         DQ_GO(dq_hidden_take(&r->hidden, w * r->seqlen, r->seqlen, true, &h));

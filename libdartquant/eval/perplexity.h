@@ -10,6 +10,7 @@ typedef struct dq_perplexity {
     double nll;                      /* mean over windows of the mean over seqlen - 1 targets, nats */
     double ppl;                      /* exp(nll) */
     int64_t windows, seqlen, tokens; /* tokens = windows * seqlen */
+    int64_t integers;                /* linears whose products were those of integers */
     double accuracy;                 /* share of targets that have the largest logit */
     double *window_nll;              /* [windows]; dq_free */
     double seconds;

@@ -82,9 +82,15 @@ static dq_status collect_pairs(const dq_perplexity_job *r, dq_perplexity *out)
 dq_status dq_perplexity_job_result(const dq_perplexity_job *r, dq_perplexity *out)
 {
     dq_perplexity result = {.windows = r->windows, .seqlen = r->seqlen, .tokens = r->windows * r->seqlen};
+    dq_status status;
     if (r->position != r->steps) return dq_fail(DQ_E_STATE, "the evaluation is not finished");
     if (r->reference) DQ_TRY(collect_pairs(r, &result));
     DQ_TRY(collect(r, &result));
+    status = dq_model_count_integers(r->model, &r->spec, &result.integers);
+    if (status != DQ_OK) {
+        dq_free(result.window_nll);
+        return status;
+    }
     result.seconds = r->seconds;
     *out = result;
     return DQ_OK;

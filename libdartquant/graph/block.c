@@ -34,6 +34,37 @@ static dq_status quantize(const dq_act_spec *spec, const dq_block *b, int site, 
     return dq_fake_quant_apply(&own, what, x, y, out);
 }
 
+/* One of the linears that read the input with that clip ratio: all or none of them have int8 weights. */
+static bool reads_codes(const dq_block *b, int site)
+{
+    int linear = site == DQ_CLIP_QKV    ? DQ_BLOCK_Q
+                 : site == DQ_CLIP_O    ? DQ_BLOCK_O
+                 : site == DQ_CLIP_DOWN ? DQ_BLOCK_DOWN
+                                        : DQ_BLOCK_UP;
+    return dq_linear_is_int8(&b->linear[linear]);
+}
+
+/* The input of int8 weights, in ws.codes cut to its width, and its grid. */
+static dq_status code_input(const dq_block_spec *s, const dq_block *b, int site, const char *what, const dq_tensor *x,
+                            dq_workspace *ws, dq_tensor *slice, const dq_tensor **out)
+{
+    dq_act_spec own = own_spec(&s->scheme.a, b, site);
+    if (dq_tensor_is_empty(&ws->codes)) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for codes");
+    dq_tensor grid = dq_tensor_rows(&ws->grid, 0, x->view.rows);
+    *slice = dq_tensor_slice(&ws->codes, 0, x->view.rows, 0, x->view.cols);
+    *out = slice;
+    return dq_quantize_rows_apply(&own, what, x, slice, &grid);
+}
+
+/* y (+)= l(x), x as the functions here make it. */
+static dq_status multiply(const dq_block_spec *s, const dq_linear *l, const dq_tensor *x, const dq_workspace *ws,
+                          bool accumulate, dq_tensor *y)
+{
+    if (!dq_linear_is_int8(l)) return dq_linear_forward(l, x, accumulate, s->math, y);
+    dq_tensor grid = dq_tensor_rows(&ws->grid, 0, x->view.rows);
+    return dq_linear_forward_codes(l, x, &grid, accumulate, y);
+}
+
 /* A linear's input as its products read it, in ws.xq cut to its width: fake-quantized, or rounded where that is worth a copy
  * because `several` products read it; else x itself. */
 static dq_status product_input(const dq_block_spec *s, const dq_block *b, int site, const char *what,
@@ -41,6 +72,7 @@ static dq_status product_input(const dq_block_spec *s, const dq_block *b, int si
                                const dq_tensor **out)
 {
     bool rounds = s->scheme.a.bits >= 16 && ws->rounds && several;
+    if (reads_codes(b, site)) return code_input(s, b, site, what, x, ws, slice, out);
     if (s->scheme.a.bits < 16 || rounds) *slice = dq_tensor_slice(&ws->xq, 0, x->view.rows, 0, x->view.cols);
     if (!rounds) return quantize(&s->scheme.a, b, site, what, x, slice, out);
     *out = slice;
@@ -53,7 +85,7 @@ static dq_status norm_input(const dq_block_spec *s, const dq_block *b, int site,
                             dq_tensor *slice, const dq_tensor **out)
 {
     bool quantized = s->scheme.a.bits < 16, one_op = s->layer_norm || dq_tensor_is_empty(bias);
-    if (!one_op || !(quantized || ws->rounds)) {
+    if (!one_op || !(quantized || ws->rounds) || reads_codes(b, site)) {
         DQ_TRY(norm(s, weight, bias, h, ws));
         return product_input(s, b, site, what, &ws->x, true, ws, slice, out);
     }
@@ -115,11 +147,11 @@ static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const d
     const dq_tensor *k, *v;
     dq_act_spec keys = own_spec(&s->scheme.k, b, DQ_CLIP_KEYS);
     if (!dq_linear_is_empty(&b->qkv)) {
-        DQ_TRY(dq_linear_forward(&b->qkv, x, false, s->math, &ws->qkv));
+        DQ_TRY(multiply(s, &b->qkv, x, ws, false, &ws->qkv));
     } else {
-        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_Q], x, false, s->math, &ws->q));
-        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_K], x, false, s->math, &ws->k));
-        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], x, false, s->math, &ws->v));
+        DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_Q], x, ws, false, &ws->q));
+        DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_K], x, ws, false, &ws->k));
+        DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_V], x, ws, false, &ws->v));
     }
     DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
     DQ_TRY(head_norm(s, &b->q_norm, &ws->q));
@@ -149,7 +181,7 @@ dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_
     const dq_tensor *x;
     DQ_TRY(check_rows(h, ws));
     DQ_TRY(product_input(s, b, DQ_CLIP_O, "o_proj input", a, false, ws, &slice, &x));
-    return dq_linear_forward(&b->linear[DQ_BLOCK_O], x, true, s->math, h);
+    return multiply(s, &b->linear[DQ_BLOCK_O], x, ws, true, h);
 }
 
 dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
@@ -162,12 +194,12 @@ static dq_status activated(const dq_block_spec *s, const dq_block *b, const dq_t
                            dq_tensor *y)
 {
     if (s->no_gate) {
-        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->gate));
+        DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_UP], x, ws, false, &ws->gate));
     } else if (!dq_linear_is_empty(&b->gate_up)) {
-        DQ_TRY(dq_linear_forward(&b->gate_up, x, false, s->math, &ws->gate_up));
+        DQ_TRY(multiply(s, &b->gate_up, x, ws, false, &ws->gate_up));
     } else {
-        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_GATE], x, false, s->math, &ws->gate));
-        DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_UP], x, false, s->math, &ws->up));
+        DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_GATE], x, ws, false, &ws->gate));
+        DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_UP], x, ws, false, &ws->up));
     }
     return dq_op_activation(s->activation, &ws->gate, s->no_gate ? NULL : &ws->up, y);
 }
@@ -186,10 +218,14 @@ static dq_tensor *down_input(dq_workspace *ws) { return ws->rounds ? &ws->act : 
 
 dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
 {
+    dq_tensor slice;
     const dq_tensor *x;
     DQ_TRY(check_rows(h, ws));
-    DQ_TRY(quantize(&s->scheme.a, b, DQ_CLIP_DOWN, "down_proj input", &ws->gate, down_input(ws), &x));
-    return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
+    if (reads_codes(b, DQ_CLIP_DOWN))
+        DQ_TRY(code_input(s, b, DQ_CLIP_DOWN, "down_proj input", &ws->gate, ws, &slice, &x));
+    else
+        DQ_TRY(quantize(&s->scheme.a, b, DQ_CLIP_DOWN, "down_proj input", &ws->gate, down_input(ws), &x));
+    return multiply(s, &b->linear[DQ_BLOCK_DOWN], x, ws, true, h);
 }
 
 /* mlp_in, mlp and mlp_out in a row. */
@@ -204,9 +240,13 @@ static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_works
         x = &ws->act;
     } else {
         DQ_TRY(activated(s, b, x, ws, &ws->gate));
+        if (reads_codes(b, DQ_CLIP_DOWN)) {
+            if (s->r4) DQ_TRY(dq_hadamard_apply(s->r4, 1, &ws->gate));
+            return dq_block_mlp_out(s, b, ws, h);
+        }
         DQ_TRY(dq_hadamard_quant_apply(s->r4, &down, "down_proj input", &ws->gate, down_input(ws), &x));
     }
-    return dq_linear_forward(&b->linear[DQ_BLOCK_DOWN], x, true, s->math, h);
+    return multiply(s, &b->linear[DQ_BLOCK_DOWN], x, ws, true, h);
 }
 
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)

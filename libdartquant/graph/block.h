@@ -19,15 +19,23 @@ typedef struct dq_packed_weight {
 } dq_packed_weight;
 void dq_packed_weight_free(dq_packed_weight *w);
 
+/* Integer weights as op int8_linear reads them, for inputs that are codes themselves: codes I8 [out, in], grid F32 [out, 3]. */
+typedef struct dq_int8_weight {
+    dq_tensor codes, grid;
+} dq_int8_weight;
+void dq_int8_weight_free(dq_int8_weight *w);
+
 typedef struct dq_linear {
     dq_tensor weight;        /* F32, F16 or BF16 [out, in] */
     dq_tensor bias;          /* F32 [1, out] or empty */
     dq_packed_weight packed; /* in place of `weight`; no codes = not used */
+    dq_int8_weight int8;     /* likewise; then so for all linears that read the same input */
 } dq_linear;
 void dq_linear_free(dq_linear *l);
+static inline bool dq_linear_is_int8(const dq_linear *l) { return !dq_tensor_is_empty(&l->int8.codes); }
 static inline bool dq_linear_is_empty(const dq_linear *l)
 {
-    return dq_tensor_is_empty(&l->weight) && dq_tensor_is_empty(&l->packed.codes);
+    return dq_tensor_is_empty(&l->weight) && dq_tensor_is_empty(&l->packed.codes) && !dq_linear_is_int8(l);
 }
 
 /* Past keys and values of one layer (ops kv_store and kv_attention); grids are empty unless they are integers. */
@@ -51,6 +59,10 @@ typedef struct dq_block {
 
 void dq_block_free(dq_block *block);
 
+/* Of this library alone, added to the DQ_MATH_* of a model's run (dq_model_block_spec): exact products of integers where inputs
+ * and weights are codes and the device has the ops. */
+enum { DQ_MATH_CODES = 4 };
+
 /* What is the same for all blocks of a model and a run. */
 typedef struct dq_block_spec {
     int64_t hidden, intermediate, seqlen;
@@ -65,6 +77,7 @@ typedef struct dq_block_spec {
     const dq_hadamard *r2_heads; /* online R2: across heads of the o_proj input; NULL = off */
     dq_tensor cos, sin;          /* F32 [seqlen, head_dim/2]; owned by the spec's owner; empty = no RoPE */
     int math;                    /* DQ_MATH_*; with a cache, DQ_MATH_INT8 may be added */
+    bool codes;                  /* blocks may have int8 weights */
     dq_tensor slot, span; /* with a cache: where each row's key goes and what it sees; cos and sin then have its row */
 } dq_block_spec;
 
@@ -77,6 +90,8 @@ typedef struct dq_workspace {
     dq_tensor gate, up; /* [rows or fewer, intermediate]; gate becomes the down_proj input */
     dq_tensor act;      /* BF16, like gate: what down_proj reads instead; empty unless `rounds` */
     dq_tensor qkv, gate_up; /* joined: q, k, v and gate, up are columns of these; else empty */
+    dq_tensor codes,
+        grid; /* I8 [rows, widest input], F32 [rows, 3]: what int8 weights read; empty unless the spec says */
     /* On devices that round inputs of products where they are made (DQ_FEATURE_BF16): xq is there, in BF16, and so is what the
      * products of one input share. No such input is rounded twice, so that all numbers are those of products that do it
      * themselves. */
@@ -115,6 +130,9 @@ dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspa
 dq_status dq_weight_narrow(dq_tensor *w, int math);
 /* y (+)= x w^T + bias; DQ_MATH_INT8 is for packed weights */
 dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumulate, int math, dq_tensor *y);
+/* The same of int8 weights and of codes with their grid */
+dq_status dq_linear_forward_codes(const dq_linear *l, const dq_tensor *codes, const dq_tensor *grid, bool accumulate,
+                                  dq_tensor *y);
 /* y = norm(x) * weight + bias; both may be empty, y may be x, or BF16 (an RMS norm then has no bias) */
 dq_status dq_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *x,
                         dq_tensor *y);
@@ -126,6 +144,9 @@ dq_status dq_final_norm_apply(const dq_block_spec *s, const dq_tensor *weight, c
  * `what` names the quantized value in errors ("o_proj input"). */
 dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *y,
                               const dq_tensor **out);
+/* The codes of dq_fake_quant_apply's result; at most 8 bits, one range per row. */
+dq_status dq_quantize_rows_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *codes,
+                                 dq_tensor *grid);
 /* x = (block-diagonal) orthonormal Hadamard of x along a dimension of h->blocks * h->n elements that lie `inner` columns
  * apart; in place, F32 or F64. */
 dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);

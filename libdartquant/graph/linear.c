@@ -29,6 +29,13 @@ dq_status dq_linear_forward(const dq_linear *l, const dq_tensor *x, bool accumul
     return dq_tensor_is_empty(&l->bias) ? DQ_OK : dq_op_axpy(1.0, &l->bias, y);
 }
 
+dq_status dq_linear_forward_codes(const dq_linear *l, const dq_tensor *codes, const dq_tensor *grid, bool accumulate,
+                                  dq_tensor *y)
+{
+    DQ_TRY(dq_op_int8_linear(accumulate ? 1.0 : 0.0, codes, grid, &l->int8.codes, &l->int8.grid, y));
+    return dq_tensor_is_empty(&l->bias) ? DQ_OK : dq_op_axpy(1.0, &l->bias, y);
+}
+
 static const dq_tensor *present(const dq_tensor *t) { return dq_tensor_is_empty(t) ? NULL : t; }
 
 dq_status dq_norm_apply(const dq_block_spec *s, const dq_tensor *weight, const dq_tensor *bias, const dq_tensor *x,
@@ -76,6 +83,14 @@ dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const d
     if (spec->bits >= 16) return DQ_OK;
     DQ_TRY(grid_of(spec, what, x->view.cols, &d));
     return dq_op_fake_quant(&d, x, y);
+}
+
+dq_status dq_quantize_rows_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *codes,
+                                 dq_tensor *grid)
+{
+    dq_fake_quant_desc d;
+    DQ_TRY(grid_of(spec, what, x->view.cols, &d));
+    return dq_op_quantize_rows(&d, x, codes, grid);
 }
 
 dq_status dq_norm_quant_apply(const dq_block_spec *s, const dq_act_spec *spec, const char *what, const dq_tensor *h,

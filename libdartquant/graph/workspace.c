@@ -18,8 +18,8 @@ static int64_t piece_rows(const dq_block_spec *spec, int64_t rows)
 dq_workspace dq_workspace_rows(const dq_workspace *ws, int64_t rows)
 {
     dq_workspace cut = *ws;
-    dq_tensor *all[] = {&cut.x,    &cut.xq, &cut.q,   &cut.k,   &cut.v,      &cut.a,
-                        &cut.gate, &cut.up, &cut.act, &cut.qkv, &cut.gate_up};
+    dq_tensor *all[] = {&cut.x,  &cut.xq,  &cut.q,   &cut.k,       &cut.v,     &cut.a,   &cut.gate,
+                        &cut.up, &cut.act, &cut.qkv, &cut.gate_up, &cut.codes, &cut.grid};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!dq_tensor_is_empty(all[i]))
             *all[i] = dq_tensor_rows(all[i], 0, rows < all[i]->view.rows ? rows : all[i]->view.rows);
@@ -55,6 +55,15 @@ static dq_status alloc_mlp(dq_device *dev, const dq_block_spec *spec, int64_t ro
     return dq_tensor_alloc(dev, DQ_F32, rows, spec->intermediate, &ws->up);
 }
 
+static dq_status alloc_codes(dq_device *dev, const dq_block_spec *spec, int64_t rows, dq_workspace *ws)
+{
+    int64_t widest = (int64_t)spec->heads * spec->head_dim;
+    if (widest < spec->hidden) widest = spec->hidden;
+    if (widest < spec->intermediate) widest = spec->intermediate;
+    DQ_TRY(dq_tensor_alloc(dev, DQ_I8, rows, widest, &ws->codes));
+    return dq_tensor_alloc(dev, DQ_F32, rows, 3, &ws->grid);
+}
+
 /* mlp_rows: of gate and up, 0 = none. */
 static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, bool attention, int64_t mlp_rows,
                        bool joined, dq_workspace *out)
@@ -77,6 +86,7 @@ static dq_status alloc(dq_device *dev, const dq_block_spec *spec, int64_t rows, 
     if (mlp_rows > 0 && ws.rounds &&
         (quantized || attention)) /* stages of an MLP alone leave rounding to the product */
         DQ_GO(dq_tensor_alloc(dev, DQ_BF16, mlp_rows, spec->intermediate, &ws.act));
+    if (spec->codes) DQ_GO(alloc_codes(dev, spec, rows, &ws));
     *out = ws;
     return DQ_OK;
 done:
@@ -111,8 +121,8 @@ dq_status dq_workspace_alloc_mlp(dq_device *dev, const dq_block_spec *spec, int6
 
 void dq_workspace_free(dq_workspace *ws)
 {
-    dq_tensor *all[] = {&ws->x,    &ws->xq, &ws->q,   &ws->k,   &ws->v,      &ws->a,
-                        &ws->gate, &ws->up, &ws->act, &ws->qkv, &ws->gate_up};
+    dq_tensor *all[] = {&ws->x,  &ws->xq,  &ws->q,   &ws->k,       &ws->v,     &ws->a,   &ws->gate,
+                        &ws->up, &ws->act, &ws->qkv, &ws->gate_up, &ws->codes, &ws->grid};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dq_tensor_free(all[i]);
 }
 
@@ -124,11 +134,18 @@ void dq_packed_weight_free(dq_packed_weight *w)
     dq_tensor_free(&w->order);
 }
 
+void dq_int8_weight_free(dq_int8_weight *w)
+{
+    dq_tensor_free(&w->codes);
+    dq_tensor_free(&w->grid);
+}
+
 void dq_linear_free(dq_linear *l)
 {
     dq_tensor_free(&l->weight);
     dq_tensor_free(&l->bias);
     dq_packed_weight_free(&l->packed);
+    dq_int8_weight_free(&l->int8);
 }
 
 void dq_block_free(dq_block *block)

@@ -22,23 +22,92 @@ dq_status dq_model_codes_layout(dq_model *model, int64_t layer, dq_role role, dq
     return dq_codes_read_layout(model->env, store, name, out);
 }
 
+static dq_status check_sizes(const dq_model *model, dq_role role, const char *name, int64_t out, int64_t in)
+{
+    int64_t rows, cols;
+    dq_arch_shape(&model->arch, role, &rows, &cols);
+    if (out == rows && in == cols) return DQ_OK;
+    return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "codes of %lld x %lld, the model needs %lld x %lld",
+                                      (long long)out, (long long)in, (long long)rows, (long long)cols),
+                              name);
+}
+
 dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out)
 {
     char name[DQ_TENSOR_NAME];
-    int64_t rows, cols;
     dq_source *store = NULL;
     dq_codes codes;
     DQ_TRY(find_codes(model, layer, role, name, &store));
     DQ_TRY(dq_codes_read(model->dev, store, name, &codes));
-    dq_arch_shape(&model->arch, role, &rows, &cols);
-    if (codes.out != rows || codes.in != cols) {
+    dq_status status = check_sizes(model, role, name, codes.out, codes.in);
+    if (status == DQ_OK)
+        *out = codes;
+    else
         dq_codes_free(&codes);
-        return dq_error_in_tensor(dq_fail(DQ_E_MISMATCH, "codes of %lld x %lld, the model needs %lld x %lld",
-                                          (long long)codes.out, (long long)codes.in, (long long)rows, (long long)cols),
-                                  name);
-    }
-    *out = codes;
+    return status;
+}
+
+/* ---- for products of integers ---- */
+
+dq_status dq_model_has_integers(dq_model *model, int64_t layer, dq_role role, bool *has)
+{
+    char name[DQ_TENSOR_NAME];
+    dq_source *store = NULL;
+    int64_t rows, cols, groups;
+    *has = false;
+    if (!dq_model_has_codes(model, layer, role)) return DQ_OK;
+    DQ_TRY(find_codes(model, layer, role, name, &store));
+    DQ_TRY(dq_codes_count_groups(model->env, store, name, &groups));
+    dq_arch_shape(&model->arch, role, &rows, &cols);
+    *has = groups == 1 && cols <= DQ_INT8_COLUMNS;
     return DQ_OK;
+}
+
+typedef struct shift_job {
+    const dq_host_codes *codes;
+    float *grid;
+} shift_job;
+
+/* A row's codes, in place, and its zero less 2^(bits - 1); a group index has nothing to say about one group. */
+static void shift_row(void *arg, int64_t r, int thread)
+{
+    const shift_job *j = arg;
+    const dq_host_codes *c = j->codes;
+    uint8_t *row = c->codes + r * c->in;
+    int32_t shift = 1 << (c->bits - 1), sum = 0;
+    (void)thread;
+    for (int64_t k = 0; k < c->in; k++) {
+        sum += row[k] - shift;
+        row[k] = (uint8_t)(row[k] - shift); /* as int8_t from here on */
+    }
+    j->grid[3 * r] = c->scale[r];
+    j->grid[3 * r + 1] = (float)(c->zero[r] - shift);
+    j->grid[3 * r + 2] = (float)sum;
+}
+
+dq_status dq_model_read_integers(dq_model *model, int64_t layer, dq_role role, dq_int8_weight *out)
+{
+    char name[DQ_TENSOR_NAME];
+    dq_source *store = NULL;
+    dq_host_codes h;
+    dq_int8_weight w = {0};
+    dq_status status;
+    DQ_TRY(find_codes(model, layer, role, name, &store));
+    DQ_TRY(dq_codes_read_host(model->env, store, name, &h));
+    float *grid = NULL;
+    DQ_GO(check_sizes(model, role, name, h.out, h.in));
+    grid = dq_calloc(model->env, (size_t)h.out, 3 * sizeof *grid);
+    DQ_GO(grid ? DQ_OK : DQ_E_NOMEM);
+    dq_run(model->env, h.out, shift_row, &(shift_job){&h, grid});
+    DQ_GO(dq_tensor_from_host(model->dev, DQ_I8, h.out, h.in, h.codes, &w.codes));
+    DQ_GO(dq_tensor_from_host(model->dev, DQ_F32, h.out, 3, grid, &w.grid));
+    *out = w;
+    w = (dq_int8_weight){0};
+done:
+    dq_int8_weight_free(&w);
+    dq_host_codes_free(&h);
+    dq_free(grid);
+    return status;
 }
 
 static dq_status check_act(const char *what, const dq_act_spec *s)

@@ -46,7 +46,7 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
     spec.layer_norm = model->layer_norm;
     spec.activation = a->activation;
     spec.no_gate = !dq_arch_is_gated(a);
-    spec.math = math;
+    spec.math = math & ~DQ_MATH_CODES;
     if (model->scheme)
         spec.scheme = *model->scheme;
     else
@@ -57,6 +57,8 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
         spec.r4 = present(&r->r4);
         spec.r2_heads = r->r2_mode == DQ_R2_ONLINE ? present(&r->r2_heads) : NULL;
     }
+    spec.codes = (math & DQ_MATH_CODES) && spec.scheme.a.bits <= 8 && spec.scheme.a.group <= 0 &&
+                 dq_device_has_integers(model->dev);
     DQ_GO(dq_block_spec_check(&spec));
     DQ_GO(upload_rope(model, seqlen, &spec));
     *out = spec;
@@ -82,7 +84,7 @@ static dq_status run_layers(dq_model *model, const dq_block_spec *spec, dq_tenso
     memset(&block, 0, sizeof block);
     DQ_GO(dq_workspace_alloc_forward(model->dev, spec, h->view.rows, &ws));
     for (int64_t layer = 0; layer < model->arch.layers; layer++) {
-        DQ_GO(dq_model_load_forward(model, layer, spec->math, &block));
+        DQ_GO(dq_model_load_forward(model, layer, spec, &block));
         DQ_GO(dq_block_forward(spec, &block, &ws, h));
         dq_block_free(&block);
     }
@@ -125,7 +127,7 @@ dq_status dq_model_forward_logits(dq_model *model, const int32_t *ids, int64_t c
     DQ_GO(run_layers(model, &spec, &h));
     for (int64_t first = 0; first < model->arch.vocab; first += HEAD_ROWS) {
         int64_t left = model->arch.vocab - first;
-        DQ_GO(head_tile(model, &h, first, left < HEAD_ROWS ? left : HEAD_ROWS, math, out));
+        DQ_GO(head_tile(model, &h, first, left < HEAD_ROWS ? left : HEAD_ROWS, spec.math, out));
     }
 done:
     dq_tensor_free(&h);

@@ -68,14 +68,17 @@ dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, int
 /* Without what learned positions add. */
 dq_status dq_model_embed_tokens(dq_model *model, const int32_t *ids, int64_t count, dq_tensor *hidden);
 dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out);
-/* For products under `math` alone: dq_weight_narrow for each linear. */
-dq_status dq_model_load_forward(dq_model *model, int64_t layer, int math, dq_block *out);
+/* For dq_block_forward with that spec alone: int8 weights where it may have them, dq_weight_narrow for the others. */
+dq_status dq_model_load_forward(dq_model *model, int64_t layer, const dq_block_spec *spec, dq_block *out);
+/* How many linears have int8 weights then. */
+dq_status dq_model_count_integers(dq_model *model, const dq_block_spec *spec, int64_t *out);
 /* Everything of a block but its linears. */
 dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out);
 /* Whether embedding or head need more than reading: then a row costs what a block of rows costs. */
 bool dq_model_transforms_rows(const dq_model *model);
 
-/* What dq_block_* need for this model: sizes, online transforms, quantization, RoPE tables for seqlen. */
+/* What dq_block_* need for this model: sizes, online transforms, quantization, RoPE tables for seqlen. DQ_MATH_CODES becomes
+ * out->codes where scheme and device allow. */
 dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_block_spec *out);
 void dq_block_spec_clear(dq_block_spec *spec);
 /* hidden = the final norm of hidden. */
@@ -107,6 +110,9 @@ dq_status dq_codes_from_host(dq_device *dev, const dq_host_codes *codes, dq_code
 bool dq_model_has_codes(const dq_model *model, int64_t layer, dq_role role);
 /* The codes of a model's linear; DQ_E_STATE when it has none. */
 dq_status dq_model_read_codes(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
+/* Whether its codes can be int8 weights: one group a row, not too many columns. Then the weights, less 2^(bits - 1). */
+dq_status dq_model_has_integers(dq_model *model, int64_t layer, dq_role role, bool *has);
+dq_status dq_model_read_integers(dq_model *model, int64_t layer, dq_role role, dq_int8_weight *out);
 /* Their sizes, without reading them. */
 dq_status dq_model_codes_layout(dq_model *model, int64_t layer, dq_role role, dq_codes *out);
 

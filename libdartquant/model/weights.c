@@ -283,24 +283,80 @@ dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
     return DQ_OK;
 }
 
-dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out)
+/* Linears that read the same input. */
+typedef struct site {
+    int first, count;
+} site;
+
+static dq_status load_float(dq_model *model, int64_t layer, dq_role role, int math, dq_linear *l)
 {
-    return dq_model_load_forward(model, layer, DQ_MATH_F32, out);
+    DQ_TRY(dq_model_read_linear(model, layer, role, l));
+    return dq_weight_narrow(&l->weight, math);
 }
 
-dq_status dq_model_load_forward(dq_model *model, int64_t layer, int math, dq_block *out)
+static dq_status load_int8(dq_model *model, int64_t layer, dq_role role, dq_linear *l)
+{
+    DQ_TRY(dq_model_read_integers(model, layer, role, &l->int8));
+    return dq_model_read_bias(model, layer, role, &l->bias);
+}
+
+static const site sites[] = {{DQ_BLOCK_Q, 3}, {DQ_BLOCK_O, 1}, {DQ_BLOCK_GATE, 2}, {DQ_BLOCK_DOWN, 1}};
+enum { SITES = sizeof sites / sizeof *sites };
+
+/* Integers where all of them can be. */
+static dq_status has_integers(dq_model *model, int64_t layer, const site *at, bool *codes)
+{
+    for (int i = at->first; i < at->first + at->count && *codes; i++)
+        if (dq_arch_has(&model->arch, (dq_role)i)) DQ_TRY(dq_model_has_integers(model, layer, (dq_role)i, codes));
+    return DQ_OK;
+}
+
+static dq_status load_site(dq_model *model, int64_t layer, const site *at, int math, bool codes, dq_block *b)
+{
+    DQ_TRY(has_integers(model, layer, at, &codes));
+    for (int i = at->first; i < at->first + at->count; i++) {
+        if (!dq_arch_has(&model->arch, (dq_role)i)) continue;
+        if (codes)
+            DQ_TRY(load_int8(model, layer, (dq_role)i, &b->linear[i]));
+        else
+            DQ_TRY(load_float(model, layer, (dq_role)i, math, &b->linear[i]));
+    }
+    return DQ_OK;
+}
+
+static dq_status load_block(dq_model *model, int64_t layer, int math, bool codes, dq_block *out)
 {
     dq_block b;
     dq_status status;
     DQ_TRY(dq_model_load_frame(model, layer, &b));
-    for (int i = 0; i < DQ_BLOCK_LINEARS; i++) {
-        if (!dq_arch_has(&model->arch, (dq_role)i)) continue;
-        DQ_GO(dq_model_read_linear(model, layer, (dq_role)i, &b.linear[i]));
-        DQ_GO(dq_weight_narrow(&b.linear[i].weight, math));
-    }
+    for (int i = 0; i < SITES; i++) DQ_GO(load_site(model, layer, &sites[i], math, codes, &b));
     *out = b;
     return DQ_OK;
 done:
     dq_block_free(&b);
     return status;
+}
+
+dq_status dq_model_load_block(dq_model *model, int64_t layer, dq_block *out)
+{
+    return load_block(model, layer, DQ_MATH_F32, false, out);
+}
+
+dq_status dq_model_load_forward(dq_model *model, int64_t layer, const dq_block_spec *spec, dq_block *out)
+{
+    return load_block(model, layer, spec->math, spec->codes, out);
+}
+
+dq_status dq_model_count_integers(dq_model *model, const dq_block_spec *spec, int64_t *out)
+{
+    int64_t count = 0;
+    for (int64_t layer = 0; layer < model->arch.layers && spec->codes; layer++)
+        for (int i = 0; i < SITES; i++) {
+            bool codes = true;
+            DQ_TRY(has_integers(model, layer, &sites[i], &codes));
+            for (int role = sites[i].first; codes && role < sites[i].first + sites[i].count; role++)
+                count += dq_arch_has(&model->arch, (dq_role)role);
+        }
+    *out = count;
+    return DQ_OK;
 }

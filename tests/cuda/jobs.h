@@ -167,6 +167,12 @@ static dq_status job_rtn(dq_context *ctx, numbers *out)
     return quantize_with(ctx, "w_rtn=true rotate_mode=random w_bits=4 w_groupsize=16 a_bits=4 k_bits=4 v_bits=4", out);
 }
 
+/* Whole rows, so that products are those of integers. */
+static dq_status job_integers(dq_context *ctx, numbers *out)
+{
+    return quantize_with(ctx, "w_rtn=true w_bits=4 w_asym=true a_bits=8 a_asym=true", out);
+}
+
 static dq_status job_gptq(dq_context *ctx, numbers *out)
 {
     return quantize_with(ctx, "act_order=true percdamp=0.1 w_bits=4 w_groupsize=16 a_bits=8 k_bits=8 v_bits=8", out);
@@ -251,7 +257,8 @@ static const job jobs[] = {{"perplexity", job_ppl},
                            {"GPTQ", job_gptq},
                            {"capture", job_capture},
                            {"calibration", job_calibrate},
-                           {"generation", job_generate}};
+                           {"generation", job_generate},
+                           {"integers", job_integers}};
 enum { JOBS = sizeof jobs / sizeof *jobs };
 
 #endif

@@ -247,7 +247,7 @@ class PerplexityJob(Handle):
 
     def number(self, key: str) -> float:
         """ppl, nll, top1_accuracy, windows, tokens, seqlen, seconds or tokens_per_second; after a comparison kl, kl_max,
-        top1_agreement."""
+        top1_agreement; integer_linears where there are any."""
         out = F64()
         self._core.call("dq_evaluator_get_float", self.handle, key.encode(), ctypes.byref(out))
         return out.value
