@@ -86,8 +86,8 @@ typedef struct fault {
     int points;        /* how many of the job's calls are tried */
 } fault;
 
-/* Refused twice: after the first time the card is waited for and asked again. */
-static const fault memory_is_full = {"memory", CUDASIM_DEVICE, NO_MEMORY, 2, DQ_E_DEVICE_MEMORY, "out of memory", 8};
+/* Refused three times: the card is waited for, then landings are given up. */
+static const fault memory_is_full = {"memory", CUDASIM_DEVICE, NO_MEMORY, 3, DQ_E_DEVICE_MEMORY, "out of memory", 8};
 static const fault launch_is_refused = {
     "launch", CUDASIM_LAUNCH, TOO_MANY_RESOURCES, 1, DQ_E_BACKEND, "too many resources requested for launch", 6};
 static const fault kernel_crashes = {
@@ -258,6 +258,13 @@ static void old_cards_are_refused(void **state)
     assert_non_null(strstr(dq_error_text(), "cuda:0: compute capability 7.5 is too old: 8.0 is needed"));
     assert_null(ctx);
     assert_nothing_left("an old card");
+    setenv("CUDASIM_NO_CODE", "1", 1); /* a plug-in for one other card alone */
+    assert_int_equal(context_on("", &services, &ctx), DQ_E_UNSUPPORTED);
+    unsetenv("CUDASIM_NO_CODE");
+    assert_non_null(strstr(dq_error_text(),
+                           "cuda:0: the plug-in was built without code for compute capability 9.0: no kernel image"));
+    assert_null(ctx);
+    assert_nothing_left("a card without code");
 }
 
 /* A card that is simply too small: the numbers are in the text. */

@@ -183,10 +183,38 @@ static void landings_give_way(void **state)
     card->close(dev);
 }
 
+/* What the pool keeps is free memory, also for a tensor of another size, and landings stay where that is enough. */
+static void kept_memory_is_free(void **state)
+{
+    (void)state;
+    static uint8_t source[LARGEST];
+    enum { CARD = 300 << 20, FIRST = 100 << 20, SECOND = 200 << 20 };
+    dq_device_info before = {.struct_size = sizeof before}, after = before, with_landing = before;
+    char bytes[24];
+    void *dev, *a, *b;
+    setenv("CUDASIM_RUN", "late", 1);
+    snprintf(bytes, sizeof bytes, "%d", CARD);
+    setenv("CUDASIM_MEMORY", bytes, 1);
+    ok(card->open(&host, "", &dev));
+    ok(card->alloc(dev, FIRST, &a));
+    ok(card->upload(dev, a, 0, source, LARGEST));
+    ok(card->sync(dev));
+    ok(card->info(dev, &before));
+    card->free(dev, a);
+    ok(card->info(dev, &after));
+    assert_int_equal(after.memory_free, before.memory_free + FIRST);
+    ok(card->alloc(dev, SECOND, &b));
+    ok(card->info(dev, &with_landing));
+    assert_int_equal(with_landing.memory_free, after.memory_free - SECOND); /* no landing was given up */
+    card->free(dev, b);
+    card->close(dev);
+    unsetenv("CUDASIM_MEMORY");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(any_order_will_do), cmocka_unit_test(a_missing_wait_shows),
                                        cmocka_unit_test(staging_used_too_soon_shows),
-                                       cmocka_unit_test(landings_give_way)};
+                                       cmocka_unit_test(landings_give_way), cmocka_unit_test(kept_memory_is_free)};
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -242,19 +242,44 @@ static dq_status choose_card(dq_cuda_device *dev, const options *o)
         dev, cudaDeviceGetAttribute(&dev->max_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, dev->ordinal), "query");
 }
 
+__global__ void probe_kernel() {}
+
+/* Whether the plug-in holds code that this card runs: else every launch would be refused, one by one. */
+static dq_status has_code(dq_cuda_device *dev)
+{
+    cudaFuncAttributes f;
+    int major = 0, minor = 0;
+    cudaError_t error = cudaFuncGetAttributes(&f, (const void *)probe_kernel);
+    switch ((int)error) {
+        case cudaErrorInvalidDeviceFunction:
+        case cudaErrorNoKernelImageForDevice:
+        case cudaErrorInvalidPtx:
+        case cudaErrorUnsupportedPtxVersion:
+        case cudaErrorJitCompilerNotFound:
+        case cudaErrorJitCompilationDisabled: break;
+        default: return dq_cuda_check(dev, error, "looking for code for this card");
+    }
+    (void)cudaGetLastError();
+    (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, dev->ordinal);
+    (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, dev->ordinal);
+    return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, error,
+                        "the plug-in was built without code for compute capability %d.%d: %s", major, minor,
+                        cudaGetErrorString(error));
+}
+
 /* Memory given back stays in the pool until the device is closed: the same sizes come and go with each layer. */
 static dq_status keep_pool(dq_cuda_device *dev)
 {
-    cudaMemPool_t pool;
     uint64_t all = ~(uint64_t)0;
-    CU_TRY(dq_cuda_check(dev, cudaDeviceGetDefaultMemPool(&pool, dev->ordinal), "memory pool"));
-    return dq_cuda_check(dev, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "memory pool");
+    CU_TRY(dq_cuda_check(dev, cudaDeviceGetDefaultMemPool(&dev->pool, dev->ordinal), "memory pool"));
+    return dq_cuda_check(dev, cudaMemPoolSetAttribute(dev->pool, cudaMemPoolAttrReleaseThreshold, &all), "memory pool");
 }
 
 static dq_status start(dq_cuda_device *dev, const options *o)
 {
     CU_TRY(choose_card(dev, o));
     CU_TRY(dq_cuda_enter(dev));
+    CU_TRY(has_code(dev));
     CU_TRY(keep_pool(dev));
     CU_TRY(dq_cuda_check(dev, cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking), "stream"));
     CU_TRY(dq_cuda_check(dev, cudaStreamCreateWithFlags(&dev->copies, cudaStreamNonBlocking), "stream"));
@@ -282,6 +307,8 @@ static void stop(dq_cuda_device *dev)
     if (dev->solver) (void)cusolverDnDestroy(dev->solver);
     if (dev->blas) (void)cublasDestroy(dev->blas);
     dq_cuda_free_stages(dev);
+    if (dev->copies) (void)cudaStreamSynchronize(dev->copies);
+    if (dev->pool) (void)cudaMemPoolTrimTo(dev->pool, 0);
     if (dev->blas_workspace) (void)cudaFree(dev->blas_workspace);
     if (dev->fault) (void)cudaFree(dev->fault);
     if (dev->fault_host) (void)cudaFreeHost(dev->fault_host);
@@ -326,16 +353,17 @@ static void close_card(void *device)
     host->free(host->self, dev);
 }
 
-/* What the pool took from the driver and nobody uses: as good as free. */
-static dq_status idle_in_pool(dq_cuda_device *dev, uint64_t *out)
+/* What the pool holds and nobody uses is as free as what the driver calls free. */
+static dq_status free_memory(dq_cuda_device *dev, uint64_t *available, uint64_t *total)
 {
-    cudaMemPool_t pool;
     uint64_t reserved = 0, used = 0;
-    CU_TRY(dq_cuda_check(dev, cudaDeviceGetDefaultMemPool(&pool, dev->ordinal), "memory pool"));
+    size_t outside = 0, all = 0;
+    CU_TRY(dq_cuda_check(dev, cudaMemGetInfo(&outside, &all), "free memory"));
     CU_TRY(
-        dq_cuda_check(dev, cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "memory pool"));
-    CU_TRY(dq_cuda_check(dev, cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "memory pool"));
-    *out = reserved > used ? reserved - used : 0;
+        dq_cuda_check(dev, cudaMemPoolGetAttribute(dev->pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "pool"));
+    CU_TRY(dq_cuda_check(dev, cudaMemPoolGetAttribute(dev->pool, cudaMemPoolAttrUsedMemCurrent, &used), "pool"));
+    *available = outside + (reserved > used ? reserved - used : 0);
+    *total = all;
     return DQ_OK;
 }
 
@@ -344,23 +372,18 @@ static dq_status describe(void *device, dq_device_info *out)
     CU_ENTER(device);
     cudaDeviceProp p;
     int driver = 0, runtime = 0, blas = 0, solver = 0;
-    size_t available = 0, total = 0;
-    uint64_t idle = 0;
     CU_TRY(dq_cuda_check(dev, cudaGetDeviceProperties(&p, dev->ordinal), "device properties"));
     CU_TRY(dq_cuda_check(dev, cudaDriverGetVersion(&driver), "driver version"));
     CU_TRY(dq_cuda_check(dev, cudaRuntimeGetVersion(&runtime), "runtime version"));
     CU_TRY(dq_cuda_check_blas(dev, cublasGetVersion(dev->blas, &blas), "cuBLAS version"));
     CU_TRY(dq_cuda_check_solver(dev, cusolverGetVersion(&solver), "cuSOLVER version"));
-    CU_TRY(dq_cuda_check(dev, cudaMemGetInfo(&available, &total), "free memory"));
-    CU_TRY(idle_in_pool(dev, &idle));
+    CU_TRY(free_memory(dev, &out->memory_free, &out->memory_total));
     snprintf(out->name, sizeof out->name, "cuda:%d", dev->ordinal);
     char text[256]; /* what does not fit is cut */
     snprintf(text, sizeof text, "%.40s, sm_%d%d, driver %d.%d, runtime %d.%d, cuBLAS %d.%d.%d, cuSOLVER %d.%d.%d",
              p.name, p.major, p.minor, driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10,
              blas / 10000, blas % 10000 / 100, blas % 100, solver / 1000, solver % 1000 / 100, solver % 100);
     snprintf(out->description, sizeof out->description, "%.127s", text);
-    out->memory_total = total;
-    out->memory_free = available + idle;
     if (dev->budget && dev->budget < out->memory_total) out->memory_total = dev->budget;
     uint64_t taken = dev->used + dev->landings;
     if (dev->budget && dev->budget - taken < out->memory_free) out->memory_free = dev->budget - taken;

@@ -38,6 +38,7 @@ typedef struct dq_cuda_device {
     int ordinal;
     cudaStream_t stream; /* of all work */
     cudaStream_t copies; /* from staging to landing; depends on nothing */
+    cudaMemPool_t pool;  /* the card's default one, which the process shares */
     cublasHandle_t blas;
     cusolverDnHandle_t solver;
     void *blas_workspace;

@@ -36,10 +36,12 @@ dq_status dq_cuda_scratch(dq_cuda_device *dev, uint64_t bytes, const char *what,
                             what, (unsigned long long)bytes, (unsigned long long)dev->used,
                             (unsigned long long)dev->budget);
     cudaError_t error = cudaMallocAsync(&memory, whole, dev->stream);
-    if (error == cudaErrorMemoryAllocation) { /* queued work may give some back, and so may we */
+    /* queued work may give some back, the pool what it keeps in other sizes, and we the landings */
+    for (int again = 0; error == cudaErrorMemoryAllocation && again < 2; again++) {
         (void)cudaGetLastError();
         CU_TRY(dq_cuda_check(dev, cudaStreamSynchronize(dev->stream), "waiting for memory"));
-        CU_TRY(dq_cuda_drop_landings(dev));
+        if (again) CU_TRY(dq_cuda_drop_landings(dev));
+        CU_TRY(dq_cuda_check(dev, cudaMemPoolTrimTo(dev->pool, 0), "memory pool"));
         error = cudaMallocAsync(&memory, whole, dev->stream);
     }
     if (error == cudaErrorMemoryAllocation) {

@@ -1,5 +1,6 @@
 /* cudasim: errors and what the card says of itself. In the environment: CUDASIM_DEVICES says how many cards there are (1),
- * CUDASIM_CAPABILITY which (9.0), CUDASIM_MEMORY how many bytes all have together (4 GiB). SPDX-License-Identifier: Apache-2.0 */
+ * CUDASIM_CAPABILITY which (9.0), CUDASIM_MEMORY how many bytes all have together (4 GiB), CUDASIM_NO_CODE
+ * that the plug-in holds none for it. SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -29,6 +30,7 @@ const char *cudaGetErrorString(cudaError_t error)
         case cudaErrorNoDevice: return "no CUDA-capable device is detected";
         case cudaErrorInvalidDevice: return "invalid device ordinal";
         case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+        case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
         case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
         case cudaErrorLaunchOutOfResources: return "too many resources requested for launch";
         case cudaErrorLaunchFailure: return "unspecified launch failure";
@@ -131,24 +133,6 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
     *available = cusim::memory_left();
     return cudaSuccess;
 }
-cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int)
-{
-    STEP();
-    *pool = NULL;
-    return cudaSuccess;
-}
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *)
-{
-    STEP();
-    return cudaSuccess;
-}
-/* What is freed goes back at once. */
-cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *value)
-{
-    STEP();
-    *(uint64_t *)value = 0;
-    return cudaSuccess;
-}
 /* As if every kernel had that much of its own: what it really has the compiler of a card alone knows. */
 enum { STATIC_SHARED = 2048, FREE_SHARED = 48 << 10 };
 static std::mutex shared_lock;
@@ -163,6 +147,7 @@ size_t cusim::shared_allowed(const void *kernel)
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, const void *kernel)
 {
     STEP();
+    if (getenv("CUDASIM_NO_CODE")) return keep(cudaErrorNoKernelImageForDevice);
     out->sharedSizeBytes = STATIC_SHARED;
     out->maxDynamicSharedSizeBytes = (int)cusim::shared_allowed(kernel);
     return cudaSuccess;

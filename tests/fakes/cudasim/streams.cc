@@ -58,7 +58,11 @@ namespace
 
 std::recursive_mutex lock; /* two devices may be used by two threads */
 std::vector<cudaStream_t> streams;
-std::map<void *, size_t> blocks;
+struct pooled {
+    size_t bytes;
+    int card;
+};
+std::map<void *, pooled> blocks; /* of pools */
 std::map<std::string, std::pair<int64_t, double>> counts;
 
 bool setting(const char *name, const char *value)
@@ -259,13 +263,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 
 /* ---- memory ---- */
 
-/* What streams kept goes back to the card when it is wanted. */
-static cudaError_t take(void **memory, size_t bytes, cudasim_kind kind)
+/* What a card's pool keeps goes back when somebody outside it wants memory. */
+static cudaError_t take(void **memory, size_t bytes, cudasim_kind kind, bool from_pools = true)
 {
     STEP(kind);
     bool pinned = kind == CUDASIM_PINNED;
     std::lock_guard<std::recursive_mutex> held(lock);
-    if (!pinned && bytes > cusim::memory_left())
+    if (!pinned && from_pools && bytes > cusim::memory_left())
         for (cudaStream_t s : streams) give_back(s);
     if (!pinned && bytes > cusim::memory_left()) return keep(cudaErrorMemoryAllocation);
     *memory = cusim::new_memory(bytes, pinned);
@@ -299,14 +303,15 @@ cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t stream)
         stream->kept.erase(found);
         return cudaSuccess;
     }
-    cudaError_t error = cudaMalloc(memory, bytes);
-    if (error == cudaSuccess) blocks[*memory] = bytes;
+    /* What is kept in other sizes is no help. */
+    cudaError_t error = take(memory, bytes, CUDASIM_DEVICE, false);
+    if (error == cudaSuccess) blocks[*memory] = {bytes, stream->card};
     return error;
 }
 cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream)
 {
     std::lock_guard<std::recursive_mutex> held(lock);
-    size_t bytes = blocks.at(memory);
+    size_t bytes = blocks.at(memory).bytes;
     for (cudaStream_t s : streams)
         for (auto &b : s->kept)
             if (b.second == memory) {
@@ -318,6 +323,49 @@ cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream)
     stream->kept_bytes += bytes;
     if (stream->kept_bytes > most_kept) give_back(stream);
     STEP(CUDASIM_CALL);
+    return cudaSuccess;
+}
+
+/* ---- a card's only pool: what its streams keep ---- */
+
+struct cusim_pool {
+    int card;
+};
+static std::map<int, cusim_pool> pools;
+
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int card)
+{
+    STEP(CUDASIM_CALL);
+    std::lock_guard<std::recursive_mutex> held(lock);
+    pools[card].card = card;
+    *pool = &pools[card];
+    return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void *)
+{
+    STEP(CUDASIM_CALL);
+    return attribute == cudaMemPoolAttrReleaseThreshold ? cudaSuccess : keep(cudaErrorInvalidValue);
+}
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void *value)
+{
+    STEP(CUDASIM_CALL);
+    std::lock_guard<std::recursive_mutex> held(lock);
+    uint64_t bytes = 0;
+    for (auto &b : blocks)
+        if (b.second.card == pool->card) bytes += b.second.bytes;
+    if (attribute == cudaMemPoolAttrUsedMemCurrent)
+        for (cudaStream_t s : streams)
+            if (s->card == pool->card) bytes -= s->kept_bytes;
+    *(uint64_t *)value = bytes;
+    return cudaSuccess;
+}
+/* What may still be used by queued work stays. */
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t)
+{
+    STEP(CUDASIM_CALL);
+    std::lock_guard<std::recursive_mutex> held(lock);
+    for (cudaStream_t s : streams)
+        if (s->card == pool->card && s->queue.empty()) give_back(s);
     return cudaSuccess;
 }
 
