@@ -55,7 +55,9 @@ template <int BITS> __device__ static inline unit_codes codes_at(const uint8_t *
         if (whole) c.word[1] = *(const uint32_t *)(from + 4);
         return c;
     }
-    for (int i = 0; i < (whole ? n : (n + 1) / 2); i++) c.word[i / 4] |= (uint32_t)from[i] << i % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < BITS; i++) /* unrolled so that the words stay registers */
+        if (i < (whole ? n : (n + 1) / 2)) c.word[i / 4] |= (uint32_t)from[i] << i % 4 * 8;
     return c;
 }
 
