@@ -172,7 +172,7 @@ def program_of_tests(program):
                     continue
             single[name] = "fail"
             errors = [line for line in words.splitlines() if line.strip() and not re.match(r"\[(=|-| )+(R|O|=|F|P|\])", line)]
-            wrong.append("%s: %s" % (name, "\n".join(errors[:6])))
+            wrong.append("%s: %s" % (name, "\n".join(errors[:6]) or "did not run (is the program older than its source?)"))
         figures[os.path.basename(program)] = single
         if code != 0 and not wrong:
             wrong.append("ended with %d" % code)
