@@ -46,11 +46,12 @@ static void fake_quant_run(run_ctx *c, const void *params)
 static void fake_quant(void **state)
 {
     (void)state;
-    static const int64_t sizes[][3] = {{24, 64, 64}, {12, 129, 129}, {13, 96, 32},     {25, 30, 10},
-                                       {0, 8, 8},    {12, 7, 1},     {80, 1024, 1024}, {12, 48, 3}};
+    static const int64_t sizes[][3] = {{24, 64, 64},    {12, 129, 129}, {13, 96, 32},     {25, 30, 10},
+                                       {0, 8, 8},       {12, 7, 1},     {20, 1024, 1024}, {12, 48, 3},
+                                       {3, 4096, 4096}, {9, 384, 192},  {2, 6000, 6000},  {1, 9216, 9216}};
     static const int bits[] = {2, 3, 4, 8, 15};
     static const float clips[] = {1.0f, 0.9f, 0.73f};
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 12; i++)
         for (int b = 0; b < 5; b++)
             for (int mode = 0; mode < 4; mode++) {
                 int pick = (i + b + mode) % 3;

@@ -5,6 +5,7 @@
 #include "backend/cuda/norm_core.h"
 #include "backend/cuda/range.h"
 
+/* Any group at any place: read twice. */
 template <class Y>
 __global__ void fake_quant_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_mat<Y> y, int64_t groups)
 {
@@ -19,17 +20,80 @@ __global__ void fake_quant_kernel(dq_fake_quant_desc d, cu_mat<const float> x, c
     }
 }
 
+/* A group in the registers of a warp or a block: read once, FOURS vectors a thread. */
+template <int LANES, int FOURS, class Y>
+__global__ void __launch_bounds__(CU_THREADS)
+    fake_quant_held_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_mat<Y> y, unsigned groups)
+{
+    __shared__ float slots[2 * CU_THREADS / CU_WARP];
+    int64_t g = (int64_t)blockIdx.x * (CU_THREADS / LANES) + threadIdx.x / LANES;
+    if (g >= x.rows * groups) return; /* a whole warp, or the block, leaves */
+    int64_t r = (uint32_t)g / groups, first = (g - r * groups) * d.group;
+    int lane = threadIdx.x % LANES, n = (int)d.group;
+    const float *in = x.row(r) + first;
+    Y *out = y.row(r) + first;
+    cu_four<float> v[FOURS];
+    float lo = in[0], hi = lo; /* as in cu_thread_range */
+#pragma unroll
+    for (int i = 0; i < FOURS; i++)
+        if ((i * LANES + lane) * 4 < n) v[i] = cu_take(in + (i * LANES + lane) * 4, 4, true);
+#pragma unroll
+    for (int i = 0; i < FOURS; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if ((i * LANES + lane) * 4 >= n) continue;
+            if (v[i].v[j] < lo) lo = v[i].v[j];
+            if (v[i].v[j] > hi) hi = v[i].v[j];
+        }
+    if (LANES == CU_WARP) {
+        lo = cu_warp_min(lo);
+        hi = cu_warp_max(hi);
+    } else {
+        cu_block_range(&lo, &hi, slots);
+    }
+    cu_fake_grid grid = cu_make_fake_grid(d, lo, hi);
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        if ((i * LANES + lane) * 4 >= n) continue;
+#pragma unroll
+        for (int j = 0; j < 4; j++) v[i].v[j] = cu_fake_value(grid, v[i].v[j]);
+        cu_put_float(out + (i * LANES + lane) * 4, v[i], 4, true);
+    }
+}
+
+template <int LANES, int FOURS, class Y>
+static void hold(dq_cuda_device *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y)
+{
+    int64_t groups = x->cols / d->group;
+    CU_LAUNCH(dev, (fake_quant_held_kernel<LANES, FOURS, Y>), (unsigned)cu_div_up(x->rows * groups, CU_THREADS / LANES),
+              CU_THREADS, 0, *d, cu_view<const float>(x), cu_view<Y>(y), (unsigned)groups);
+}
+
+template <class Y>
+static void fake_quant(dq_cuda_device *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y)
+{
+    int64_t n = d->group, groups = x->cols / n;
+    bool wide = n % 4 == 0 && cu_in_fours<float>(x) && cu_in_fours<Y>(y) && x->rows * groups <= INT32_MAX;
+    if (!wide || n > 32 * CU_THREADS)
+        CU_LAUNCH(dev, fake_quant_kernel<Y>, cu_grid(x->rows * groups, CU_THREADS / CU_WARP), CU_THREADS, 0, *d,
+                  cu_view<const float>(x), cu_view<Y>(y), groups);
+    else if (n <= 4 * CU_WARP)
+        hold<CU_WARP, 1, Y>(dev, d, x, y);
+    else if (n <= 16 * CU_WARP)
+        hold<CU_WARP, 4, Y>(dev, d, x, y);
+    else if (n <= 16 * CU_THREADS)
+        hold<CU_THREADS, 4, Y>(dev, d, x, y);
+    else
+        hold<CU_THREADS, 8, Y>(dev, d, x, y);
+}
+
 DQ_CUDA_SLOT dq_cuda_fake_quant(void *device, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y)
 {
     CU_ENTER(device);
-    int64_t groups = x->cols / d->group;
-    unsigned grid = cu_grid(x->rows * groups, CU_THREADS / CU_WARP);
     if (y->dtype == DQ_BF16)
-        CU_LAUNCH(dev, fake_quant_kernel<cu_bf16>, grid, CU_THREADS, 0, *d, cu_view<const float>(x),
-                  cu_view<cu_bf16>(y), groups);
+        fake_quant<cu_bf16>(dev, d, x, y);
     else
-        CU_LAUNCH(dev, fake_quant_kernel<float>, grid, CU_THREADS, 0, *d, cu_view<const float>(x), cu_view<float>(y),
-                  groups);
+        fake_quant<float>(dev, d, x, y);
     return dq_cuda_launched(dev, "fake_quant");
 }
 

@@ -46,28 +46,56 @@ DQ_CUDA_SLOT dq_cuda_layernorm(void *device, const dq_view *x, const dq_view *we
     return dq_cuda_launched(dev, "layernorm");
 }
 
-__global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int64_t head_dim, cu_mat<float> x)
+/* The two of a pair lie half a head apart. */
+__device__ static inline void rotate(float &a, float &b, float c, float s)
 {
-    int64_t half = head_dim / 2, pairs = x.cols / 2;
-    CU_EACH(r, p, x.rows, pairs)
+    float first = fmaf(a, c, -b * s);
+    b = fmaf(b, c, a * s);
+    a = first;
+}
+
+__global__ void rope_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int head_dim, cu_mat<float> x)
+{
+    int half = head_dim / 2;
+    CU_EACH(r, p, x.rows, x.cols / 2)
     {
-        int64_t position = r % cosines.rows;
-        int head = (int)p / (int)half, i = (int)p % (int)half;
-        float *at = x.row(r) + head * head_dim + i;
-        float c = cosines.row(position)[i], s = sines.row(position)[i];
-        float a = at[0], b = at[half];
-        at[0] = fmaf(a, c, -b * s);
-        at[half] = fmaf(b, c, a * s);
+        int64_t position = (uint32_t)r % (uint32_t)cosines.rows;
+        int head = (int)p / half, i = (int)p % half;
+        float *at = x.row(r) + (int64_t)head * head_dim + i;
+        rotate(at[0], at[half], cosines.row(position)[i], sines.row(position)[i]);
+    }
+}
+
+/* Four pairs a thread. */
+__global__ void rope_fours_kernel(cu_mat<const float> cosines, cu_mat<const float> sines, int head_dim, cu_mat<float> x)
+{
+    int fours = head_dim / 8;
+    CU_EACH(r, p, x.rows, x.cols / 8)
+    {
+        int64_t position = (uint32_t)r % (uint32_t)cosines.rows;
+        int head = (int)p / fours, i = (int)p % fours * 4;
+        float *at = x.row(r) + (int64_t)head * head_dim + i;
+        cu_four<float> c = cu_take(cosines.row(position) + i, 4, true), s = cu_take(sines.row(position) + i, 4, true);
+        cu_four<float> a = cu_take((const float *)at, 4, true), b = cu_take((const float *)at + head_dim / 2, 4, true);
+#pragma unroll
+        for (int j = 0; j < 4; j++) rotate(a.v[j], b.v[j], c.v[j], s.v[j]);
+        cu_put(at, a, 4, true);
+        cu_put(at + head_dim / 2, b, 4, true);
     }
 }
 
 DQ_CUDA_SLOT dq_cuda_rope(void *device, const dq_view *cos, const dq_view *sin, int64_t head_dim, const dq_view *x)
 {
     CU_ENTER(device);
-    dq_view pairs = *x;
-    pairs.cols /= 2;
-    CU_LAUNCH(dev, rope_kernel, cu_grid_rows(&pairs), CU_THREADS, 0, cu_view<const float>(cos),
-              cu_view<const float>(sin), head_dim, cu_view<float>(x));
+    bool wide = head_dim % 8 == 0 && cu_in_fours<float>(cos) && cu_in_fours<float>(sin) && cu_in_fours<float>(x);
+    dq_view units = *x;
+    units.cols /= wide ? 8 : 2;
+    if (wide)
+        CU_LAUNCH(dev, rope_fours_kernel, cu_grid_rows(&units), CU_THREADS, 0, cu_view<const float>(cos),
+                  cu_view<const float>(sin), (int)head_dim, cu_view<float>(x));
+    else
+        CU_LAUNCH(dev, rope_kernel, cu_grid_rows(&units), CU_THREADS, 0, cu_view<const float>(cos),
+                  cu_view<const float>(sin), (int)head_dim, cu_view<float>(x));
     return dq_cuda_launched(dev, "rope");
 }
 
