@@ -215,6 +215,7 @@ dq_env *dq_device_env(const dq_device *dev) { return dev->env; }
 uint64_t dq_device_fallbacks(const dq_device *dev) { return dev->counters.fallbacks; }
 const dq_device_counters *dq_device_get_counters(const dq_device *dev) { return &dev->counters; }
 bool dq_device_has_integers(const dq_device *dev) { return dev->table.quantize_rows && dev->table.int8_linear; }
+bool dq_device_is_far(const dq_device *dev) { return !dev->table.host_pointer; }
 bool dq_device_rounds_inputs(const dq_device *dev) { return (dev->table.features & DQ_FEATURE_BF16) != 0; }
 const char *dq_device_backend(const dq_device *dev) { return dev->backend; }
 

@@ -29,6 +29,8 @@ dq_status dq_device_get_info(dq_device *dev, dq_device_info *out);
 uint64_t dq_device_fallbacks(const dq_device *dev);
 const dq_device_counters *dq_device_get_counters(const dq_device *dev);
 const char *dq_device_backend(const dq_device *dev); /* name in its table */
+/* Whether its memory is out of the host's reach, whatever it holds. */
+bool dq_device_is_far(const dq_device *dev);
 /* Whether inputs of products are best rounded by the op that makes them (DQ_FEATURE_BF16). */
 bool dq_device_rounds_inputs(const dq_device *dev);
 /* The i-th op whose slot is empty, NULL behind the last. */

@@ -38,8 +38,7 @@ dq_status dq_perplexity_compare_tile(dq_perplexity_job *r, int64_t first, const 
     dq_tensor rw = {0}, a = {0}, b = {0};
     int64_t n = r->windows * r->seqlen, most = n < PIECE ? n : PIECE;
     dq_status status;
-    DQ_GO(dq_model_read_rows(r->reference->model, DQ_HEAD, first, w->view.rows, &rw));
-    DQ_GO(dq_weight_narrow(&rw, r->spec.math));
+    DQ_GO(dq_model_read_head(r->reference->model, first, w->view.rows, r->spec.math, &rw));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, most, w->view.rows, &a));
     DQ_GO(dq_tensor_alloc(dev, DQ_F32, most, w->view.rows, &b));
     for (int64_t token = 0; token < n; token += PIECE) {

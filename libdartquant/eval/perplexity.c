@@ -78,8 +78,7 @@ static dq_status run_tile(run *r, int64_t first, int64_t rows)
 {
     dq_tensor w = {0};
     dq_status status = DQ_OK;
-    DQ_TRY(dq_model_read_rows(r->model, DQ_HEAD, first, rows, &w));
-    DQ_GO(dq_weight_narrow(&w, r->spec.math));
+    DQ_TRY(dq_model_read_head(r->model, first, rows, r->spec.math, &w));
     for (int64_t i = 0; i < r->windows; i++) {
         dq_tensor h, state = window_of(&r->state, r, i);
         DQ_GO(dq_hidden_take(&r->hidden, i * r->seqlen, r->seqlen, true, &h));

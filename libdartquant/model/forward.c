@@ -103,7 +103,7 @@ static dq_status head_tile(dq_model *model, const dq_tensor *h, int64_t first, i
     dq_status status;
     float *host = dq_alloc(model->env, (size_t)(count * rows) * sizeof *host);
     if (!host) return DQ_E_NOMEM;
-    DQ_GO(dq_model_read_rows(model, DQ_HEAD, first, rows, &w));
+    DQ_GO(dq_model_read_head(model, first, rows, math, &w));
     DQ_GO(dq_tensor_alloc(model->dev, DQ_F32, count, rows, &logits));
     DQ_GO(dq_op_gemm(false, true, 1.0, h, &w, 0.0, &logits, math));
     DQ_GO(dq_tensor_download(&logits, host));

@@ -55,6 +55,8 @@ dq_status dq_model_codes_digest(const dq_model *model, char out[17]);
 /* One weight, all transforms applied, as F32 [rows, cols] on the device (norms [1, cols]). For a linear whose bias exists,
  * the bias too. Non-finite values are an error naming the tensor. */
 dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_linear *out);
+/* The same for products under `math` alone: as dq_weight_narrow leaves it. */
+dq_status dq_model_read_factor(dq_model *model, int64_t layer, dq_role role, int math, dq_linear *out);
 /* F32 [1, out]; empty where the linear has none. */
 dq_status dq_model_read_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out);
 /* Empty when weightless or not there. */
@@ -62,6 +64,7 @@ dq_status dq_model_read_norm(dq_model *model, int64_t layer, dq_role role, dq_te
 dq_status dq_model_read_norm_bias(dq_model *model, int64_t layer, dq_role role, dq_tensor *out); /* empty = none */
 /* Rows of the embedding, the head or the learned positions. */
 dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out);
+dq_status dq_model_read_head(dq_model *model, int64_t first, int64_t count, int math, dq_tensor *out); /* likewise */
 /* hidden[i] = embedding of ids[i], which stands at position i % seqlen; F32 [count, hidden], hidden already allocated. Ids are
  * checked against vocab. */
 dq_status dq_model_embed(dq_model *model, const int32_t *ids, int64_t count, int64_t seqlen, dq_tensor *hidden);

@@ -125,15 +125,22 @@ done:
     return status;
 }
 
+/* The type in which a weight is read for products under `math`: the one that they would round it to, where nothing but the
+ * root has a say. From F16 and BF16 that rounds at most once, as F32 in between holds both exactly. */
+static dq_dtype factor_type(const dq_model *m, int math)
+{
+    return (math & DQ_MATH_BF16) && dq_device_is_far(m->dev) && !is_transformed(m) ? DQ_BF16 : DQ_F32;
+}
+
 /* The weight of a linear that has no codes. */
-static dq_status read_float(dq_model *m, int64_t layer, dq_role role, dq_tensor *out)
+static dq_status read_float(dq_model *m, int64_t layer, dq_role role, int math, dq_tensor *out)
 {
     int64_t rows, cols;
     double bound;
     dq_tensor w = {0};
     dq_status status;
     dq_arch_shape(&m->arch, role, &rows, &cols);
-    DQ_GO(dq_tensor_alloc(m->dev, DQ_F32, rows, cols, &w));
+    DQ_GO(dq_tensor_alloc(m->dev, factor_type(m, math), rows, cols, &w));
     if (is_transformed(m)) {
         DQ_GO(read_transformed(m, layer, role, &w));
     } else {
@@ -173,6 +180,11 @@ static dq_status check_layer(const dq_model *m, int64_t layer)
 
 dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_linear *out)
 {
+    return dq_model_read_factor(model, layer, role, DQ_MATH_F32, out);
+}
+
+dq_status dq_model_read_factor(dq_model *model, int64_t layer, dq_role role, int math, dq_linear *out)
+{
     dq_linear l = {0};
     dq_status status;
     DQ_TRY(check_layer(model, layer));
@@ -181,7 +193,8 @@ dq_status dq_model_read_linear(dq_model *model, int64_t layer, dq_role role, dq_
     if (dq_model_has_codes(model, layer, role))
         DQ_GO(read_quantized(model, layer, role, &l.weight));
     else
-        DQ_GO(read_float(model, layer, role, &l.weight));
+        DQ_GO(read_float(model, layer, role, math, &l.weight));
+    DQ_GO(dq_weight_narrow(&l.weight, math));
     DQ_GO(dq_model_read_bias(model, layer, role, &l.bias));
     *out = l;
     return DQ_OK;
@@ -236,7 +249,7 @@ static dq_status round_rows(const dq_model *m, dq_role role, int64_t first, doub
     return status;
 }
 
-dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out)
+static dq_status read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_dtype dtype, dq_tensor *out)
 {
     dq_tensor rows = {0};
     dq_status status;
@@ -248,7 +261,7 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
     if (first < 0 || count < 1 || count > all - first)
         return dq_fail(DQ_E_INVALID, "rows %lld..%lld of a %s of %lld", (long long)first, (long long)(first + count),
                        role == DQ_POSITIONS ? "table of positions" : "vocabulary", (long long)all);
-    DQ_TRY(dq_tensor_alloc(model->dev, DQ_F32, count, model->arch.hidden, &rows));
+    DQ_TRY(dq_tensor_alloc(model->dev, dtype, count, model->arch.hidden, &rows));
     const dq_model *root = dq_model_root(model);
     if (is_transformed(model))
         DQ_GO(read_transformed_rows(model, role, first, &rows, &bound));
@@ -259,6 +272,20 @@ dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64
     return DQ_OK;
 done:
     dq_tensor_free(&rows);
+    return status;
+}
+
+dq_status dq_model_read_rows(dq_model *model, dq_role role, int64_t first, int64_t count, dq_tensor *out)
+{
+    return read_rows(model, role, first, count, DQ_F32, out);
+}
+
+dq_status dq_model_read_head(dq_model *model, int64_t first, int64_t count, int math, dq_tensor *out)
+{
+    bool rounded = dq_model_vocab_dtype(model) != DQ_F32; /* from F32 */
+    DQ_TRY(read_rows(model, DQ_HEAD, first, count, rounded ? DQ_F32 : factor_type(model, math), out));
+    dq_status status = dq_weight_narrow(out, math);
+    if (status != DQ_OK) dq_tensor_free(out);
     return status;
 }
 
@@ -288,12 +315,6 @@ typedef struct site {
     int first, count;
 } site;
 
-static dq_status load_float(dq_model *model, int64_t layer, dq_role role, int math, dq_linear *l)
-{
-    DQ_TRY(dq_model_read_linear(model, layer, role, l));
-    return dq_weight_narrow(&l->weight, math);
-}
-
 static dq_status load_int8(dq_model *model, int64_t layer, dq_role role, dq_linear *l)
 {
     DQ_TRY(dq_model_read_integers(model, layer, role, &l->int8));
@@ -319,7 +340,7 @@ static dq_status load_site(dq_model *model, int64_t layer, const site *at, int m
         if (codes)
             DQ_TRY(load_int8(model, layer, (dq_role)i, &b->linear[i]));
         else
-            DQ_TRY(load_float(model, layer, (dq_role)i, math, &b->linear[i]));
+            DQ_TRY(dq_model_read_factor(model, layer, (dq_role)i, math, &b->linear[i]));
     }
     return DQ_OK;
 }

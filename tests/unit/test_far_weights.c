@@ -22,11 +22,13 @@
 enum { SEQLEN = 32, WINDOWS = 6 };
 
 static dq_backend plain;
-static int narrowed, products, wide_products; /* under bf16 math; with an F32 weight */
+static int narrowed, widened;       /* matrices that became bf16; 16 bits that became F32 */
+static int products, wide_products; /* under bf16 math; with an F32 weight */
 
 static dq_status count_convert(void *dev, const dq_view *x, const dq_view *y)
 {
-    narrowed += x->dtype == DQ_F32 && y->dtype == DQ_BF16;
+    narrowed += x->dtype != DQ_BF16 && y->dtype == DQ_BF16;
+    widened += x->dtype != DQ_F32 && y->dtype == DQ_F32 && x->rows > 1;
     return plain.convert(dev, x, y);
 }
 static dq_status count_gemm(void *dev, int32_t trans_a, int32_t trans_b, double alpha, const dq_view *a,
@@ -55,7 +57,7 @@ static void open_cpu(fixture *f, bool far)
     if (far) table.host_pointer = NULL;
     OK(dq_env_init(&f->env, NULL, 2));
     OK(dq_device_open_table(&f->env, &table, "", DQ_POLICY_FORBID, &f->dev));
-    narrowed = products = wide_products = 0;
+    narrowed = widened = products = wide_products = 0;
 }
 
 static void fill_ids(int32_t *ids)
@@ -63,14 +65,14 @@ static void fill_ids(int32_t *ids)
     for (int i = 0; i < WINDOWS * SEQLEN; i++) ids[i] = (i * i * 7 + i * 13 + 5) % 90;
 }
 
-static double perplexity(bool far, int math)
+static double perplexity(const char *model, bool far, int math)
 {
     fixture f;
     int32_t ids[WINDOWS * SEQLEN];
     dq_perplexity p;
     fill_ids(ids);
     open_cpu(&f, far);
-    dq_model *m = open_tiny(&f, "gqa");
+    dq_model *m = open_tiny(&f, model);
     OK(dq_perplexity_run(m, ids, WINDOWS * SEQLEN, SEQLEN, 0, math, NULL, &p));
     double ppl = p.ppl;
     dq_free(p.window_nll);
@@ -79,25 +81,40 @@ static double perplexity(bool far, int math)
     return ppl;
 }
 
-static void perplexity_of_rounded_weights(void **state)
+static int linears_of(const char *model)
 {
-    (void)state;
     fixture f;
     fixture_open(&f, "cpu", 1);
-    dq_model *m = open_tiny(&f, "gqa");
+    dq_model *m = open_tiny(&f, model);
     int linears = (int)dq_model_arch(m)->layers * DQ_BLOCK_LINEARS;
     dq_model_release(m);
     fixture_close(&f);
-    double near = perplexity(false, DQ_MATH_BF16);
-    assert_int_equal(narrowed, 0);
-    assert_int_equal(wide_products, products);
-    double far = perplexity(true, DQ_MATH_BF16);
-    assert_true(far == near);
-    assert_int_equal(narrowed, linears + 1); /* and the head's one tile, however many windows */
-    assert_int_equal(products, (linears + 1) * WINDOWS);
-    assert_int_equal(wide_products, 0);
-    assert_true(perplexity(true, DQ_MATH_F32) == perplexity(false, DQ_MATH_F32));
-    assert_int_equal(narrowed, 0);
+    return linears;
+}
+
+/* However many windows there are, a weight is rounded once, and one that is stored in bf16 never; none is F32 in between. */
+static void perplexity_of_rounded_weights(void **state)
+{
+    static const struct {
+        const char *model; /* stored in F32, F16, BF16 */
+        bool rounds;
+    } cases[] = {{"mha", true}, {"qwen2", true}, {"gqa", false}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *model = cases[i].model;
+        int factors = linears_of(model) + 1; /* and the head's one tile */
+        double near = perplexity(model, false, DQ_MATH_BF16);
+        assert_int_equal(narrowed, 0);
+        assert_int_equal(wide_products, products);
+        double far = perplexity(model, true, DQ_MATH_BF16);
+        assert_true(far == near);
+        assert_int_equal(narrowed, cases[i].rounds ? factors : 0);
+        assert_true(widened <= 1); /* the embedding */
+        assert_int_equal(products, factors * WINDOWS);
+        assert_int_equal(wide_products, 0);
+        assert_true(perplexity(model, true, DQ_MATH_F32) == perplexity(model, false, DQ_MATH_F32));
+        assert_int_equal(narrowed, 0);
+    }
 }
 
 static double gptq_error(bool far)
