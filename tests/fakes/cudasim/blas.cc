@@ -1,5 +1,6 @@
 /* cudasim: cuBLAS and cuSOLVER by the CPU's BLAS and LAPACK. SPDX-License-Identifier: Apache-2.0 */
 #include <cusolverDn.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <vector>
@@ -11,6 +12,7 @@ using cusim::enqueue;
 struct cusim_blas {
     cudaStream_t stream;
     bool numbers_on_card;
+    bool workspace; /* it has one that nobody else uses, without which results may vary */
     int card;
 };
 struct cusim_solver {
@@ -142,9 +144,17 @@ cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream)
 {
     BLAS_STEP(handle);
     handle->stream = stream;
+    handle->workspace = false; /* back to the library's own */
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void *, size_t) { return blas_step(handle); }
+cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void *memory, size_t bytes)
+{
+    BLAS_STEP(handle);
+    cusim::need_on_card("a workspace", memory, bytes);
+    if ((uintptr_t)memory % 256) return CUBLAS_STATUS_INVALID_VALUE;
+    handle->workspace = true;
+    return CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasSetPointerMode(cublasHandle_t handle, cublasPointerMode_t mode)
 {
     BLAS_STEP(handle);
@@ -160,6 +170,13 @@ cublasStatus_t cublasGetVersion(cublasHandle_t handle, int *version)
 
 namespace
 {
+
+void need_workspace(cublasHandle_t handle)
+{
+    if (handle->workspace) return;
+    fprintf(stderr, "cudasim: a product in a workspace that is not its own\n");
+    abort();
+}
 
 struct gemm {
     cublasOperation_t op_a, op_b;
@@ -243,6 +260,17 @@ void multiply(const gemm &g, double alpha, double beta)
         }
 }
 
+/* The table of cublasGemmEx in cuBLAS's manual, as far as results exist here. */
+bool serves_types(cudaDataType_t type, cudaDataType_t c_type, cublasComputeType_t compute)
+{
+    switch (compute) {
+        case CUBLAS_COMPUTE_64F: return type == CUDA_R_64F && c_type == CUDA_R_64F;
+        case CUBLAS_COMPUTE_32I: return type == CUDA_R_8I && c_type == CUDA_R_32I;
+        case CUBLAS_COMPUTE_32F_FAST_TF32: return type == CUDA_R_32F && c_type == CUDA_R_32F;
+        default: return (type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF) && c_type == CUDA_R_32F;
+    }
+}
+
 /* The rules of tensor-core kernels for CUDA_R_8I in cuBLAS's manual (regular data ordering), which newer cards insist on; and
  * few columns are not served, as in some of its versions. */
 bool serves_integers(cublasOperation_t op_a, cublasOperation_t op_b, int64_t m, int64_t n, int64_t k, const void *a,
@@ -275,8 +303,9 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
     BLAS_STEP(handle);
     bool f64 = compute == CUBLAS_COMPUTE_64F, integers = compute == CUBLAS_COMPUTE_32I;
     /* What the library refuses, too; results of a batch must not overlap. */
-    if (a_type != b_type || f64 != (a_type == CUDA_R_64F) || integers != (a_type == CUDA_R_8I) ||
-        lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 ||
+    if (a_type != b_type || !serves_types(a_type, c_type, compute)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    need_workspace(handle);
+    if (lda < (op_a == CUBLAS_OP_N ? m : k) || ldb < (op_b == CUBLAS_OP_N ? k : n) || ldc < m || m < 1 || n < 1 ||
         k < 1 || count < 1 || (count > 1 && step_c < m))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (integers && !serves_integers(op_a, op_b, m, n, k, a, lda, b, ldb, c_type, ldc))
@@ -323,7 +352,9 @@ cublasStatus_t cublasDtrsm(cublasHandle_t handle, cublasSideMode_t side, cublasF
                            double *b, int ldb)
 {
     BLAS_STEP(handle);
-    if (handle->numbers_on_card) return CUBLAS_STATUS_INVALID_VALUE;
+    if (handle->numbers_on_card || m < 1 || n < 1 || lda < (side == CUBLAS_SIDE_LEFT ? m : n) || ldb < m)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    need_workspace(handle);
     need_matrix("trsm: a", a, side == CUBLAS_SIDE_LEFT ? m : n, side == CUBLAS_SIDE_LEFT ? m : n, lda, 8);
     need_matrix("trsm: b", b, m, n, ldb, 8);
     double factor = *alpha;
@@ -340,7 +371,9 @@ cublasStatus_t cublasStrsm(cublasHandle_t handle, cublasSideMode_t side, cublasF
                            int ldb)
 {
     BLAS_STEP(handle);
-    if (handle->numbers_on_card) return CUBLAS_STATUS_INVALID_VALUE;
+    if (handle->numbers_on_card || m < 1 || n < 1 || lda < (side == CUBLAS_SIDE_LEFT ? m : n) || ldb < m)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    need_workspace(handle);
     need_matrix("trsm: a", a, side == CUBLAS_SIDE_LEFT ? m : n, side == CUBLAS_SIDE_LEFT ? m : n, lda, 4);
     need_matrix("trsm: b", b, m, n, ldb, 4);
     float factor = *alpha;
@@ -354,26 +387,51 @@ cublasStatus_t cublasStrsm(cublasHandle_t handle, cublasSideMode_t side, cublasF
 
 /* ---- cuSOLVER ---- */
 
-cusolverStatus_t cusolverDnDgetrf_bufferSize(cusolverDnHandle_t handle, int, int, double *, int, int *words)
+namespace
+{
+
+/* What every factorization asks for, in doubles, and overwrites. */
+int words_for(int n) { return 64 * n + 1; }
+
+bool bad_shape(int m, int n, int ld) { return m < 1 || n < 1 || ld < m; }
+
+void need_work(const char *call, double *work, int words, const int *info)
+{
+    cusim::need_on_card(call, work, (size_t)words * 8);
+    cusim::need_on_card(call, info, 4);
+}
+void spoil(double *work, int words)
+{
+    for (int i = 0; i < words; i++) work[i] = NAN;
+}
+
+} // namespace
+
+cusolverStatus_t cusolverDnDgetrf_bufferSize(cusolverDnHandle_t handle, int, int n, double *, int, int *words)
 {
     SOLVER_STEP(handle);
-    *words = 1;
+    *words = words_for(n);
     return CUSOLVER_STATUS_SUCCESS;
 }
-cusolverStatus_t cusolverDnDgetrf(cusolverDnHandle_t handle, int m, int n, double *a, int lda, double *, int *pivots,
-                                  int *info)
+cusolverStatus_t cusolverDnDgetrf(cusolverDnHandle_t handle, int m, int n, double *a, int lda, double *work,
+                                  int *pivots, int *info)
 {
     SOLVER_STEP(handle);
+    if (bad_shape(m, n, lda)) return CUSOLVER_STATUS_INVALID_VALUE;
     need_matrix("getrf", a, m, n, lda, 8);
-    cusim::need_on_card("getrf: info", info, 4);
+    need_work("getrf: work", work, words_for(n), info);
     cusim::need_on_card("getrf: pivots", pivots, (size_t)(m < n ? m : n) * 4);
-    enqueue(handle->stream, "getrf", 0, [=]() { dgetrf_(&m, &n, a, &lda, pivots, info); });
+    enqueue(handle->stream, "getrf", 0, [=]() {
+        dgetrf_(&m, &n, a, &lda, pivots, info);
+        spoil(work, words_for(n));
+    });
     return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnDgetrs(cusolverDnHandle_t handle, cublasOperation_t trans, int n, int columns,
                                   const double *a, int lda, const int *pivots, double *b, int ldb, int *info)
 {
     SOLVER_STEP(handle);
+    if (bad_shape(n, n, lda) || bad_shape(n, columns, ldb)) return CUSOLVER_STATUS_INVALID_VALUE;
     need_matrix("getrs", a, n, n, lda, 8);
     need_matrix("getrs: b", b, n, columns, ldb, 8);
     cusim::need_on_card("getrs: info", info, 4);
@@ -408,55 +466,68 @@ cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t str
     handle->stream = stream;
     return CUSOLVER_STATUS_SUCCESS;
 }
-cusolverStatus_t cusolverDnDpotrf_bufferSize(cusolverDnHandle_t handle, cublasFillMode_t, int, double *, int,
+cusolverStatus_t cusolverDnDpotrf_bufferSize(cusolverDnHandle_t handle, cublasFillMode_t, int n, double *, int,
                                              int *words)
 {
     SOLVER_STEP(handle);
-    *words = 1;
+    *words = words_for(n);
     return CUSOLVER_STATUS_SUCCESS;
 }
-cusolverStatus_t cusolverDnDpotrf(cusolverDnHandle_t handle, cublasFillMode_t uplo, int n, double *a, int lda, double *,
-                                  int, int *info)
+cusolverStatus_t cusolverDnDpotrf(cusolverDnHandle_t handle, cublasFillMode_t uplo, int n, double *a, int lda,
+                                  double *work, int words, int *info)
 {
     SOLVER_STEP(handle);
+    if (bad_shape(n, n, lda) || words < words_for(n)) return CUSOLVER_STATUS_INVALID_VALUE;
     need_matrix("potrf", a, n, n, lda, 8);
-    cusim::need_on_card("potrf: info", info, 4);
-    enqueue(handle->stream, "potrf", 0,
-            [=]() { dpotrf_(uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U", &n, a, &lda, info); });
+    need_work("potrf: work", work, words, info);
+    bool lower = uplo == CUBLAS_FILL_MODE_LOWER;
+    enqueue(handle->stream, "potrf", 0, [=]() {
+        dpotrf_(lower ? "L" : "U", &n, a, &lda, info);
+        spoil(work, words);
+        for (int64_t c = 0; c < n; c++) /* nothing is promised of the other triangle */
+            for (int64_t r = 0; r < n; r++)
+                if (lower ? r < c : r > c) a[r + c * lda] = NAN;
+    });
     return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnDgeqrf_bufferSize(cusolverDnHandle_t handle, int, int n, double *, int, int *words)
 {
     SOLVER_STEP(handle);
-    *words = 64 * n + 1;
+    *words = words_for(n);
     return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnDgeqrf(cusolverDnHandle_t handle, int m, int n, double *a, int lda, double *tau,
                                   double *work, int words, int *info)
 {
     SOLVER_STEP(handle);
+    if (bad_shape(m, n, lda) || words < words_for(n)) return CUSOLVER_STATUS_INVALID_VALUE;
     need_matrix("geqrf", a, m, n, lda, 8);
-    cusim::need_on_card("geqrf: work", work, (size_t)words * 8);
+    need_work("geqrf: work", work, words, info);
     cusim::need_on_card("geqrf: tau", tau, (size_t)(m < n ? m : n) * 8);
-    cusim::need_on_card("geqrf: info", info, 4);
-    enqueue(handle->stream, "geqrf", 0, [=]() { dgeqrf_(&m, &n, a, &lda, tau, work, &words, info); });
+    enqueue(handle->stream, "geqrf", 0, [=]() {
+        dgeqrf_(&m, &n, a, &lda, tau, work, &words, info);
+        spoil(work, words);
+    });
     return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnDorgqr_bufferSize(cusolverDnHandle_t handle, int, int n, int, const double *, int,
                                              const double *, int *words)
 {
     SOLVER_STEP(handle);
-    *words = 64 * n + 1;
+    *words = words_for(n);
     return CUSOLVER_STATUS_SUCCESS;
 }
 cusolverStatus_t cusolverDnDorgqr(cusolverDnHandle_t handle, int m, int n, int k, double *a, int lda, const double *tau,
                                   double *work, int words, int *info)
 {
     SOLVER_STEP(handle);
+    if (bad_shape(m, n, lda) || words < words_for(n)) return CUSOLVER_STATUS_INVALID_VALUE;
     need_matrix("orgqr", a, m, n, lda, 8);
-    cusim::need_on_card("orgqr: work", work, (size_t)words * 8);
+    need_work("orgqr: work", work, words, info);
     cusim::need_on_card("orgqr: tau", tau, (size_t)k * 8);
-    cusim::need_on_card("orgqr: info", info, 4);
-    enqueue(handle->stream, "orgqr", 0, [=]() { dorgqr_(&m, &n, &k, a, &lda, tau, work, &words, info); });
+    enqueue(handle->stream, "orgqr", 0, [=]() {
+        dorgqr_(&m, &n, &k, a, &lda, tau, work, &words, info);
+        spoil(work, words);
+    });
     return CUSOLVER_STATUS_SUCCESS;
 }

@@ -9,6 +9,7 @@ enum cusolverStatus_t {
     CUSOLVER_STATUS_SUCCESS = 0,
     CUSOLVER_STATUS_NOT_INITIALIZED = 1,
     CUSOLVER_STATUS_ALLOC_FAILED = 2,
+    CUSOLVER_STATUS_INVALID_VALUE = 3,
     CUSOLVER_STATUS_EXECUTION_FAILED = 6
 };
 typedef struct cusim_solver *cusolverDnHandle_t;
