@@ -143,8 +143,9 @@ static void hadamard_quant(void **state)
     static const fused_case cases[] = {
         {3, 5, 64, 1, 64, 0, 0, true},      {2, 1, 4096, 1, 4096, 0, 0, true}, {35, 4, 128, 1, 128, 0, 0, true},
         {2, 1, 8192, 1, 8192, 0, 0, true},  {3, 1, 448, 28, 448, 0, 0, true},  {1, 2, 1536, 12, 1536, 0, 0, true},
-        {2, 1, 7168, 28, 7168, 0, 0, true}, {3, 2, 64, 1, 128, 0, 0, false},   {2, 1, 688, 172, 688, 0, 0, false},
-        {3, 1, 64, 1, 16, 0, 0, false},     {0, 1, 64, 1, 64, 0, 0, true},     {5, 3, 16, 1, 16, 0, 0, false},
+        {2, 1, 7168, 28, 7168, 0, 0, true}, {3, 2, 64, 1, 128, 0, 0, false},   {2, 1, 11008, 172, 11008, 0, 1, true},
+        {2, 1, 688, 172, 688, 0, 0, false}, {3, 1, 64, 1, 16, 0, 0, false},    {0, 1, 64, 1, 64, 0, 0, true},
+        {5, 3, 16, 1, 16, 0, 0, false},
     };
     run_cases("hadamard_quant", hadamard_run, cases, sizeof cases / sizeof cases[0]);
 }

@@ -139,7 +139,7 @@ def targets():
         yield "G1 Hessian of %d over torch bf16" % n, 1.8, fast / mine if mine and fast else None, True
     for columns in (4096, 14336):
         yield "G3 GPTQ of 4096 x %d over a column loop" % columns, 30, ratio.get("GPTQ of 4096 x %d, one range a row" % columns), True
-    shares = {what: row["of_roofline"] for what, row in ours_of.items() if re.match(r"Hadamard of order \d+ =", what)}
+    shares = {what: row["of_roofline"] for what, row in ours_of.items() if re.match(r"Hadamard of order \d+ = 1 x", what)}
     if shares:
         worst = min(shares, key=shares.get)
         yield "G4 %s, of copy speed (the slowest)" % worst, 0.95, shares[worst], True

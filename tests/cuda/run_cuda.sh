@@ -32,7 +32,8 @@ fi
 hot='attention_kernel<4> attention_kernel<8> attention_kernel<16> attention_mma_kernel<32> attention_mma_kernel<64>
 attention_mma_kernel<128> block_kernel<4> block_kernel<5> grid_kernel quantize_kernel dequantize_kernel fake_quant_kernel
 hadamard_kernel<float> hadamard_tile_kernel<1,true> hadamard_tile_kernel<12,true> hadamard_tile_kernel<28,true>
-hadamard_tile_kernel<40,true> loss_kernel total_kernel split_kernel sum_kernel norm_kernel norm_quant_kernel pad_kernel rope_kernel
+hadamard_tile_kernel<40,true> hadamard_tile_kernel<172,true>
+loss_kernel total_kernel split_kernel sum_kernel norm_kernel norm_quant_kernel pad_kernel rope_kernel
 rope_fours_kernel fake_quant_held_kernel
 activation_kernel nll_kernel dot_kernel<double> convert_kernel<float,float> gather_kernel few_rows_kernel span_kernel
 unpack_kernel store_kernel newton_kernel quantize_rows_kernel<true> int8_product_kernel int8_finish_kernel'

@@ -1,10 +1,15 @@
-/* Hadamard transforms along rows in fp32, the shapes that models have: order k 2^m with k = 1 or a small table. A block holds
- * one vector or several; sixteen neighbours pass their first four levels in registers straight from global memory, then four
- * levels at a time go through shared memory, padded so that banks do not collide. SPDX-License-Identifier: Apache-2.0 */
+/* Hadamard transforms along rows in fp32, the shapes that models have: order k 2^m with k = 1 or a small table. A block stays
+ * on its multiprocessor and takes one tile after the other, of one vector or several; while it works on a tile, the next one is
+ * on its way to shared memory, so that the memory of the card never waits. Sixteen neighbours pass their first four levels in
+ * registers, then four levels at a time go through shared memory, padded so that banks do not collide.
+ * SPDX-License-Identifier: Apache-2.0 */
 #include "backend/cuda/hadamard.h"
+#include "backend/cuda/mma.h"
 #include "backend/cuda/range.h"
 
 enum { RUN = 16, TILE = 4096 /* elements that a block holds at least */, MOST = 1024, SLOTS = 2 * MOST / CU_WARP };
+/* A run on its way has room for five fours: eight lanes that read theirs touch all banks once. */
+enum { STAGED_RUN = RUN + 4, FOURS = RUN / 4 };
 
 typedef struct tile_args {
     int n, log_size; /* n = k << log_size */
@@ -14,6 +19,7 @@ typedef struct tile_args {
     int transpose;
     const int8_t *hk;
     float scale;
+    bool wide;      /* loads of 16 bytes are possible */
     bool quantized; /* every vector is a group of `grid` */
     dq_fake_quant_desc grid;
     cu_mat<const float> x;
@@ -36,29 +42,65 @@ template <int COUNT> __device__ static inline void levels(float (&x)[1 << COUNT]
             }
 }
 
-/* The first four levels, from global to shared memory. */
-template <bool WIDE> __device__ static void take(const tile_args &a, int64_t first, float *v)
+/* Where vector number v begins. */
+__device__ static inline int64_t offset_of(const tile_args &a, int64_t v, int64_t stride)
+{
+    if (a.per_row == 1) return v * stride;
+    uint32_t row = (uint32_t)v / (uint32_t)a.per_row;
+    return row * stride + ((uint32_t)v - row * (uint32_t)a.per_row) * (int64_t)a.n;
+}
+
+/* Which of the tile's vectors element i belongs to. */
+template <int K> __device__ static inline int vector_of(const tile_args &a, int i)
+{
+    if (K == 1) return i >> a.log_size;
+    return a.held == 1 ? 0 : (int)((uint32_t)i / (uint32_t)a.n);
+}
+
+/* The tile of `first` on its way to `stage`; zeros behind the last vector. */
+template <int K> __device__ static void fetch(const tile_args &a, int64_t first, float *stage)
+{
+    for (int i = threadIdx.x; i < a.held * a.n / 4; i += blockDim.x) {
+        int held = vector_of<K>(a, 4 * i);
+        bool there = first + held < a.vectors;
+        const float *from = a.x.p + (there ? offset_of(a, first + held, a.x.stride) + 4 * i - held * a.n : 0);
+        cu_copy_async(stage + i / FOURS * STAGED_RUN + i % FOURS * 4, from, there);
+    }
+    cu_copies_commit();
+}
+
+__device__ static inline void load_run(float (&x)[RUN], const float *from)
+{
+#pragma unroll
+    for (int j = 0; j < RUN; j += 4) {
+        float4 four = *(const float4 *)(from + j);
+        x[j] = four.x;
+        x[j + 1] = four.y;
+        x[j + 2] = four.z;
+        x[j + 3] = four.w;
+    }
+}
+
+/* The first four levels, from the stage, or without one from global memory. */
+template <int K, bool STAGED>
+__device__ static void take(const tile_args &a, int64_t first, const float *stage, float *v)
 {
     for (int i = threadIdx.x; i < a.held * a.n / RUN; i += blockDim.x) {
-        int64_t vector = first + i * RUN / a.n;
         float x[RUN];
-        if (vector < a.vectors) {
-            const float *from = a.x.row(vector / a.per_row) + vector % a.per_row * a.n + i * RUN % a.n;
-#pragma unroll
-            for (int j = 0; j < RUN; j += 4) {
-                if (WIDE) {
-                    float4 four = *(const float4 *)(from + j);
-                    x[j] = four.x;
-                    x[j + 1] = four.y;
-                    x[j + 2] = four.z;
-                    x[j + 3] = four.w;
-                } else {
-                    for (int l = 0; l < 4; l++) x[j + l] = from[j + l];
-                }
-            }
+        if (STAGED) {
+            load_run(x, stage + i * STAGED_RUN);
         } else {
+            int held = vector_of<K>(a, i * RUN);
+            const float *from = a.x.p + offset_of(a, first + held, a.x.stride) + i * RUN - held * a.n;
+            if (first + held >= a.vectors) {
 #pragma unroll
-            for (int j = 0; j < RUN; j++) x[j] = 0;
+                for (int j = 0; j < RUN; j++) x[j] = 0;
+            } else if (a.wide) {
+                load_run(x, from);
+            } else {
+#pragma unroll
+                for (int j = 0; j < RUN; j++) x[j] = from[j];
+            }
         }
         levels<4>(x);
 #pragma unroll
@@ -85,7 +127,7 @@ template <int COUNT> __device__ static void pass(const tile_args &a, int64_t fir
         }
         int64_t vector = first + (base >> a.log_size);
         if (vector >= a.vectors) continue;
-        float *to = a.y.row(vector / a.per_row) + vector % a.per_row * a.n + (base & (a.n - 1));
+        float *to = a.y.p + offset_of(a, vector, a.y.stride) + (base & (a.n - 1));
 #pragma unroll
         for (int j = 0; j < 1 << COUNT; j++) to[j * step] = x[j] * a.scale;
     }
@@ -100,14 +142,20 @@ template <int K> __device__ static void mix(const tile_args &a, int64_t first, f
         int held = i >> a.log_size, at = i & (size - 1);
         int64_t vector = first + held;
         if (vector >= a.vectors) continue;
-        float *to = a.y.row(vector / a.per_row) + vector % a.per_row * a.n + at, x[K];
+        float *to = a.y.p + offset_of(a, vector, a.y.stride) + at, x[K];
 #pragma unroll
         for (int b = 0; b < K; b++) x[b] = v[padded(held * a.n + b * size + at)];
 #pragma unroll 1
         for (int p = 0; p < K; p++) {
             float sum = 0;
 #pragma unroll
-            for (int b = 0; b < K; b++) sum = fmaf(signs[p * K + b], x[b], sum);
+            for (int b = 0; b < K; b += 4) { /* K is a multiple of 4 */
+                float4 four = *(const float4 *)(signs + p * K + b);
+                sum = fmaf(four.x, x[b], sum);
+                sum = fmaf(four.y, x[b + 1], sum);
+                sum = fmaf(four.z, x[b + 2], sum);
+                sum = fmaf(four.w, x[b + 3], sum);
+            }
             if (a.quantized)
                 v[padded(held * a.n + p * size + at)] = sum * a.scale;
             else
@@ -115,6 +163,68 @@ template <int K> __device__ static void mix(const tile_args &a, int64_t first, f
         }
     }
     __syncthreads();
+}
+
+/* The same for large tables: a warp has eight outputs of all columns, a lane of every 32nd column. signs: [b][padded a]. */
+enum { OUTPUTS = 8, COLUMNS = 2, MANY = 64 /* pieces, from which on */ };
+template <int K> struct table {
+    enum { WIDTH = K < MANY ? K : (K + OUTPUTS - 1) / OUTPUTS * OUTPUTS };
+};
+
+template <int K> __device__ static void mix_many(const tile_args &a, int64_t first, float *v, const float *signs)
+{
+    enum { WIDTH = table<K>::WIDTH };
+    int lane = threadIdx.x % CU_WARP, group = threadIdx.x / CU_WARP * OUTPUTS, size = 1 << a.log_size;
+    float sums[OUTPUTS][COLUMNS], part[OUTPUTS][COLUMNS];
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++) sums[o][0] = sums[o][1] = 0;
+    for (int quarter = 0; quarter < 4 && group < WIDTH; quarter++) { /* shorter sums round less */
+#pragma unroll
+        for (int o = 0; o < OUTPUTS; o++) part[o][0] = part[o][1] = 0;
+        for (int b = quarter * K / 4; b < (quarter + 1) * K / 4; b++) {
+            float x[COLUMNS] = {v[padded(b * size + lane)], v[padded(b * size + lane + CU_WARP)]};
+#pragma unroll
+            for (int o = 0; o < OUTPUTS; o += 4) {
+                float4 four = *(const float4 *)(signs + b * WIDTH + group + o);
+                float sign[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                for (int l = 0; l < 4; l++)
+#pragma unroll
+                    for (int c = 0; c < COLUMNS; c++) part[o + l][c] = fmaf(sign[l], x[c], part[o + l][c]);
+            }
+        }
+#pragma unroll
+        for (int o = 0; o < OUTPUTS; o++)
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) sums[o][c] += part[o][c];
+    }
+    __syncthreads(); /* all pieces were read */
+    float *to = a.quantized ? NULL : a.y.p + offset_of(a, first, a.y.stride);
+#pragma unroll
+    for (int o = 0; o < OUTPUTS; o++) {
+        int p = group + o;
+        if (p >= K) continue;
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            int at = p * size + c * CU_WARP + lane;
+            if (a.quantized)
+                v[padded(at)] = sums[o][c] * a.scale;
+            else
+                to[at] = sums[o][c] * a.scale;
+        }
+    }
+    __syncthreads();
+}
+
+/* The table in shared memory, as `mix` or `mix_many` reads it. */
+template <int K> __device__ static void load_signs(const tile_args &a, float *signs)
+{
+    enum { WIDTH = table<K>::WIDTH, BY_COLUMN = K >= MANY };
+    for (int i = threadIdx.x; K > 1 && i < K * WIDTH; i += blockDim.x) {
+        int row = i / WIDTH, col = i % WIDTH;
+        bool turned = (a.transpose != 0) != (bool)BY_COLUMN;
+        signs[i] = col >= K ? 0.0f : (float)a.hk[turned ? col * K + row : row * K + col];
+    }
 }
 
 /* The transformed vectors on their grids: one a block, or one a warp. */
@@ -127,23 +237,30 @@ __device__ static void quantize_out(const tile_args &a, int64_t first, const flo
         if (vector >= a.vectors) continue;
         auto at = [&](int64_t i) { return v[padded(held * a.n + (int)i)]; };
         cu_fake_grid grid = alone ? cu_block_grid(a.grid, at, a.n, slots) : cu_warp_grid(a.grid, at, a.n);
-        int64_t row = vector / a.per_row, col = vector % a.per_row * a.n;
+        int64_t to = offset_of(a, vector, a.narrow.p ? a.narrow.stride : a.y.stride);
         if (a.narrow.p)
-            for (int i = i0; i < a.n; i += step) cu_store(a.narrow.row(row) + col + i, cu_fake_value(grid, at(i)));
+            for (int i = i0; i < a.n; i += step) cu_store(a.narrow.p + to + i, cu_fake_value(grid, at(i)));
         else
-            for (int i = i0; i < a.n; i += step) a.y.row(row)[col + i] = cu_fake_value(grid, at(i));
+            for (int i = i0; i < a.n; i += step) a.y.p[to + i] = cu_fake_value(grid, at(i));
     }
     __syncthreads();
 }
 
-template <int K, bool WIDE> __global__ void __launch_bounds__(MOST) hadamard_tile_kernel(tile_args a)
+template <int K, bool STAGED> __global__ void __launch_bounds__(MOST) hadamard_tile_kernel(tile_args a)
 {
     CU_DYNAMIC_SHARED(shared);
-    float *slots = (float *)shared, *signs = slots + SLOTS, *v = signs + (K > 1 ? K * K : 0);
-    for (int i = threadIdx.x; K > 1 && i < K * K; i += blockDim.x)
-        signs[i] = (float)(a.transpose ? a.hk[i % K * K + i / K] : a.hk[i]);
-    for (int64_t first = (int64_t)blockIdx.x * a.held; first < a.vectors; first += (int64_t)gridDim.x * a.held) {
-        take<WIDE>(a, first, v);
+    float *slots = (float *)shared, *signs = slots + SLOTS, *stage = signs + (K > 1 ? K * table<K>::WIDTH : 0);
+    float *v = stage + (STAGED ? a.held * a.n / RUN * STAGED_RUN : 0);
+    int64_t first = (int64_t)blockIdx.x * a.held, step = (int64_t)gridDim.x * a.held;
+    if (STAGED && first < a.vectors) fetch<K>(a, first, stage);
+    load_signs<K>(a, signs);
+    for (; first < a.vectors; first += step) {
+        if (STAGED) {
+            cu_copies_done<0>();
+            __syncthreads();
+        }
+        take<K, STAGED>(a, first, stage, v);
+        if (STAGED && first + step < a.vectors) fetch<K>(a, first + step, stage);
         for (int low = 4; low < a.log_size;) {
             int count = a.log_size - low < 4 ? a.log_size - low : 4;
             bool out = K == 1 && low + count == a.log_size;
@@ -155,20 +272,35 @@ template <int K, bool WIDE> __global__ void __launch_bounds__(MOST) hadamard_til
             }
             low += count;
         }
-        if (K > 1) mix<K>(a, first, v, signs);
+        if constexpr (K >= MANY)
+            mix_many<K>(a, first, v, signs);
+        else if (K > 1)
+            mix<K>(a, first, v, signs);
         if (a.quantized) quantize_out(a, first, v, slots);
     }
 }
 
-template <int K> static dq_status launch(dq_cuda_device *dev, const tile_args &a, bool wide)
+/* Blocks that an H100 or H200 runs at once. */
+static unsigned resident(int threads, int64_t bytes)
+{
+    enum { SMS = 132, SHARED = 227 * 1024, RESERVED = 1024, REGISTERS = 65536, EACH = 64 };
+    int64_t by_shared = SHARED / (bytes + RESERVED), by_registers = REGISTERS / (EACH * threads);
+    int64_t blocks = by_shared < by_registers ? by_shared : by_registers;
+    return (unsigned)(SMS * (blocks < 1 ? 1 : blocks));
+}
+
+template <int K> static dq_status launch(dq_cuda_device *dev, const tile_args &a)
 {
     int elements = a.held * a.n, threads = (elements / RUN + 31) / 32 * 32;
-    int64_t bytes = ((int64_t)elements + elements / RUN + (K > 1 ? K * K : 0) + SLOTS) * 4;
+    int64_t bytes = ((int64_t)elements + elements / RUN + (K > 1 ? K * table<K>::WIDTH : 0) + SLOTS) * 4;
+    int64_t staged = bytes + (int64_t)elements / RUN * STAGED_RUN * 4;
     unsigned grid = cu_grid(cu_div_up(a.vectors, a.held), 1);
     if (threads > MOST) threads = MOST;
-    if (wide) {
-        CU_TRY(cu_allow_shared(dev, hadamard_tile_kernel<K, true>, bytes));
-        CU_LAUNCH(dev, (hadamard_tile_kernel<K, true>), grid, threads, (size_t)bytes, a);
+    if (K >= MANY && threads < table<K>::WIDTH / OUTPUTS * CU_WARP) threads = table<K>::WIDTH / OUTPUTS * CU_WARP;
+    if (a.wide && staged <= dev->max_shared) {
+        unsigned most = resident(threads, staged);
+        CU_TRY(cu_allow_shared(dev, hadamard_tile_kernel<K, true>, staged));
+        CU_LAUNCH(dev, (hadamard_tile_kernel<K, true>), grid < most ? grid : most, threads, (size_t)staged, a);
     } else {
         CU_TRY(cu_allow_shared(dev, hadamard_tile_kernel<K, false>, bytes));
         CU_LAUNCH(dev, (hadamard_tile_kernel<K, false>), grid, threads, (size_t)bytes, a);
@@ -183,13 +315,19 @@ static int log_of(int64_t x)
     return log;
 }
 
-static bool has_table(int64_t k) { return k == 1 || k == 12 || k == 20 || k == 28 || k == 36 || k == 40; }
+/* With 172 pieces of 64 columns, which a lane's two are. */
+static bool has_table(int64_t k, int64_t size)
+{
+    if (k == 172) return size == COLUMNS * CU_WARP;
+    return (k == 1 || k == 12 || k == 20 || k == 28 || k == 36 || k == 40) && size >= (k == 1 ? 32 : RUN);
+}
 
 bool dq_cuda_hadamard_is_fast(const dq_cuda_device *dev, const dq_hadamard_desc *d, const dq_view *x)
 {
-    int64_t size = d->n / d->k;
-    return x->dtype == DQ_F32 && d->inner == 1 && has_table(d->k) && size >= (d->k == 1 ? 32 : RUN) && d->n <= 32768 &&
-           (d->n + d->n / RUN + d->k * d->k + SLOTS) * 4 <= dev->max_shared;
+    int64_t size = d->n / d->k, width = d->k == 172 ? (int64_t)table<172>::WIDTH : d->k;
+    return x->dtype == DQ_F32 && d->inner == 1 && has_table(d->k, size) && d->n <= 32768 &&
+           x->rows * (x->cols / d->n) <= UINT32_MAX && /* divisions of 32 bits */
+           (d->n + d->n / RUN + d->k * width + SLOTS) * 4 <= dev->max_shared;
 }
 
 dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, const int8_t *hk,
@@ -211,13 +349,14 @@ dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, 
         a.narrow = cu_view<cu_bf16>(y);
     else
         a.y = cu_view<float>(y);
-    bool wide = (uintptr_t)a.x.p % 16 == 0 && x->stride % 4 == 0;
+    a.wide = (uintptr_t)a.x.p % 16 == 0 && x->stride % 4 == 0;
     switch (d->k) {
-        case 1: return launch<1>(dev, a, wide);
-        case 12: return launch<12>(dev, a, wide);
-        case 20: return launch<20>(dev, a, wide);
-        case 28: return launch<28>(dev, a, wide);
-        case 36: return launch<36>(dev, a, wide);
-        default: return launch<40>(dev, a, wide);
+        case 1: return launch<1>(dev, a);
+        case 12: return launch<12>(dev, a);
+        case 20: return launch<20>(dev, a);
+        case 28: return launch<28>(dev, a);
+        case 36: return launch<36>(dev, a);
+        case 172: return launch<172>(dev, a);
+        default: return launch<40>(dev, a);
     }
 }
