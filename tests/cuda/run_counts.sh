@@ -33,7 +33,7 @@ one, three = reports[:2]
 layers = json.load(open("tests/data/tiny/config.json"))["num_hidden_layers"]
 # launches in a window: of one layer, and of the head with the norm before it
 expected = {"gemm bf16": (7, 1), "(convert_kernel<X, Y>)": (0, 1), "(norm_kernel<LAYER, cu_bf16>)": (2, 0),
-            "rope_kernel": (2, 0), "(pad_kernel<D, true>)": (1, 0), "attention_mma_kernel<D>": (1, 0),
+            "rope_fours_kernel": (2, 0), "(pad_kernel<D, true>)": (1, 0), "attention_mma_kernel<D>": (1, 0),
             "activation_kernel<cu_bf16>": (1, 0), "nll_kernel": (0, 1)}
 failed = False
 

@@ -11,15 +11,15 @@
 /* Four numbers of a row from column c on; 0, which never widens a range that matters here, behind its end. */
 template <bool quads> __device__ static inline void load_four(const float *in, int c, int cols, float *v)
 {
-    if (quads) {
+    if constexpr (quads) {
         float4 q = *(const float4 *)(in + c);
         v[0] = q.x;
         v[1] = q.y;
         v[2] = q.z;
         v[3] = q.w;
-        return;
+    } else {
+        for (int i = 0; i < 4; i++) v[i] = c + i < cols ? in[c + i] : 0.0f;
     }
-    for (int i = 0; i < 4; i++) v[i] = c + i < cols ? in[c + i] : 0.0f;
 }
 
 /* One block a row. `quads`: rows of whole quadruples, aligned. */
