@@ -51,7 +51,7 @@ m="--cal_file $work/cal.txt --nsamples 256 --seqlen 64 --target r1 --ep 0 --quan
 rows='sum(k["rows_train"] + k["rows_held_out"] for k in r["rotations"][0]["kinds"])'
 json budget_small 0 "1000 < $rows <= 4096 and r['rotations'][0]['kinds'][0]['rows_seen'] >= r['rotations'][0]['kinds'][0]['rows_train']" calibrate $model $m --budget 1M
 json budget_small_bf16 0 "$rows == 2 * sum(k['rows_train'] + k['rows_held_out'] for k in load('budget_small')['rotations'][0]['kinds'])" calibrate $model $m --budget 1M --rows_dtype bf16
-json budget_large 0 "$rows > 80000 and 10e6 < r['peak_rss_bytes'] - load('budget_small')['peak_rss_bytes'] < 50e6" calibrate $model $m --budget 32M
+json budget_large 0 "$rows > 80000 and 10e6 < r['allocated_peak_bytes'] - load('budget_small')['allocated_peak_bytes'] < 33e6" calibrate $model $m --budget 32M
 
 # ---- what it is good for ----
 q="--w_bits 16 --a_bits 3 --a_asym --a_clip_ratio 0.9 --use_r4 false --ppl_eval --text_file $work/eval.txt --seqlen 64"
