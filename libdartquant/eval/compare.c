@@ -25,7 +25,7 @@ static dq_status compare_piece(dq_perplexity_job *r, int64_t token, int64_t firs
     int64_t rows = a->view.rows;
     dq_tensor h, rh, pairs = dq_tensor_rows(&r->pairs, token, rows);
     DQ_TRY(dq_hidden_take(&r->reference->hidden, token, rows, true, &rh));
-    DQ_TRY(dq_hidden_take(&r->hidden, token, rows, true, &h));
+    DQ_TRY(dq_perplexity_head_input(r, token, rows, &h));
     DQ_TRY(dq_op_gemm(false, true, 1.0, &rh, rw, 0.0, a, r->spec.math));
     DQ_TRY(dq_op_gemm(false, true, 1.0, &h, w, 0.0, b, r->spec.math));
     DQ_TRY(dq_op_compare_logits(a, b, first, &pairs));

@@ -74,14 +74,58 @@ static dq_status start_loss(run *r)
     return r->reference ? dq_perplexity_start_pairs(r) : DQ_OK;
 }
 
+static int64_t tile_rows(const dq_arch *arch)
+{
+    int64_t tile = TILE_BYTES / 4 / arch->hidden / 256 * 256;
+    return tile < 256 ? 256 : tile > TILE_ROWS ? TILE_ROWS : tile;
+}
+
+/* What comes after the layers: sums of all tokens, a tile of two heads and the logits of a piece from both. */
+static uint64_t head_room(const dq_arch *arch, int64_t tokens)
+{
+    int64_t tile = tile_rows(arch);
+    return (uint64_t)(tokens * (3 + 7) * 8 + tokens * 4 + 2 * tile * arch->hidden * 4 +
+                      2 * DQ_PERPLEXITY_PIECE * tile * 4);
+}
+
+/* Where there is room, the head's tiles find all states rounded as their products would round them, each time again; states
+ * that wait in memory of the host travel once, too. */
+static dq_status round_states(run *r)
+{
+    dq_device *dev = dq_model_device(r->model);
+    const dq_arch *arch = dq_model_arch(r->model);
+    int64_t tokens = r->windows * r->seqlen, visit = dq_hidden_visit(&r->hidden, r->seqlen);
+    uint64_t bytes = (uint64_t)tokens * (uint64_t)arch->hidden * 2, spare = head_room(arch, tokens), left;
+    if (!dq_tensor_is_empty(&r->rounded) || !(r->spec.math & DQ_MATH_BF16) || !dq_device_rounds_inputs(dev))
+        return DQ_OK;
+    DQ_TRY(dq_device_memory_left(dev, &left));
+    if (left == UINT64_MAX || bytes > left || spare > left - bytes) return DQ_OK;
+    DQ_TRY(dq_tensor_alloc(dev, DQ_BF16, tokens, arch->hidden, &r->rounded));
+    for (int64_t first = 0; first < tokens; first += visit) {
+        int64_t rows = tokens - first < visit ? tokens - first : visit;
+        dq_tensor h, to = dq_tensor_rows(&r->rounded, first, rows);
+        DQ_TRY(dq_hidden_take(&r->hidden, first, rows, true, &h));
+        DQ_TRY(dq_op_convert(&h, &to));
+    }
+    return DQ_OK;
+}
+
+dq_status dq_perplexity_head_input(run *r, int64_t first, int64_t rows, dq_tensor *out)
+{
+    if (dq_tensor_is_empty(&r->rounded)) return dq_hidden_take(&r->hidden, first, rows, true, out);
+    *out = dq_tensor_rows(&r->rounded, first, rows);
+    return DQ_OK;
+}
+
 static dq_status run_tile(run *r, int64_t first, int64_t rows)
 {
     dq_tensor w = {0};
     dq_status status = DQ_OK;
+    DQ_TRY(round_states(r));
     DQ_TRY(dq_model_read_head(r->model, first, rows, r->spec.math, &w));
     for (int64_t i = 0; i < r->windows; i++) {
         dq_tensor h, state = window_of(&r->state, r, i);
-        DQ_GO(dq_hidden_take(&r->hidden, i * r->seqlen, r->seqlen, true, &h));
+        DQ_GO(dq_perplexity_head_input(r, i * r->seqlen, r->seqlen, &h));
         dq_tensor targets = dq_tensor_slice(&r->targets, 0, 1, i * r->seqlen, r->seqlen);
         DQ_GO(dq_op_head_nll(&h, &w, &targets, first, &state, r->spec.math));
         DQ_GO(dq_progress_check(r->progress));
@@ -131,20 +175,6 @@ static dq_status check(const dq_model *model, int64_t count, int64_t seqlen, int
     if (!dq_mul_ok((size_t)count, (size_t)a->hidden, &rows) || !dq_mul_ok(rows, sizeof(float), &bytes))
         return dq_fail(DQ_E_NOMEM, "hidden states of %lld tokens overflow", (long long)count);
     return DQ_OK;
-}
-
-static int64_t tile_rows(const dq_arch *arch)
-{
-    int64_t tile = TILE_BYTES / 4 / arch->hidden / 256 * 256;
-    return tile < 256 ? 256 : tile > TILE_ROWS ? TILE_ROWS : tile;
-}
-
-/* What comes after the layers: sums of all tokens, a tile of two heads and the logits of a piece from both. */
-static uint64_t head_room(const dq_arch *arch, int64_t tokens)
-{
-    int64_t tile = tile_rows(arch);
-    return (uint64_t)(tokens * (3 + 7) * 8 + tokens * 4 + 2 * tile * arch->hidden * 4 +
-                      2 * DQ_PERPLEXITY_PIECE * tile * 4);
 }
 
 dq_status dq_perplexity_open_states(const dq_model *model, int64_t tokens, int64_t seqlen, dq_hidden *out)
@@ -209,6 +239,7 @@ void dq_perplexity_job_free(dq_perplexity_job *r)
 {
     if (!r) return;
     dq_hidden_close(&r->hidden);
+    dq_tensor_free(&r->rounded);
     dq_tensor_free(&r->targets);
     dq_tensor_free(&r->state);
     dq_tensor_free(&r->pairs);

@@ -355,7 +355,8 @@ static void head_nll(void **state)
     static const head_case cases[] = {
         {1, 1, 1, 1, DQ_F32, 0},        {5, 17, 33, 8, DQ_F32, 0},     {33, 64, 1000, 1000, DQ_F32, 0},
         {0, 8, 9, 9, DQ_F32, 0},        {9, 576, 130, 50, DQ_BF16, 0}, {130, 31, 257, 100, DQ_F16, 0},
-        {33, 64, 1000, 300, DQ_F32, 1}, {9, 576, 130, 50, DQ_BF16, 1},
+        {33, 64, 1000, 300, DQ_F32, 1}, {9, 576, 130, 50, DQ_BF16, 1}, {3, 8, 9001, 9001, DQ_F32, 0},
+        {2, 40, 8600, 4300, DQ_BF16, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         for (int layout = 0; layout < 2; layout++) {

@@ -2,53 +2,74 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/four.h"
 
 /* Logits that exist at a time. */
 enum { TILE_BYTES = 256 << 20 };
 
-/* Joins two (max, sum of exp(x - max)) pairs. A NaN logit makes its token's sum NaN, so that it does not vanish. */
-__device__ static void join(double &top, double &sum, double other_top, double other_sum)
+/* Logits that a thread holds at a time: a tile of 4096 is read once. */
+enum { HELD = 4 /* of four */ };
+
+/* Adds to a token's (max, sum of exp(x - max)). */
+__device__ static void join(double *state, double top, double sum)
 {
-    if (other_sum == 0) return;
-    if (sum == 0) {
-        top = other_top;
-        sum = other_sum;
-    } else if (other_top > top) {
-        sum = sum * exp(top - other_top) + other_sum;
-        top = other_top;
+    if (sum == 0) return;
+    if (state[1] == 0) {
+        state[0] = top;
+        state[1] = sum;
+    } else if (top > state[0]) {
+        state[1] = state[1] * exp(state[0] - top) + sum;
+        state[0] = top;
     } else {
-        sum += other_sum * exp(other_top - top);
+        state[1] += sum * exp(top - state[0]);
     }
 }
 
-/* One block a token. */
-__global__ void nll_kernel(cu_mat<const float> logits, const int32_t *targets, int64_t first, cu_mat<double> state)
+__device__ static float block_max(float x, float *slots)
 {
-    __shared__ double tops[CU_THREADS / CU_WARP], sums[CU_THREADS / CU_WARP];
-    const float *x = logits.row(blockIdx.x);
-    double *s = state.row(blockIdx.x);
-    float highest = -INFINITY;
-    for (int64_t c = threadIdx.x; c < logits.cols; c += blockDim.x)
-        if (x[c] > highest || x[c] != x[c]) highest = x[c];
-    double top = highest, sum = 0;
-    for (int64_t c = threadIdx.x; c < logits.cols; c += blockDim.x)
-        if (x[c] != -INFINITY) sum += (double)expf(x[c] - highest);
-    for (int step = CU_WARP / 2; step > 0; step /= 2) {
-        double other_top = __shfl_xor_sync(CU_ALL, top, step), other_sum = __shfl_xor_sync(CU_ALL, sum, step);
-        join(top, sum, other_top, other_sum);
-    }
-    if (threadIdx.x % CU_WARP == 0) {
-        tops[threadIdx.x / CU_WARP] = top;
-        sums[threadIdx.x / CU_WARP] = sum;
-    }
+    for (int step = CU_WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(CU_ALL, x, step));
+    if (threadIdx.x % CU_WARP == 0) slots[threadIdx.x / CU_WARP] = x;
     __syncthreads();
+    for (int w = 0; w < CU_THREADS / CU_WARP; w++) x = fmaxf(x, slots[w]);
+    return x;
+}
+
+/* One block a token. A NaN logit makes its token's sum NaN, so that it does not vanish: fmaxf passes it by, but it stays the
+ * largest of its thread. */
+__global__ void nll_kernel(cu_mat<const float> logits, const int32_t *targets, int64_t first, cu_mat<double> state,
+                           bool wide)
+{
+    __shared__ double sums[CU_THREADS / CU_WARP];
+    __shared__ float tops[CU_THREADS / CU_WARP];
+    const float *x = logits.row(blockIdx.x);
+    float top = -INFINITY;
+    double sum = 0;
+    for (int64_t start = 0; start < logits.cols; start += 4 * HELD * CU_THREADS) {
+        cu_four<float> v[HELD];
+        float before = top;
+#pragma unroll
+        for (int k = 0; k < HELD; k++) {
+            int64_t c = start + 4 * ((int64_t)k * CU_THREADS + threadIdx.x);
+            int n = cu_at_most_four(logits.cols - c);
+            v[k] = cu_take(x + c, n, wide);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (i >= n) v[k].v[i] = -INFINITY;
+                if (v[k].v[i] > top || v[k].v[i] != v[k].v[i]) top = v[k].v[i];
+            }
+        }
+        if (sum != 0 && top != before) sum *= exp((double)before - (double)top);
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (v[k].v[i] != -INFINITY) sum += (double)expf(v[k].v[i] - top);
+    }
+    float highest = block_max(top, tops);
+    sum = cu_block_sum(sum == 0 ? 0.0 : sum * (double)expf(top - highest), sums);
     if (threadIdx.x != 0) return;
-    top = s[0];
-    sum = s[1];
-    for (int w = 0; w < CU_THREADS / CU_WARP; w++) join(top, sum, tops[w], sums[w]);
-    s[0] = top;
-    s[1] = sum;
+    double *s = state.row(blockIdx.x);
+    join(s, highest, sum);
     int64_t target = (int64_t)targets[blockIdx.x] - first;
     if (targets[blockIdx.x] >= 0 && target >= 0 && target < logits.cols) s[2] = x[target];
 }
@@ -70,7 +91,7 @@ DQ_CUDA_SLOT dq_cuda_head_nll(void *device, const dq_view *x, const dq_view *w, 
         status = dq_cuda_gemm(dev, 0, 1, 1.0, &part, w, 0.0, &logits, math);
         if (status != DQ_OK) break;
         CU_LAUNCH(dev, nll_kernel, (unsigned)n, CU_THREADS, 0, cu_view<const float>(&logits),
-                  (const int32_t *)cu_at(targets) + r, first, cu_view<double>(&sums));
+                  (const int32_t *)cu_at(targets) + r, first, cu_view<double>(&sums), cu_in_fours<float>(&logits));
         status = dq_cuda_launched(dev, "head_nll");
     }
     dq_cuda_release(dev, &scratch);
