@@ -235,7 +235,7 @@ static dq_status add_drawn(dq_device *dev, dq_source *s, int64_t tensor, dq_row_
         if (status == DQ_OK) status = dq_tensor_from_host(dev, DQ_F32, n, cols, host, &x);
         if (status == DQ_OK) status = find_nonfinite(&x, &bad);
         if (bad >= 0) status = dq_fail(DQ_E_NONFINITE, "row %lld is NaN or infinite", (long long)(r + bad));
-        if (status == DQ_OK) status = dq_rows_add(to, kind, &x);
+        if (status == DQ_OK) status = dq_rows_add_finite(to, kind, &x);
         dq_tensor_free(&x);
     }
     dq_free(host);

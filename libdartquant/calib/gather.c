@@ -156,7 +156,7 @@ static dq_status keep_listed(dq_gather *g, dq_rows *to, dq_row_kind kind, const 
     }
     if (begin == end) return DQ_OK;
     DQ_TRY(pick_rows(g->env, x, list + begin, end - begin, (int32_t)first, &rows));
-    dq_status status = dq_rows_add(to, kind, &rows);
+    dq_status status = dq_rows_add_finite(to, kind, &rows);
     dq_tensor_free(&rows);
     return status;
 }
@@ -185,7 +185,7 @@ static dq_status add_weight_rows(dq_gather *g, dq_rows *to, const dq_tensor *w, 
     pieces.view.rows = count * (w->view.cols / width);
     pieces.view.cols = pieces.view.stride = width;
     dq_status status = dq_op_rmsnorm(&pieces, NULL, TINY, &pieces);
-    if (status == DQ_OK) status = dq_rows_add(to, DQ_ROWS_WEIGHT, &rows);
+    if (status == DQ_OK) status = dq_rows_add_finite(to, DQ_ROWS_WEIGHT, &rows);
     dq_tensor_free(&rows);
     return status;
 }

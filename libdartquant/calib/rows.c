@@ -157,18 +157,23 @@ static dq_status copy_rows(row_store *s, int64_t to, const dq_tensor *x, int64_t
 
 dq_status dq_rows_add(dq_rows *rows, dq_row_kind kind, const dq_tensor *x)
 {
+    int64_t bad = -1;
+    if (!rows->sealed && x->view.cols == rows->spec.width && x->view.rows > 0) DQ_TRY(dq_op_find_nonfinite(x, &bad));
+    if (bad >= 0)
+        return dq_fail(DQ_E_NONFINITE, "%s row %lld is not finite at column %lld", kind_names[kind],
+                       (long long)(bad / x->view.cols), (long long)(bad % x->view.cols));
+    return dq_rows_add_finite(rows, kind, x);
+}
+
+dq_status dq_rows_add_finite(dq_rows *rows, dq_row_kind kind, const dq_tensor *x)
+{
     row_store *s = &rows->kinds[kind];
-    int64_t m = x->view.rows, bad = -1;
+    int64_t m = x->view.rows;
     if (rows->sealed) return dq_fail(DQ_E_STATE, "the row set is sealed: no more rows");
     if (x->view.cols != rows->spec.width)
         return dq_fail(DQ_E_INVALID, "%s rows of %lld numbers, must be %lld", kind_names[kind], (long long)x->view.cols,
                        (long long)rows->spec.width);
-    if (m == 0) return DQ_OK;
-    DQ_TRY(dq_op_find_nonfinite(x, &bad));
-    if (bad >= 0)
-        return dq_fail(DQ_E_NONFINITE, "%s row %lld is not finite at column %lld", kind_names[kind],
-                       (long long)(bad / x->view.cols), (long long)(bad % x->view.cols));
-    if (s->capacity == 0) return DQ_OK;
+    if (m == 0 || s->capacity == 0) return DQ_OK;
     DQ_TRY(make_room(rows, s, s->kept + m));
     int64_t fill = s->capacity - s->kept < m ? s->capacity - s->kept : m;
     if (fill > 0) DQ_TRY(copy_rows(s, s->kept, x, 0, fill));

@@ -39,6 +39,9 @@ void dq_rows_free(dq_rows *rows); /* NULL is accepted */
  * they are cut in calls. Storage grows in steps; while it does, an eighth of the budget at most is there twice. NaN or Inf:
  * DQ_E_NONFINITE names row (of this call) and column, nothing is added. DQ_E_STATE once sealed. */
 dq_status dq_rows_add(dq_rows *rows, dq_row_kind kind, const dq_tensor *x);
+/* The same without looking for NaN and Inf, for rows of which the caller knows, or finds out before the set is used: the
+ * device is not waited for. */
+dq_status dq_rows_add_finite(dq_rows *rows, dq_row_kind kind, const dq_tensor *x);
 /* So many rows of the kind will come in all: room is made for them once. More or fewer may come. */
 dq_status dq_rows_expect(dq_rows *rows, dq_row_kind kind, int64_t count);
 /* Parts the rows of each kind in training and held-out ones by a seeded draw. No rows at all: DQ_E_INVALID. The
