@@ -432,6 +432,14 @@ typedef struct dq_backend {
                                  const dq_fake_quant_desc *d, const dq_view *y);
 
     uint64_t features; /* DQ_FEATURE_*, 0 = none */
+
+    /* As rmsnorm_quant, for quantize_rows: the codes and grid of rmsnorm(x), layernorm(x), hadamard(x). */
+    dq_status (*rmsnorm_rows)(void *dev, const dq_view *x, const dq_view *weight, double eps,
+                              const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid);
+    dq_status (*layernorm_rows)(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                                const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid);
+    dq_status (*hadamard_rows)(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
+                               const dq_view *codes, const dq_view *grid);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

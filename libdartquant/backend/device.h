@@ -134,6 +134,14 @@ dq_status dq_op_quantize_rows(const dq_fake_quant_desc *d, const dq_tensor *x, d
 dq_status dq_op_int8_linear(double beta, const dq_tensor *x, const dq_tensor *x_grid, const dq_tensor *w,
                             const dq_tensor *w_grid, dq_tensor *y);
 bool dq_device_has_integers(const dq_device *dev);
+/* quantize_rows of rmsnorm(x), layernorm(x), hadamard(x): in one pass where the device can; else `between`, F32 like x, takes
+ * what the first of the two ops gives (that of a transform may be x). */
+dq_status dq_op_rmsnorm_rows(const dq_tensor *x, const dq_tensor *weight, double eps, const dq_fake_quant_desc *d,
+                             dq_tensor *between, dq_tensor *codes, dq_tensor *grid);
+dq_status dq_op_layernorm_rows(const dq_tensor *x, const dq_tensor *weight, const dq_tensor *bias, double eps,
+                               const dq_fake_quant_desc *d, dq_tensor *between, dq_tensor *codes, dq_tensor *grid);
+dq_status dq_op_hadamard_rows(const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_tensor *x,
+                              dq_tensor *between, dq_tensor *codes, dq_tensor *grid);
 
 /* Generation. */
 dq_status dq_op_packed_linear(const dq_packed_desc *d, const dq_tensor *x, const dq_tensor *codes,

@@ -86,6 +86,9 @@ typedef enum dq_op_id {
     DQ_OP_HADAMARD_QUANT,
     DQ_OP_QUANTIZE_ROWS,
     DQ_OP_INT8_LINEAR,
+    DQ_OP_RMSNORM_ROWS,
+    DQ_OP_LAYERNORM_ROWS,
+    DQ_OP_HADAMARD_ROWS,
     DQ_OP_LAYERNORM_QUANT
 } dq_op_id;
 

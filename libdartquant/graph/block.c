@@ -44,14 +44,21 @@ static bool reads_codes(const dq_block *b, int site)
     return dq_linear_is_int8(&b->linear[linear]);
 }
 
-/* The input of int8 weights, in ws.codes cut to its width, and its grid. */
+/* Where the input of int8 weights goes, which is to be made of x: in ws.codes cut to its width, and its grid. */
+static dq_status place_codes(const dq_workspace *ws, const dq_tensor *x, dq_tensor *codes, dq_tensor *grid)
+{
+    if (dq_tensor_is_empty(&ws->codes)) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for codes");
+    *grid = dq_tensor_rows(&ws->grid, 0, x->view.rows);
+    *codes = dq_tensor_slice(&ws->codes, 0, x->view.rows, 0, x->view.cols);
+    return DQ_OK;
+}
+
 static dq_status code_input(const dq_block_spec *s, const dq_block *b, int site, const char *what, const dq_tensor *x,
                             dq_workspace *ws, dq_tensor *slice, const dq_tensor **out)
 {
     dq_act_spec own = own_spec(&s->scheme.a, b, site);
-    if (dq_tensor_is_empty(&ws->codes)) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for codes");
-    dq_tensor grid = dq_tensor_rows(&ws->grid, 0, x->view.rows);
-    *slice = dq_tensor_slice(&ws->codes, 0, x->view.rows, 0, x->view.cols);
+    dq_tensor grid;
+    DQ_TRY(place_codes(ws, x, slice, &grid));
     *out = slice;
     return dq_quantize_rows_apply(&own, what, x, slice, &grid);
 }
@@ -85,12 +92,18 @@ static dq_status norm_input(const dq_block_spec *s, const dq_block *b, int site,
                             dq_tensor *slice, const dq_tensor **out)
 {
     bool quantized = s->scheme.a.bits < 16, one_op = s->layer_norm || dq_tensor_is_empty(bias);
-    if (!one_op || !(quantized || ws->rounds) || reads_codes(b, site)) {
+    if (!one_op || !(quantized || ws->rounds)) {
         DQ_TRY(norm(s, weight, bias, h, ws));
         return product_input(s, b, site, what, &ws->x, true, ws, slice, out);
     }
     dq_act_spec own = own_spec(&s->scheme.a, b, site);
     DQ_TRY(check_rows(h, ws));
+    if (reads_codes(b, site)) {
+        dq_tensor grid;
+        DQ_TRY(place_codes(ws, h, slice, &grid));
+        *out = slice;
+        return dq_norm_rows_apply(s, &own, what, h, weight, bias, &ws->x, slice, &grid);
+    }
     *slice = dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, h->view.cols);
     *out = slice;
     if (!quantized) return dq_norm_apply(s, weight, bias, h, slice);
@@ -228,23 +241,32 @@ dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspa
     return multiply(s, &b->linear[DQ_BLOCK_DOWN], x, ws, true, h);
 }
 
+/* The input of down_proj from ws.gate before R4, as its product reads it. */
+static dq_status rotated_input(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *slice,
+                               const dq_tensor **out)
+{
+    static const char what[] = "down_proj input";
+    dq_act_spec own = own_spec(&s->scheme.a, b, DQ_CLIP_DOWN);
+    dq_tensor grid;
+    if (!reads_codes(b, DQ_CLIP_DOWN))
+        return dq_hadamard_quant_apply(s->r4, &own, what, &ws->gate, down_input(ws), out);
+    DQ_TRY(place_codes(ws, &ws->gate, slice, &grid));
+    *out = slice;
+    return dq_hadamard_rows_apply(s->r4, &own, what, &ws->gate, slice, &grid);
+}
+
 /* mlp_in, mlp and mlp_out in a row. */
 static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
 {
     dq_tensor slice;
     const dq_tensor *x;
-    dq_act_spec down = own_spec(&s->scheme.a, b, DQ_CLIP_DOWN);
     DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, &b->mlp_norm_bias, h, ws, &slice, &x));
     if (ws->rounds && s->scheme.a.bits >= 16 && !s->r4) {
         DQ_TRY(activated(s, b, x, ws, &ws->act));
         x = &ws->act;
     } else {
         DQ_TRY(activated(s, b, x, ws, &ws->gate));
-        if (reads_codes(b, DQ_CLIP_DOWN)) {
-            if (s->r4) DQ_TRY(dq_hadamard_apply(s->r4, 1, &ws->gate));
-            return dq_block_mlp_out(s, b, ws, h);
-        }
-        DQ_TRY(dq_hadamard_quant_apply(s->r4, &down, "down_proj input", &ws->gate, down_input(ws), &x));
+        DQ_TRY(rotated_input(s, b, ws, &slice, &x));
     }
     return multiply(s, &b->linear[DQ_BLOCK_DOWN], x, ws, true, h);
 }

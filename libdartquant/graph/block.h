@@ -147,6 +147,13 @@ dq_status dq_fake_quant_apply(const dq_act_spec *spec, const char *what, const d
 /* The codes of dq_fake_quant_apply's result; at most 8 bits, one range per row. */
 dq_status dq_quantize_rows_apply(const dq_act_spec *spec, const char *what, const dq_tensor *x, dq_tensor *codes,
                                  dq_tensor *grid);
+/* Likewise of dq_norm_apply's result (an RMS norm has no bias here), which `between` may take on the way, and of the rotated x
+ * (h NULL: of x), of which anything may be left. */
+dq_status dq_norm_rows_apply(const dq_block_spec *s, const dq_act_spec *spec, const char *what, const dq_tensor *h,
+                             const dq_tensor *weight, const dq_tensor *bias, dq_tensor *between, dq_tensor *codes,
+                             dq_tensor *grid);
+dq_status dq_hadamard_rows_apply(const dq_hadamard *h, const dq_act_spec *spec, const char *what, dq_tensor *x,
+                                 dq_tensor *codes, dq_tensor *grid);
 /* x = (block-diagonal) orthonormal Hadamard of x along a dimension of h->blocks * h->n elements that lie `inner` columns
  * apart; in place, F32 or F64. */
 dq_status dq_hadamard_apply(const dq_hadamard *h, int64_t inner, dq_tensor *x);

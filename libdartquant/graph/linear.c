@@ -93,6 +93,17 @@ dq_status dq_quantize_rows_apply(const dq_act_spec *spec, const char *what, cons
     return dq_op_quantize_rows(&d, x, codes, grid);
 }
 
+dq_status dq_norm_rows_apply(const dq_block_spec *s, const dq_act_spec *spec, const char *what, const dq_tensor *h,
+                             const dq_tensor *weight, const dq_tensor *bias, dq_tensor *between, dq_tensor *codes,
+                             dq_tensor *grid)
+{
+    dq_fake_quant_desc d;
+    DQ_TRY(grid_of(spec, what, h->view.cols, &d));
+    if (s->layer_norm)
+        return dq_op_layernorm_rows(h, present(weight), present(bias), s->norm_eps, &d, between, codes, grid);
+    return dq_op_rmsnorm_rows(h, present(weight), s->norm_eps, &d, between, codes, grid);
+}
+
 dq_status dq_norm_quant_apply(const dq_block_spec *s, const dq_act_spec *spec, const char *what, const dq_tensor *h,
                               const dq_tensor *weight, const dq_tensor *bias, dq_tensor *y)
 {
@@ -123,6 +134,16 @@ dq_status dq_hadamard_quant_apply(const dq_hadamard *h, const dq_act_spec *spec,
     DQ_TRY(grid_of(spec, what, x->view.cols, &d));
     dq_hadamard_desc t = desc_of(h, 1);
     return dq_op_hadamard_quant(&t, &d, x, y);
+}
+
+dq_status dq_hadamard_rows_apply(const dq_hadamard *h, const dq_act_spec *spec, const char *what, dq_tensor *x,
+                                 dq_tensor *codes, dq_tensor *grid)
+{
+    dq_fake_quant_desc d;
+    if (!h) return dq_quantize_rows_apply(spec, what, x, codes, grid);
+    DQ_TRY(grid_of(spec, what, x->view.cols, &d));
+    dq_hadamard_desc t = desc_of(h, 1);
+    return dq_op_hadamard_rows(&t, &d, x, x, codes, grid);
 }
 
 dq_status dq_divide_rows(const float *by, dq_tensor *w)

@@ -102,6 +102,91 @@ static void quantize_rows(void **state)
     finish_cases();
 }
 
+/* ---- in one pass ---- */
+
+typedef struct fused_case {
+    enum { RMS, LAYER, HADAMARD } kind;
+    int64_t rows, cols, k;
+    int bits, symmetric;
+    bool whole; /* served by a device that has the slot; always so behind norms */
+} fused_case;
+
+static uint64_t ops_of(const run_ctx *c) { return dq_device_get_counters(c->dev)->ops; }
+
+/* What two ops give, less what one gives, is nothing. */
+static void keep_nothing(run_ctx *c, const made *codes, const made *grid, const made *codes2, made *grid2)
+{
+    int64_t rows = codes->view.view.rows, cols = codes->view.view.cols;
+    int8_t *a = malloc((size_t)(rows * cols)), *b = malloc((size_t)(rows * cols));
+    must(dq_tensor_download(&codes->view, a));
+    must(dq_tensor_download(&codes2->view, b));
+    assert_memory_equal(a, b, (size_t)(rows * cols));
+    must(dq_op_axpy(-1, &grid->view, &grid2->view));
+    keep(c, "grid of two ops less that of one", grid2, band_of("fused", "f32"), 1);
+    free(a);
+    free(b);
+}
+
+static void fused_run(run_ctx *c, const void *params)
+{
+    const fused_case *p = params;
+    if (is_left_out(c)) return;
+    made *x = make_random(c, DQ_F32, p->rows, p->cols), *weight = make_random(c, DQ_F32, 1, p->cols);
+    made *bias = make_random(c, DQ_F32, 1, p->cols), *between = make_constant(c, DQ_F32, p->rows, p->cols, 3);
+    made *codes[2], *grid[2];
+    int8_t *hk = malloc((size_t)(p->k * p->k) + 1);
+    for (int64_t i = 0; i < p->k * p->k; i++) hk[i] = next_below(c, 2) ? 1 : -1;
+    dq_hadamard_desc h = {p->cols, p->k ? p->k : 1, p->k > 1 ? hk : NULL, 1, 0, 0, 1 / sqrt((double)p->cols)};
+    dq_fake_quant_desc d = {p->bits, p->symmetric, p->cols, 0.9f, 1};
+    for (int i = 0; i < 2; i++) {
+        codes[i] = make_constant(c, DQ_I8, p->rows, p->cols, 5);
+        grid[i] = make_constant(c, DQ_F32, p->rows, 3, 9);
+    }
+    uint64_t before = ops_of(c), fallbacks = dq_device_fallbacks(c->dev);
+    if (p->kind == RMS)
+        must(dq_op_rmsnorm_rows(&x->view, p->rows % 2 ? &weight->view : NULL, 1e-5, &d, &between->view, &codes[0]->view,
+                                &grid[0]->view));
+    else if (p->kind == LAYER)
+        must(dq_op_layernorm_rows(&x->view, &weight->view, p->rows % 2 ? &bias->view : NULL, 1e-5, &d, &between->view,
+                                  &codes[0]->view, &grid[0]->view));
+    else
+        must(dq_op_hadamard_rows(&h, &d, &x->view, &between->view, &codes[0]->view, &grid[0]->view));
+    bool cuda = strcmp(dq_device_backend(c->dev), "cuda") == 0;
+    if (p->rows > 0) assert_int_equal(ops_of(c) - before, cuda && p->whole ? 1 : 2);
+    if (cuda) assert_int_equal(dq_device_fallbacks(c->dev), fallbacks);
+    if (p->kind == RMS)
+        must(dq_op_rmsnorm(&x->view, p->rows % 2 ? &weight->view : NULL, 1e-5, &between->view));
+    else if (p->kind == LAYER)
+        must(dq_op_layernorm(&x->view, &weight->view, p->rows % 2 ? &bias->view : NULL, 1e-5, &between->view));
+    else
+        must(dq_op_hadamard(&h, &x->view, &between->view));
+    if (p->rows > 0) must(dq_op_quantize_rows(&d, &between->view, &codes[1]->view, &grid[1]->view));
+    if (p->rows > 0) keep_nothing(c, codes[0], grid[0], codes[1], grid[1]);
+    free(hk);
+}
+
+static void rows_in_one_pass(void **state)
+{
+    (void)state;
+    static const fused_case cases[] = {
+        {RMS, 5, 64, 0, 8, 0, true},        {RMS, 4, 577, 0, 4, 1, true},        {RMS, 3, 4096, 0, 4, 0, true},
+        {RMS, 0, 8, 0, 8, 1, true},         {RMS, 1, 1, 0, 8, 0, true},          {LAYER, 5, 96, 0, 8, 0, true},
+        {LAYER, 4, 31, 0, 3, 1, true},      {LAYER, 3, 2052, 0, 8, 1, true},     {HADAMARD, 3, 64, 1, 8, 0, true},
+        {HADAMARD, 70, 128, 1, 4, 1, true}, {HADAMARD, 2, 4096, 1, 8, 0, true},  {HADAMARD, 2, 8192, 1, 4, 1, true},
+        {HADAMARD, 3, 448, 28, 8, 1, true}, {HADAMARD, 2, 7168, 28, 4, 0, true}, {HADAMARD, 2, 688, 172, 8, 0, false},
+        {HADAMARD, 5, 16, 1, 8, 0, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int layout = 0; layout < LAYOUTS; layout++) {
+            const fused_case *p = &cases[i];
+            char label[120];
+            snprintf(label, sizeof label, "rows of kind %d [%d, %d] table %d bits %d %s", (int)p->kind, (int)p->rows,
+                     (int)p->cols, (int)p->k, p->bits, p->symmetric ? "sym" : "asym");
+            run_case_with(label, fused_run, p, layout, false, nothing_kept);
+        }
+    finish_cases();
+}
+
 /* ---- products ---- */
 
 typedef struct linear_case {
@@ -253,8 +338,8 @@ static void refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(quantize_rows), cmocka_unit_test(int8_linear),
-                                       cmocka_unit_test(many_rows), cmocka_unit_test(codes_are_floats),
-                                       cmocka_unit_test(refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(quantize_rows),    cmocka_unit_test(int8_linear),
+                                       cmocka_unit_test(many_rows),        cmocka_unit_test(rows_in_one_pass),
+                                       cmocka_unit_test(codes_are_floats), cmocka_unit_test(refused)};
     return cmocka_run_group_tests_name("conformance: products of integers", tests, open_all, close_all);
 }

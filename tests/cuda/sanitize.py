@@ -35,7 +35,7 @@ SHARED = [("forward", "attention"), ("quant", "hadamard"), ("quant", "gptq_block
           ("fit", "rotation_loss"), ("quant", "syrk"), ("forward", "rmsnorm"), ("forward", "head_nll"), ("data", "dot"),
           ("generate", "kv_attention"), ("forward", "compare_logits"), ("generate", "packed_linear"), ("fit", "stacks"),
           ("forward", "layernorm"), ("fused", "hadamard_quant"), ("fused", "rmsnorm_quant"), ("fused", "layernorm_quant"), ("int8", "quantize_rows"),
-          ("int8", "int8_linear")]
+          ("int8", "int8_linear"), ("int8", "rows_in_one_pass")]
 RUNS = {"memcheck": EVERY, "racecheck": SHARED, "synccheck": SHARED, "initcheck": EVERY}
 SHARE = {"memcheck": 0.35, "racecheck": 0.3, "synccheck": 0.15, "initcheck": 0.2}
 began = time.monotonic()

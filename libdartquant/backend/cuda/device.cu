@@ -445,6 +445,9 @@ static dq_backend make_table(void)
     t.features = DQ_FEATURE_BF16;
     t.quantize_rows = dq_cuda_quantize_rows;
     t.int8_linear = dq_cuda_int8_linear;
+    t.rmsnorm_rows = dq_cuda_rmsnorm_rows;
+    t.layernorm_rows = dq_cuda_layernorm_rows;
+    t.hadamard_rows = dq_cuda_hadamard_rows;
     return t;
 }
 

@@ -164,6 +164,12 @@ DQ_CUDA_SLOT dq_cuda_kv_attention(void *dev, const dq_kv_attention_desc *d, cons
 /* int8.cu */
 DQ_CUDA_SLOT dq_cuda_quantize_rows(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *codes,
                                    const dq_view *grid);
+DQ_CUDA_SLOT dq_cuda_rmsnorm_rows(void *dev, const dq_view *x, const dq_view *weight, double eps,
+                                  const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid);
+DQ_CUDA_SLOT dq_cuda_layernorm_rows(void *dev, const dq_view *x, const dq_view *weight, const dq_view *bias, double eps,
+                                    const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid);
+DQ_CUDA_SLOT dq_cuda_hadamard_rows(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
+                                   const dq_view *codes, const dq_view *grid);
 DQ_CUDA_SLOT dq_cuda_int8_linear(void *dev, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
                                  const dq_view *w_grid, const dq_view *y);
 /* weight.cu, gptq.cu */

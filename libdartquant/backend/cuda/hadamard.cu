@@ -118,9 +118,23 @@ DQ_CUDA_SLOT dq_cuda_hadamard(void *device, const dq_hadamard_desc *d, const dq_
     CU_TRY(bring_table(dev, d, &table));
     hadamard_args a = {
         (int)d->n, (int)d->k, (int)(d->n / d->k), (int)d->inner, d->transpose, (const int8_t *)table.address, d->scale};
-    dq_status status = dq_cuda_hadamard_is_fast(dev, d, x) ? dq_cuda_hadamard_fast(dev, d, a.hk, NULL, x, y)
+    dq_status status = dq_cuda_hadamard_is_fast(dev, d, x) ? dq_cuda_hadamard_fast(dev, d, a.hk, NULL, x, y, NULL)
                        : x->dtype == DQ_F64                ? transform<double>(dev, a, x, y)
                                                            : transform<float>(dev, a, x, y);
+    dq_cuda_release(dev, &table);
+    return status;
+}
+
+/* Every vector quantized: to y, or to codes with their grid. */
+static dq_status quantized(dq_cuda_device *dev, const char *op, const dq_hadamard_desc *h, const dq_fake_quant_desc *d,
+                           const dq_view *x, const dq_view *y, const dq_view *code_grid)
+{
+    if (!dq_cuda_hadamard_is_fast(dev, h, x) || d->group != h->n)
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "%s: order %lld, groups of %lld", op, (long long)h->n,
+                            (long long)d->group);
+    dq_cuda_block table = {};
+    CU_TRY(bring_table(dev, h, &table));
+    dq_status status = dq_cuda_hadamard_fast(dev, h, (const int8_t *)table.address, d, x, y, code_grid);
     dq_cuda_release(dev, &table);
     return status;
 }
@@ -129,12 +143,12 @@ DQ_CUDA_SLOT dq_cuda_hadamard_quant(void *device, const dq_hadamard_desc *h, con
                                     const dq_view *x, const dq_view *y)
 {
     CU_ENTER(device);
-    if (!dq_cuda_hadamard_is_fast(dev, h, x) || d->group != h->n)
-        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "hadamard_quant: order %lld, groups of %lld", (long long)h->n,
-                            (long long)d->group);
-    dq_cuda_block table = {};
-    CU_TRY(bring_table(dev, h, &table));
-    dq_status status = dq_cuda_hadamard_fast(dev, h, (const int8_t *)table.address, d, x, y);
-    dq_cuda_release(dev, &table);
-    return status;
+    return quantized(dev, "hadamard_quant", h, d, x, y, NULL);
+}
+
+DQ_CUDA_SLOT dq_cuda_hadamard_rows(void *device, const dq_hadamard_desc *h, const dq_fake_quant_desc *d,
+                                   const dq_view *x, const dq_view *codes, const dq_view *grid)
+{
+    CU_ENTER(device);
+    return quantized(dev, "hadamard_rows", h, d, x, codes, grid);
 }

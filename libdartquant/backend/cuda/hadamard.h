@@ -7,6 +7,7 @@
 bool dq_cuda_hadamard_is_fast(const dq_cuda_device *dev, const dq_hadamard_desc *d, const dq_view *x);
 /* hk: the table on the card. grid: quantize every vector on its way out, or NULL; y may then be BF16. */
 dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, const int8_t *hk,
-                                const dq_fake_quant_desc *grid, const dq_view *x, const dq_view *y);
+                                const dq_fake_quant_desc *grid, const dq_view *x, const dq_view *y,
+                                const dq_view *code_grid);
 
 #endif

@@ -25,6 +25,8 @@ typedef struct tile_args {
     cu_mat<const float> x;
     cu_mat<float> y;
     cu_mat<cu_bf16> narrow; /* instead of y, quantized only */
+    cu_mat<int8_t> codes;   /* the same, every vector a row */
+    cu_mat<float> code_grid;
 } tile_args;
 
 __device__ static inline int padded(int i) { return i + i / RUN; }
@@ -227,6 +229,43 @@ template <int K> __device__ static void load_signs(const tile_args &a, float *si
     }
 }
 
+/* The transformed vectors as rows of codes: one a block, or one a warp. */
+__device__ static void codes_out(const tile_args &a, int64_t first, const float *v, float *slots)
+{
+    bool alone = a.held == 1;
+    int step = alone ? (int)blockDim.x : CU_WARP, i0 = (int)threadIdx.x % step, shift = cu_code_shift(a.grid);
+    for (int held = threadIdx.x / step; held < a.held; held += blockDim.x / step) {
+        int64_t row = first + held;
+        float lo = 0, hi = 0; /* see int8.cu */
+        int bad = 0, sum = 0;
+        if (row >= a.vectors) continue;
+        for (int i = i0; i < a.n; i += step) {
+            float x = v[padded(held * a.n + i)];
+            lo = fminf(lo, x);
+            hi = fmaxf(hi, x);
+            bad += !(fabsf(x) < INFINITY);
+        }
+        if (alone) {
+            cu_block_range(&lo, &hi, slots);
+            bad = cu_block_sum(bad, (int *)slots);
+        } else {
+            lo = cu_warp_min(lo);
+            hi = cu_warp_max(hi);
+            bad = cu_warp_sum(bad);
+        }
+        cu_fake_grid g = cu_make_code_grid(a.grid, lo, hi);
+        int8_t *to = a.codes.row(row);
+        for (int i = i0; i < a.n; i += step) {
+            int code = bad ? 0 : cu_row_code(g, shift, v[padded(held * a.n + i)]);
+            to[i] = (int8_t)code;
+            sum += code;
+        }
+        sum = alone ? cu_block_sum(sum, (int *)slots) : cu_warp_sum(sum);
+        if (i0 == 0) cu_put_code_grid(a.code_grid.row(row), g, shift, sum, bad);
+    }
+    __syncthreads();
+}
+
 /* The transformed vectors on their grids: one a block, or one a warp. */
 __device__ static void quantize_out(const tile_args &a, int64_t first, const float *v, float *slots)
 {
@@ -276,7 +315,10 @@ template <int K, bool STAGED> __global__ void __launch_bounds__(MOST) hadamard_t
             mix_many<K>(a, first, v, signs);
         else if (K > 1)
             mix<K>(a, first, v, signs);
-        if (a.quantized) quantize_out(a, first, v, slots);
+        if (a.codes.p)
+            codes_out(a, first, v, slots);
+        else if (a.quantized)
+            quantize_out(a, first, v, slots);
     }
 }
 
@@ -331,7 +373,8 @@ bool dq_cuda_hadamard_is_fast(const dq_cuda_device *dev, const dq_hadamard_desc 
 }
 
 dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, const int8_t *hk,
-                                const dq_fake_quant_desc *grid, const dq_view *x, const dq_view *y)
+                                const dq_fake_quant_desc *grid, const dq_view *x, const dq_view *y,
+                                const dq_view *code_grid)
 {
     tile_args a = {};
     a.n = (int)d->n;
@@ -345,7 +388,10 @@ dq_status dq_cuda_hadamard_fast(dq_cuda_device *dev, const dq_hadamard_desc *d, 
     a.quantized = grid != NULL;
     if (grid) a.grid = *grid;
     a.x = cu_view<const float>(x);
-    if (y->dtype == DQ_BF16)
+    if (code_grid) {
+        a.codes = cu_view<int8_t>(y);
+        a.code_grid = cu_view<float>(code_grid);
+    } else if (y->dtype == DQ_BF16)
         a.narrow = cu_view<cu_bf16>(y);
     else
         a.y = cu_view<float>(y);

@@ -3,86 +3,92 @@
  * it is still in cache. Compiled without contraction. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
-#include "backend/cuda/kernel.h"
+#include "backend/cuda/norm_core.h"
 #include "backend/cuda/quant_core.h"
 
 /* ---- rows to codes ---- */
 
-/* Four numbers of a row from column c on; 0, which never widens a range that matters here, behind its end. */
-template <bool quads> __device__ static inline void load_four(const float *in, int c, int cols, float *v)
+enum { AS_IT_IS, RMS, LAYER };
+
+/* `n` of the row's numbers from column c on, behind the norm where there is one. */
+template <int NORM>
+__device__ static inline cu_four<float> four_of(const cu_norm &norm, const float *in, int64_t c, int n, bool wide)
 {
-    if constexpr (quads) {
-        float4 q = *(const float4 *)(in + c);
-        v[0] = q.x;
-        v[1] = q.y;
-        v[2] = q.z;
-        v[3] = q.w;
-    } else {
-        for (int i = 0; i < 4; i++) v[i] = c + i < cols ? in[c + i] : 0.0f;
-    }
+    cu_four<float> x = cu_take(in + c, n, wide);
+    return NORM == AS_IT_IS ? x : cu_normed<NORM == LAYER>(norm, x, c, n, wide);
 }
 
-/* One block a row. `quads`: rows of whole quadruples, aligned. */
-template <bool quads>
-__global__ void quantize_rows_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_mat<int8_t> codes,
-                                     cu_mat<float> grid)
+/* One block a row, whose numbers are made anew for each pass over them: they are in cache. */
+template <int NORM>
+__global__ void quantize_rows_kernel(dq_fake_quant_desc d, cu_mat<const float> x, cu_norm norm, double eps,
+                                     cu_mat<int8_t> codes, cu_mat<float> grid, bool wide)
 {
-    __shared__ float slots[2 * CU_THREADS / CU_WARP];
-    __shared__ int counts[CU_THREADS / CU_WARP];
+    __shared__ double slots[CU_THREADS / CU_WARP];
     const float *in = x.row(blockIdx.x);
     int8_t *out = codes.row(blockIdx.x);
-    int cols = (int)x.cols, bad = 0, sum = 0, shift = d.symmetric ? 0 : 1 << (d.bits - 1);
-    float lo = 0, hi = 0, v[4];
-    for (int c = 4 * threadIdx.x; c < cols; c += 4 * blockDim.x) {
-        load_four<quads>(in, c, cols, v);
+    int bad = 0, sum = 0, shift = cu_code_shift(d);
+    float lo = 0, hi = 0; /* a range with zero, or a symmetric one, to which zero makes no difference */
+    if (NORM != AS_IT_IS) cu_measure<NORM == LAYER>(&norm, in, x.cols, eps, slots, wide);
+    CU_BLOCK_FOURS(c, n, x.cols)
+    {
+        cu_four<float> four = four_of<NORM>(norm, in, c, (int)n, wide);
+#pragma unroll
         for (int i = 0; i < 4; i++) {
-            lo = fminf(lo, v[i]);
-            hi = fmaxf(hi, v[i]);
-            bad += !(fabsf(v[i]) < INFINITY);
+            if (i >= n) continue;
+            lo = fminf(lo, four.v[i]);
+            hi = fmaxf(hi, four.v[i]);
+            bad += !(fabsf(four.v[i]) < INFINITY);
         }
     }
-    cu_block_range(&lo, &hi, slots);
-    bad = cu_block_sum(bad, counts);
-    cu_fake_grid g = cu_make_fake_grid(d, lo, hi);
-    if (g.exact) g.scale = 1;
-    for (int c = 4 * threadIdx.x; c < cols; c += 4 * blockDim.x) {
-        uint32_t word = 0;
-        load_four<quads>(in, c, cols, v);
-        for (int i = 0; i < 4 && c + i < cols; i++) {
-            int code = bad ? 0 : (int)cu_clamp(rintf(v[i] / g.scale) + g.zero, g.lo, g.hi) - shift;
+    cu_block_range(&lo, &hi, (float *)slots);
+    bad = cu_block_sum(bad, (int *)slots);
+    cu_fake_grid g = cu_make_code_grid(d, lo, hi);
+    CU_BLOCK_FOURS(c, n, x.cols)
+    {
+        cu_four<float> four = four_of<NORM>(norm, in, c, (int)n, wide);
+        cu_four<int8_t> to = {};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int code = bad || i >= n ? 0 : cu_row_code(g, shift, four.v[i]);
+            to.v[i] = (int8_t)code;
             sum += code;
-            if (quads)
-                word |= (uint32_t)(code & 0xff) << (8 * i);
-            else
-                out[c + i] = (int8_t)code;
         }
-        if (quads) *(uint32_t *)(out + c) = word;
+        cu_put(out + c, to, (int)n, wide);
     }
-    sum = cu_block_sum(sum, counts);
-    if (threadIdx.x != 0) return;
-    float *to = grid.row(blockIdx.x);
-    to[0] = bad ? NAN : g.scale;
-    to[1] = bad ? 0.0f : g.zero - (float)shift;
-    to[2] = (float)sum;
+    sum = cu_block_sum(sum, (int *)slots);
+    if (threadIdx.x == 0) cu_put_code_grid(grid.row(blockIdx.x), g, shift, sum, bad);
 }
 
-/* Rows that start at multiples of `bytes`. */
-static bool is_aligned(const dq_view *v, uintptr_t bytes)
+template <int NORM>
+static dq_status quantize_rows(dq_cuda_device *dev, const char *op, const dq_view *x, const dq_view *weight,
+                               const dq_view *bias, double eps, const dq_fake_quant_desc *d, const dq_view *codes,
+                               const dq_view *grid)
 {
-    return (uintptr_t)cu_at(v) % bytes == 0 && v->stride * cu_element_size(v->dtype) % (int64_t)bytes == 0;
+    cu_norm norm = {cu_vector(weight), cu_vector(bias), 0, 0};
+    CU_LAUNCH(dev, quantize_rows_kernel<NORM>, (unsigned)x->rows, CU_THREADS, 0, *d, cu_view<const float>(x), norm, eps,
+              cu_view<int8_t>(codes), cu_view<float>(grid), cu_norm_in_fours<int8_t>(x, weight, bias, codes));
+    return dq_cuda_launched(dev, op);
 }
 
 DQ_CUDA_SLOT dq_cuda_quantize_rows(void *device, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *codes,
                                    const dq_view *grid)
 {
     CU_ENTER(device);
-    if (x->cols % 4 == 0 && is_aligned(x, 16) && is_aligned(codes, 4))
-        CU_LAUNCH(dev, quantize_rows_kernel<true>, (unsigned)x->rows, CU_THREADS, 0, *d, cu_view<const float>(x),
-                  cu_view<int8_t>(codes), cu_view<float>(grid));
-    else
-        CU_LAUNCH(dev, quantize_rows_kernel<false>, (unsigned)x->rows, CU_THREADS, 0, *d, cu_view<const float>(x),
-                  cu_view<int8_t>(codes), cu_view<float>(grid));
-    return dq_cuda_launched(dev, "quantize_rows");
+    return quantize_rows<AS_IT_IS>(dev, "quantize_rows", x, NULL, NULL, 0, d, codes, grid);
+}
+
+DQ_CUDA_SLOT dq_cuda_rmsnorm_rows(void *device, const dq_view *x, const dq_view *weight, double eps,
+                                  const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid)
+{
+    CU_ENTER(device);
+    return quantize_rows<RMS>(dev, "rmsnorm_rows", x, weight, NULL, eps, d, codes, grid);
+}
+
+DQ_CUDA_SLOT dq_cuda_layernorm_rows(void *device, const dq_view *x, const dq_view *weight, const dq_view *bias,
+                                    double eps, const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid)
+{
+    CU_ENTER(device);
+    return quantize_rows<LAYER>(dev, "layernorm_rows", x, weight, bias, eps, d, codes, grid);
 }
 
 /* ---- products ---- */
@@ -91,6 +97,7 @@ enum {
     SUM_BYTES = 32 << 20, /* of int32 at a time: less than the cache of large cards */
     SUM_ROWS = 128,       /* and whole multiples of this many rows */
     MOST_ROWS = 65536,
+    STRIP = 8,            /* rows of sums that a thread finishes */
     TILE = 64,            /* our own kernel: rows and columns of a block's sums */
     DEPTH = 32,           /* codes at a time */
     WORDS = DEPTH / 4 + 1 /* of a row in shared memory, with one of padding */
@@ -132,18 +139,52 @@ __global__ void int8_product_kernel(cu_mat<const int8_t> x, cu_mat<const int8_t>
         }
 }
 
-/* y = beta y + sx sw (float)S, S = P - zw sum(x) - zx (sum(w) - in zw); rows along y. */
+/* y = beta y + sx sw (float)S, S = P - zw sum(x) - zx (sum(w) - in zw). A thread has four columns, and the weights' grid for
+ * them in registers over STRIP rows. */
 __global__ void int8_finish_kernel(cu_mat<const int32_t> sums, cu_mat<const float> x_grid, cu_mat<const float> w_grid,
-                                   int64_t in, float beta, cu_mat<float> y)
+                                   int64_t in, float beta, cu_mat<float> y, bool wide)
 {
-    CU_EACH(r, c, y.rows, y.cols)
-    {
-        const float *gx = x_grid.row(r), *gw = w_grid.row(c);
-        int zx = (int)gx[1], zw = (int)gw[1], rest = (int)gw[2] - (int)in * zw;
-        int64_t sum = (int64_t)sums.row(r)[c] - (int64_t)zw * (int)gx[2] - (int64_t)zx * rest;
-        float product = gx[0] * gw[0] * (float)sum, *to = y.row(r) + c;
-        *to = beta == 0 ? product : beta * *to + product;
+    int64_t c = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    int n = cu_at_most_four(y.cols - c), zero[4], rest[4];
+    float scale[4];
+    if (n <= 0) return;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float *g = w_grid.row(i < n ? c + i : c);
+        scale[i] = g[0];
+        zero[i] = (int)g[1];
+        rest[i] = (int)g[2] - (int)in * zero[i];
     }
+    for (int64_t first = (int64_t)blockIdx.y * STRIP; first < y.rows; first += (int64_t)gridDim.y * STRIP)
+        for (int64_t r = first; r < first + STRIP && r < y.rows; r++) {
+            const float *g = x_grid.row(r);
+            int64_t zx = (int)g[1], total = (int)g[2];
+            cu_four<int32_t> s = cu_take(sums.row(r) + c, n, true);
+            cu_four<float> to = {};
+            if (beta != 0) to = cu_take((const float *)y.row(r) + c, n, wide);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float product = g[0] * scale[i] * (float)(s.v[i] - zero[i] * total - zx * rest[i]);
+                to.v[i] = beta == 0 ? product : beta * to.v[i] + product;
+            }
+            cu_put(y.row(r) + c, to, n, wide);
+        }
+}
+
+static dq_status finish(dq_cuda_device *dev, const dq_view *sums, const dq_view *x_grid, const dq_view *w_grid,
+                        int64_t in, double beta, const dq_view *y)
+{
+    int64_t strips = cu_div_up(y->rows, STRIP);
+    dim3 grid((unsigned)cu_div_up(y->cols, 4 * CU_THREADS), (unsigned)(strips < 65535 ? strips : 65535));
+    CU_LAUNCH(dev, int8_finish_kernel, grid, CU_THREADS, 0, cu_view<const int32_t>(sums), cu_view<const float>(x_grid),
+              cu_view<const float>(w_grid), in, (float)beta, cu_view<float>(y), cu_in_fours<float>(y));
+    return dq_cuda_launched(dev, "int8_linear");
+}
+
+/* Rows that start at multiples of `bytes`. */
+static bool is_aligned(const dq_view *v, uintptr_t bytes)
+{
+    return (uintptr_t)cu_at(v) % bytes == 0 && v->stride * cu_element_size(v->dtype) % (int64_t)bytes == 0;
 }
 
 /* Row-major sums = x w^T is column-major sums^T = (w^T)^T x^T, which is the one form that cuBLAS has for these types. */
@@ -190,10 +231,7 @@ DQ_CUDA_SLOT dq_cuda_int8_linear(void *device, double beta, const dq_view *x, co
         dq_view codes = cu_part(x, r, n, 0, x->cols), grid = cu_part(x_grid, r, n, 0, 3);
         dq_view to = cu_part(y, r, n, 0, y->cols);
         status = multiply(dev, &codes, w, &sums);
-        if (status != DQ_OK) break;
-        CU_LAUNCH(dev, int8_finish_kernel, cu_grid_rows(&to), CU_THREADS, 0, cu_view<const int32_t>(&sums),
-                  cu_view<const float>(&grid), cu_view<const float>(w_grid), x->cols, (float)beta, cu_view<float>(&to));
-        status = dq_cuda_launched(dev, "int8_linear");
+        if (status == DQ_OK) status = finish(dev, &sums, &grid, w_grid, x->cols, beta, &to);
     }
     dq_cuda_release(dev, &scratch);
     return status;

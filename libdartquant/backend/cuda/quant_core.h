@@ -51,6 +51,30 @@ __host__ __device__ static inline float cu_fake_value(const cu_fake_grid &g, flo
     return g.scale * (cu_clamp(rintf(x / g.scale) + g.zero, g.lo, g.hi) - g.zero);
 }
 
+/* Codes of a whole row as signed bytes: less 2^(bits-1) where asymmetric; an empty range, which whole rows have only below fp32's
+ * smallest numbers, becomes zero. */
+__host__ __device__ static inline int cu_code_shift(const dq_fake_quant_desc &d)
+{
+    return d.symmetric ? 0 : 1 << (d.bits - 1);
+}
+__host__ __device__ static inline cu_fake_grid cu_make_code_grid(const dq_fake_quant_desc &d, float lo, float hi)
+{
+    cu_fake_grid g = cu_make_fake_grid(d, lo, hi);
+    if (g.exact) g.scale = 1;
+    return g;
+}
+__host__ __device__ static inline int cu_row_code(const cu_fake_grid &g, int shift, float x)
+{
+    return (int)cu_clamp(rintf(x / g.scale) + g.zero, g.lo, g.hi) - shift;
+}
+/* Scale, zero and sum of the codes; `bad`: numbers of the row that are not finite. */
+__host__ __device__ static inline void cu_put_code_grid(float *to, const cu_fake_grid &g, int shift, int sum, int bad)
+{
+    to[0] = bad ? NAN : g.scale;
+    to[1] = bad ? 0.0f : g.zero - (float)shift;
+    to[2] = bad ? 0.0f : (float)sum;
+}
+
 /* ---- weights ---- */
 
 __host__ __device__ static inline float cu_top_code(int bits) { return (float)((1 << bits) - 1); }
