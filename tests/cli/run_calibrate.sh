@@ -117,9 +117,9 @@ P
 # A quantization that goes on has the rotations it had before it was killed.
 q="$model --w_bits 4 --calibrate_rotation $c"
 json in_one_go 0 'True' quantize $q --save_qmodel_path "$work/one"
-"$dq" quantize $q --save_qmodel_path "$work/two" --checkpoint "$work/qck" --quiet > /dev/null 2>> "$work/kill.err" &
+nice -n 5 "$dq" quantize $q --save_qmodel_path "$work/two" --checkpoint "$work/qck" --quiet > /dev/null 2>> "$work/kill.err" &
 pid=$!
-for _ in $(seq 3000); do
+for _ in $(seq 9000); do
     [ -e "$work/qck/checkpoint.json" ] && break
     sleep 0.01
 done
