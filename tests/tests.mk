@@ -3,7 +3,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 test:
 	@tests/setup.sh test
-	@$(MAKE) --no-print-directory -j$(JOBS) all tests-bin $(if $(SANITIZE),,cuda cudasim)
+	@$(MAKE) --no-print-directory -j$(JOBS) all tests-bin $(if $(SANITIZE),,cuda cudasim simcheck)
 	@tests/run.sh $(O)
 
 demo:

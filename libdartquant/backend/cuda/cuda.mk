@@ -38,8 +38,9 @@ endif
 
 # ---- the same sources on a made-up card (tests/fakes/cudasim), for machines without one ----
 CUDASIM := $(O)/tests/fakes/libdartquant-cudasim.so
+CUDASIM_SRC := $(wildcard tests/fakes/cudasim/*.cc)
 CUDASIM_OBJ := $(CUDA_SRC:%.cu=$(O)/obj/cudasim/%.o) \
-  $(patsubst %.cc,$(O)/obj/cudasim/%.o,$(wildcard tests/fakes/cudasim/*.cc))
+  $(patsubst %.cc,$(O)/obj/cudasim/%.o,$(filter-out tests/fakes/cudasim/check_%,$(CUDASIM_SRC)))
 CUDASIM_FLAGS := -std=c++17 -O2 -g -ffp-contract=off -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas \
   -Wno-unused-parameter -Itests/fakes/cudasim/include -Iinclude -Ilibdartquant
 
@@ -54,3 +55,26 @@ $(CUDASIM): $(CUDASIM_OBJ)
 	$(CXX) -shared -o $@ $^ -Wl,-z,defs $(shell pkg-config --libs openblas) -lpthread
 cudasim: $(CUDASIM)
 .PHONY: cudasim
+
+# Once more with hooks before every load and store, and a checker behind them: what compute-sanitizer would find on a card.
+# Less optimization, so that accesses stay those of the source.
+SIMCHECK := $(O)/tests/fakes/libdartquant-simcheck.so
+SIMCHECK_SIM := $(patsubst %.cc,$(O)/obj/simcheck/%.o,$(CUDASIM_SRC))
+SIMCHECK_OBJ := $(CUDA_SRC:%.cu=$(O)/obj/simcheck/%.o) $(SIMCHECK_SIM)
+SIMCHECK_HOOKS := -O1 -fno-omit-frame-pointer -fsanitize=thread,alignment,bounds
+$(O)/obj/simcheck/%.o: %.cu $(CUDA_HEADERS) $(wildcard tests/fakes/cudasim/include/*.h)
+	@mkdir -p $(@D)
+	$(CXX) -x c++ $(CUDASIM_FLAGS) -DCUDASIM_CHECK $(SIMCHECK_HOOKS) -c $< -o $@
+$(O)/obj/simcheck/%.o: %.cc $(wildcard tests/fakes/cudasim/*.h tests/fakes/cudasim/include/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(CUDASIM_FLAGS) -DCUDASIM_CHECK -c $< -o $@
+$(SIMCHECK): $(SIMCHECK_OBJ)
+	@mkdir -p $(@D)
+	$(CXX) -shared -o $@ $^ -Wl,-z,defs $(shell pkg-config --libs openblas) -lpthread -ldl
+# Kernels that the checker must find wrong.
+SIMCHECK_BROKEN := $(O)/tests/fakes/simcheck-broken
+$(SIMCHECK_BROKEN): $(O)/obj/simcheck/tests/fakes/cudasim/selftest/broken.o $(SIMCHECK_SIM)
+	@mkdir -p $(@D)
+	$(CXX) -o $@ $^ $(shell pkg-config --libs openblas) -lpthread -ldl
+simcheck: $(SIMCHECK) $(SIMCHECK_BROKEN)
+.PHONY: simcheck

@@ -35,14 +35,15 @@ dq_status dq_cuda_scratch(dq_cuda_device *dev, uint64_t bytes, const char *what,
         return dq_cuda_fail(dev, DQ_E_DEVICE_MEMORY, 0, "%s of %llu bytes does not fit: %llu of %llu bytes are in use",
                             what, (unsigned long long)bytes, (unsigned long long)dev->used,
                             (unsigned long long)dev->budget);
-    cudaError_t error = cudaMallocAsync(&memory, whole, dev->stream);
+    /* The driver rounds by itself; tools that watch for accesses out of bounds see the true size. */
+    cudaError_t error = cudaMallocAsync(&memory, bytes ? bytes : 1, dev->stream);
     /* queued work may give some back, the pool what it keeps in other sizes, and we the landings */
     for (int again = 0; error == cudaErrorMemoryAllocation && again < 2; again++) {
         (void)cudaGetLastError();
         CU_TRY(dq_cuda_check(dev, cudaStreamSynchronize(dev->stream), "waiting for memory"));
         if (again) CU_TRY(dq_cuda_drop_landings(dev));
         CU_TRY(dq_cuda_check(dev, cudaMemPoolTrimTo(dev->pool, 0), "memory pool"));
-        error = cudaMallocAsync(&memory, whole, dev->stream);
+        error = cudaMallocAsync(&memory, bytes ? bytes : 1, dev->stream);
     }
     if (error == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError();

@@ -99,23 +99,11 @@ static inline void cu_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
     }
 }
 
-static inline void cu_load_any(uint32_t (&out)[4], const void *row, bool transposed)
+static inline void cu_load_matrices(uint32_t (&out)[4], const void *row) { cusim::load_matrices(out, row, false); }
+static inline void cu_load_matrices_transposed(uint32_t (&out)[4], const void *row)
 {
-    uint64_t rows[32];
-    cusim::exchange_all((uint64_t)(uintptr_t)row, rows);
-    int g = cusim::lane() / 4, t = cusim::lane() % 4;
-    for (int i = 0; i < 4; i++) {
-        uint16_t two[2];
-        for (int k = 0; k < 2; k++) {
-            const uint16_t *r = (const uint16_t *)(uintptr_t)rows[8 * i + (transposed ? 2 * t + k : g)];
-            two[k] = r[transposed ? g : 2 * t + k];
-        }
-        out[i] = two[0] | (uint32_t)two[1] << 16;
-    }
-    __syncwarp(); /* nobody goes on to overwrite what others still read */
+    cusim::load_matrices(out, row, true);
 }
-static inline void cu_load_matrices(uint32_t (&out)[4], const void *row) { cu_load_any(out, row, false); }
-static inline void cu_load_matrices_transposed(uint32_t (&out)[4], const void *row) { cu_load_any(out, row, true); }
 
 static inline uint32_t cu_pack_bf16(float low, float high)
 {
@@ -128,11 +116,7 @@ static inline uint32_t cu_pack_bf16(float low, float high)
 static inline float cu_exp2(float x) { return x < -126 ? 0.0f : exp2f(x); }
 
 /* What is under way arrives as late as it may: when its thread waits. */
-static inline void cu_copy_async(void *to, const void *from, bool there)
-{
-    alignas(16) static const uint32_t zeros[4] = {0, 0, 0, 0};
-    cusim::copy_later(to, there ? from : zeros);
-}
+static inline void cu_copy_async(void *to, const void *from, bool there) { cusim::copy_later(to, from, there); }
 static inline void cu_copies_commit() { cusim::copies_commit(); }
 template <int PENDING> static inline void cu_copies_done() { cusim::copies_done(PENDING); }
 

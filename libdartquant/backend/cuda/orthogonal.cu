@@ -230,7 +230,7 @@ __global__ void mirror_excess_kernel(float *x, int64_t n)
     int lane = threadIdx.x % TILE, first = threadIdx.x / TILE, step = blockDim.x / TILE;
     if (col > row) return;
     for (int i = first; i < TILE; i += step)
-        if (row + i < n && col + lane < n) tile[i][lane] = x[(row + i) * n + col + lane];
+        if (row + i < n && col + lane <= row + i) tile[i][lane] = x[(row + i) * n + col + lane];
     __syncthreads();
     for (int i = first; i < TILE; i += step) {
         int64_t r = col + i, c = row + lane;

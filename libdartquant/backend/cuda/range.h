@@ -22,6 +22,7 @@ template <class V> __device__ static inline cu_fake_grid cu_warp_grid(const dq_f
 {
     float lo, hi;
     cu_thread_range(v, count, threadIdx.x % CU_WARP, CU_WARP, &lo, &hi);
+    __syncwarp(); /* all have read the first value before anybody writes in place; shuffles alone order no memory */
     return cu_make_fake_grid(d, cu_warp_min(lo), cu_warp_max(hi));
 }
 

@@ -161,6 +161,7 @@ __global__ void loss_kernel(loss_args a)
             lo = fminf(lo, o[i]);
             hi = fmaxf(hi, o[i]);
         }
+        __syncwarp(); /* all have read o[0] before its lane writes the slope there */
         grid = cu_make_fake_grid(f, cu_warp_min(lo), cu_warp_max(hi));
     }
     for (int64_t i = lane; i < n; i += CU_WARP) {

@@ -5,9 +5,11 @@
 
 #include <vector>
 
+#include "check.h"
 #include "sim.h"
 
 using cusim::enqueue;
+using namespace cusim::check;
 
 struct cusim_blas {
     cudaStream_t stream;
@@ -48,6 +50,10 @@ static cusolverStatus_t solver_step(cusolverDnHandle_t handle)
 static void need_matrix(const char *call, const void *p, int64_t rows, int64_t cols, int64_t ld, size_t size)
 {
     if (rows > 0 && cols > 0) cusim::need_on_card(call, p, (size_t)(ld * (cols - 1) + rows) * size);
+}
+static void reads_triangle(const char *call, const void *p, int n, int ld, size_t size, cublasFillMode_t uplo)
+{
+    reads_matrix(call, p, n, n, ld, size, uplo == CUBLAS_FILL_MODE_LOWER ? LOWER : UPPER);
 }
 static size_t size_of(cudaDataType_t type)
 {
@@ -230,6 +236,11 @@ double float_sum(const double *x, const double *y, int64_t k)
 
 void multiply(const gemm &g, double alpha, double beta)
 {
+    bool a_as_is = g.op_a == CUBLAS_OP_N, b_as_is = g.op_b == CUBLAS_OP_N;
+    reads_matrix("gemm: a", g.a, a_as_is ? g.m : g.k, a_as_is ? g.k : g.m, g.lda, size_of(g.type));
+    reads_matrix("gemm: b", g.b, b_as_is ? g.k : g.n, b_as_is ? g.n : g.k, g.ldb, size_of(g.type));
+    if (beta != 0) reads_matrix("gemm: c", g.c, g.m, g.n, g.ldc, size_of(g.c_type));
+    writes_matrix("gemm: c", g.c, g.m, g.n, g.ldc, size_of(g.c_type));
     std::vector<double> right = widen(g.b, g.type, g.ldb, g.op_b, g.k, g.n), product((size_t)(g.m * g.n));
     bool as_on_card = g.type != CUDA_R_64F && g.type != CUDA_R_8I && g.m * g.n * g.k <= MOST_TERMS;
     if (as_on_card) {
@@ -339,7 +350,11 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
                                               : "gemm fp32";
     double work = 2.0 * (double)m * (double)n * (double)k * (double)count;
     if (handle->numbers_on_card) {
-        enqueue(handle->stream, name, work, [=]() { all(number(alpha), number(beta)); });
+        enqueue(handle->stream, name, work, [=]() {
+            reads("gemm: alpha", alpha, f64 ? 8 : 4);
+            reads("gemm: beta", beta, f64 ? 8 : 4);
+            all(number(alpha), number(beta));
+        });
     } else {
         double x = number(alpha), y = number(beta); /* they may be gone when the product runs */
         enqueue(handle->stream, name, work, [=]() { all(x, y); });
@@ -359,6 +374,9 @@ cublasStatus_t cublasDtrsm(cublasHandle_t handle, cublasSideMode_t side, cublasF
     need_matrix("trsm: b", b, m, n, ldb, 8);
     double factor = *alpha;
     enqueue(handle->stream, "trsm", (double)m * (double)m * (double)n, [=]() {
+        reads_triangle("trsm: a", a, side == CUBLAS_SIDE_LEFT ? m : n, lda, 8, uplo);
+        reads_matrix("trsm: b", b, m, n, ldb, 8);
+        writes_matrix("trsm: b", b, m, n, ldb, 8);
         dtrsm_(side == CUBLAS_SIDE_LEFT ? "L" : "R", uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U",
                trans == CUBLAS_OP_N ? "N" : "T", diag == CUBLAS_DIAG_UNIT ? "U" : "N", &m, &n, &factor, a, &lda, b,
                &ldb);
@@ -378,6 +396,9 @@ cublasStatus_t cublasStrsm(cublasHandle_t handle, cublasSideMode_t side, cublasF
     need_matrix("trsm: b", b, m, n, ldb, 4);
     float factor = *alpha;
     enqueue(handle->stream, "trsm", (double)m * (double)m * (double)n, [=]() {
+        reads_triangle("trsm: a", a, side == CUBLAS_SIDE_LEFT ? m : n, lda, 4, uplo);
+        reads_matrix("trsm: b", b, m, n, ldb, 4);
+        writes_matrix("trsm: b", b, m, n, ldb, 4);
         strsm_(side == CUBLAS_SIDE_LEFT ? "L" : "R", uplo == CUBLAS_FILL_MODE_LOWER ? "L" : "U",
                trans == CUBLAS_OP_N ? "N" : "T", diag == CUBLAS_DIAG_UNIT ? "U" : "N", &m, &n, &factor, a, &lda, b,
                &ldb);
@@ -422,6 +443,10 @@ cusolverStatus_t cusolverDnDgetrf(cusolverDnHandle_t handle, int m, int n, doubl
     need_work("getrf: work", work, words_for(n), info);
     cusim::need_on_card("getrf: pivots", pivots, (size_t)(m < n ? m : n) * 4);
     enqueue(handle->stream, "getrf", 0, [=]() {
+        reads_matrix("getrf", a, m, n, lda, 8);
+        writes_matrix("getrf", a, m, n, lda, 8);
+        writes("getrf: pivots", pivots, (size_t)(m < n ? m : n) * 4);
+        writes("getrf: info", info, 4);
         dgetrf_(&m, &n, a, &lda, pivots, info);
         spoil(work, words_for(n));
     });
@@ -435,8 +460,14 @@ cusolverStatus_t cusolverDnDgetrs(cusolverDnHandle_t handle, cublasOperation_t t
     need_matrix("getrs", a, n, n, lda, 8);
     need_matrix("getrs: b", b, n, columns, ldb, 8);
     cusim::need_on_card("getrs: info", info, 4);
-    enqueue(handle->stream, "getrs", 0,
-            [=]() { dgetrs_(trans == CUBLAS_OP_N ? "N" : "T", &n, &columns, a, &lda, pivots, b, &ldb, info); });
+    enqueue(handle->stream, "getrs", 0, [=]() {
+        reads_matrix("getrs: a", a, n, n, lda, 8);
+        reads_matrix("getrs: b", b, n, columns, ldb, 8);
+        reads("getrs: pivots", pivots, (size_t)n * 4);
+        writes_matrix("getrs: b", b, n, columns, ldb, 8);
+        writes("getrs: info", info, 4);
+        dgetrs_(trans == CUBLAS_OP_N ? "N" : "T", &n, &columns, a, &lda, pivots, b, &ldb, info);
+    });
     return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -482,6 +513,9 @@ cusolverStatus_t cusolverDnDpotrf(cusolverDnHandle_t handle, cublasFillMode_t up
     need_work("potrf: work", work, words, info);
     bool lower = uplo == CUBLAS_FILL_MODE_LOWER;
     enqueue(handle->stream, "potrf", 0, [=]() {
+        reads_matrix("potrf", a, n, n, lda, 8, lower ? LOWER : UPPER);
+        writes_matrix("potrf", a, n, n, lda, 8, lower ? LOWER : UPPER);
+        writes("potrf: info", info, 4);
         dpotrf_(lower ? "L" : "U", &n, a, &lda, info);
         spoil(work, words);
         for (int64_t c = 0; c < n; c++) /* nothing is promised of the other triangle */
@@ -505,6 +539,10 @@ cusolverStatus_t cusolverDnDgeqrf(cusolverDnHandle_t handle, int m, int n, doubl
     need_work("geqrf: work", work, words, info);
     cusim::need_on_card("geqrf: tau", tau, (size_t)(m < n ? m : n) * 8);
     enqueue(handle->stream, "geqrf", 0, [=]() {
+        reads_matrix("geqrf", a, m, n, lda, 8);
+        writes_matrix("geqrf", a, m, n, lda, 8);
+        writes("geqrf: tau", tau, (size_t)(m < n ? m : n) * 8);
+        writes("geqrf: info", info, 4);
         dgeqrf_(&m, &n, a, &lda, tau, work, &words, info);
         spoil(work, words);
     });
@@ -526,6 +564,10 @@ cusolverStatus_t cusolverDnDorgqr(cusolverDnHandle_t handle, int m, int n, int k
     need_work("orgqr: work", work, words, info);
     cusim::need_on_card("orgqr: tau", tau, (size_t)k * 8);
     enqueue(handle->stream, "orgqr", 0, [=]() {
+        reads_matrix("orgqr", a, m, k, lda, 8);
+        reads("orgqr: tau", tau, (size_t)k * 8);
+        writes_matrix("orgqr", a, m, n, lda, 8);
+        writes("orgqr: info", info, 4);
         dorgqr_(&m, &n, &k, a, &lda, tau, work, &words, info);
         spoil(work, words);
     });

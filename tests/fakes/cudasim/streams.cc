@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "sim.h"
 
 using cusim::keep;
@@ -130,8 +131,12 @@ void copy(cudaStream_t stream, const char *name, void *to, size_t to_pitch, cons
           size_t width, size_t height)
 {
     cusim::enqueue(stream, name, (double)width * (double)height, [=]() {
-        for (size_t r = 0; r < height; r++)
-            memmove((char *)to + r * to_pitch, (const char *)from + r * from_pitch, width);
+        for (size_t r = 0; r < height; r++) {
+            char *t = (char *)to + r * to_pitch;
+            const char *f = (const char *)from + r * from_pitch;
+            cusim::check::copies(t, f, width);
+            memmove(t, f, width);
+        }
     });
 }
 
@@ -165,6 +170,13 @@ void cusim::enqueue(cudaStream_t stream, const char *name, double amount, std::f
     c.first++;
     c.second += amount;
     put(stream, {nullptr, nullptr, std::move(work)});
+}
+
+void cusim::enqueue_kernel(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t shared,
+                           invocation *kernel)
+{
+    std::shared_ptr<invocation> held(kernel);
+    enqueue(stream, name, 0, [=]() { run_grid(name, grid, block, shared, *held); });
 }
 
 /* ---- streams and events ---- */
@@ -296,7 +308,8 @@ cudaError_t cudaMallocAsync(void **memory, size_t bytes, cudaStream_t stream)
     OWN(stream);
     std::lock_guard<std::recursive_mutex> held(lock);
     auto found = stream->kept.lower_bound(bytes);
-    if (found != stream->kept.end() && found->first <= 2 * bytes) {
+    /* The checker wants to see who uses what was given back. */
+    if (!cusim::check::on && found != stream->kept.end() && found->first <= 2 * bytes) {
         STEP(CUDASIM_DEVICE);
         *memory = found->second;
         stream->kept_bytes -= found->first;
@@ -318,7 +331,10 @@ cudaError_t cudaFreeAsync(void *memory, cudaStream_t stream)
                 fprintf(stderr, "cudasim: memory is given back twice\n");
                 abort();
             }
-    put(stream, {nullptr, nullptr, [=]() { spoil(memory, bytes, 0xff); }});
+    put(stream, {nullptr, nullptr, [=]() {
+                     cusim::check::freed(memory);
+                     spoil(memory, bytes, 0xff);
+                 }});
     stream->kept.emplace(bytes, memory);
     stream->kept_bytes += bytes;
     if (stream->kept_bytes > most_kept) give_back(stream);
@@ -403,6 +419,9 @@ cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t 
     STEP(CUDASIM_COPY);
     OWN(stream);
     cusim::need_on_card("a memset", memory, bytes);
-    cusim::enqueue(stream, "memset", (double)bytes, [=]() { memset(memory, value, bytes); });
+    cusim::enqueue(stream, "memset", (double)bytes, [=]() {
+        cusim::check::writes("a memset", memory, bytes);
+        memset(memory, value, bytes);
+    });
     return cudaSuccess;
 }

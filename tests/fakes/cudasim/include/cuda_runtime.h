@@ -1,8 +1,8 @@
 /* cudasim: enough of the CUDA runtime to run the kernels of libdartquant/backend/cuda on a CPU, thread by thread, so
  * that their arithmetic and indexing are tested on machines without a card. Our own declarations of the few names used;
  * memory is host memory, streams are queues that run as late, or as early, as events let them (streams.cc), threads of a
- * block are fibers that switch at barriers and shuffles. What it cannot show: races that need true concurrency, alignment
- * traps, speed. SPDX-License-Identifier: Apache-2.0 */
+ * block are fibers that switch at barriers and shuffles. Compiled once more with -fsanitize=thread and the simulation's own
+ * hooks (check_*.cc), every access is checked. SPDX-License-Identifier: Apache-2.0 */
 #ifndef CUDASIM_CUDA_RUNTIME_H
 #define CUDASIM_CUDA_RUNTIME_H
 
@@ -41,30 +41,66 @@ struct place {
 };
 extern place here; /* of the fiber that runs */
 unsigned char *dynamic_shared();
-/* Runs all blocks, one after the other. */
-void run_grid(dim3 grid, dim3 block, size_t shared, const std::function<void()> &kernel);
 void block_barrier();
-/* Leaves 8 bytes for the other lanes of the warp, waits for them, and reads those of `lane`. */
-uint64_t exchange(uint64_t bits, int lane);
-/* The same, and everybody's 8 bytes. */
-void exchange_all(uint64_t bits, uint64_t (&all)[32]);
+int thread_index(); /* in its block */
 int lane();
-/* 16 bytes that arrive when the thread waits for them. */
-void copy_later(void *to, const void *from);
+
+/* What lanes of a warp do together: nobody goes on before all that `mask` names have come. */
+enum exchange_kind { WARP_BARRIER, EXCHANGE_ONE, EXCHANGE_ALL };
+struct warp_exchange {
+    exchange_kind kind;
+    unsigned mask;
+    int from;
+    uint64_t bits, *all;
+};
+void warp_barrier(unsigned mask);
+/* Leaves 8 bytes for the other lanes and reads those of lane `from`. Unlike warp_barrier it orders no memory. */
+uint64_t exchange(unsigned mask, uint64_t bits, int from);
+/* The same by all lanes, and everybody's 8 bytes. */
+void exchange_all(uint64_t bits, uint64_t (&all)[32]);
+
+/* 16 bytes, or zeros where none are there, that arrive when the thread waits for them. */
+void copy_later(void *to, const void *from, bool there);
 void copies_commit();
 void copies_done(int pending);
-/* Puts work in the stream's queue. `name` and `amount` (bytes, or operations of a product) are for CUDASIM_REPORT. */
-void enqueue(cudaStream_t stream, const char *name, double amount, std::function<void()> work);
+void forget_copies(int threads);
+/* ldmatrix (libdartquant/backend/cuda/mma.h) */
+void load_matrices(uint32_t (&out)[4], const void *row, bool transposed);
+/* An atomic's access: `value` is what was there. */
+void atomic_begin(const void *p, void *value, size_t bytes);
+void atomic_end(void *p, const void *value, size_t bytes);
+
+/* A kernel and its arguments, taken when it is launched, as a card takes them. */
+struct invocation {
+    const void *code;
+    size_t bytes; /* of all of this */
+    virtual ~invocation() {}
+    virtual void run() const = 0;
+};
+template <class... P> struct bound_kernel : invocation {
+    void (*kernel)(P...);
+    std::tuple<P...> arguments;
+    bound_kernel(void (*k)(P...), P... p) : kernel(k), arguments(p...)
+    {
+        code = (const void *)k;
+        bytes = sizeof *this;
+    }
+    void run() const override { std::apply(kernel, arguments); }
+};
+/* Runs all blocks, one after the other. */
+void run_grid(const char *name, dim3 grid, dim3 block, size_t shared, const invocation &kernel);
 /* Ends the program when no card would take the launch; false when a test wants it refused. */
 bool check_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared);
-/* Arguments are taken now, as a card takes them; the kernel runs when its turn comes. */
+/* Puts work in the stream's queue. `name` and `amount` (bytes, or operations of a product) are for CUDASIM_REPORT. */
+void enqueue(cudaStream_t stream, const char *name, double amount, std::function<void()> work);
+/* The kernel runs when its turn comes; it is deleted then. */
+void enqueue_kernel(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t shared, invocation *kernel);
 template <class... P, class... A>
 void launch(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
             A... arguments)
 {
-    std::tuple<P...> bound(static_cast<P>(arguments)...);
-    if (!check_launch(stream, (const void *)kernel, grid, block, shared)) return;
-    enqueue(stream, name, 0, [=]() { run_grid(grid, block, shared, [&]() { std::apply(kernel, bound); }); });
+    if (check_launch(stream, (const void *)kernel, grid, block, shared))
+        enqueue_kernel(stream, name, grid, block, shared, new bound_kernel<P...>(kernel, static_cast<P>(arguments)...));
 }
 } // namespace cusim
 
@@ -77,12 +113,12 @@ void launch(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t
 #define CU_DYNAMIC_SHARED(name) unsigned char *name = cusim::dynamic_shared()
 
 static inline void __syncthreads() { cusim::block_barrier(); }
-static inline void __syncwarp() { cusim::exchange(0, cusim::lane()); }
-template <class T> static inline T __shfl_sync(unsigned, T x, int from)
+static inline void __syncwarp(unsigned mask = ~0u) { cusim::warp_barrier(mask); }
+template <class T> static inline T __shfl_sync(unsigned mask, T x, int from)
 {
     uint64_t bits = 0;
     memcpy(&bits, &x, sizeof x);
-    bits = cusim::exchange(bits, from);
+    bits = cusim::exchange(mask, bits, from);
     memcpy(&x, &bits, sizeof x);
     return x;
 }
@@ -106,15 +142,18 @@ static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selecto
 }
 static inline unsigned long long atomicMin(unsigned long long *p, unsigned long long value)
 {
-    unsigned long long old = *p;
-    if (value < old) *p = value;
+    unsigned long long old;
+    cusim::atomic_begin(p, &old, sizeof old);
+    if (old < value) value = old;
+    cusim::atomic_end(p, &value, sizeof value);
     return old;
 }
-
 static inline unsigned long long atomicMax(unsigned long long *p, unsigned long long value)
 {
-    unsigned long long old = *p;
-    if (value > old) *p = value;
+    unsigned long long old;
+    cusim::atomic_begin(p, &old, sizeof old);
+    if (old > value) value = old;
+    cusim::atomic_end(p, &value, sizeof value);
     return old;
 }
 
