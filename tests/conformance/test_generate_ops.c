@@ -55,7 +55,8 @@ static void packed_run(run_ctx *c, const void *params)
     if (p->zeros == MINIMUM) zero = make_random(c, type, p->out, groups);
     made *order = p->order ? make_order(c, p->in, n) : NULL;
     made *y = p->beta != 0 ? make_random(c, DQ_F32, p->rows, p->out) : make_constant(c, DQ_F32, p->rows, p->out, NAN);
-    int math = p->math; /* rounded to bf16 or not; to 8 bits or not: of few rows nobody rounds to bf16 in place of 8 bits */
+    int math =
+        p->math; /* rounded to bf16 or not; to 8 bits or not: of few rows nobody rounds to bf16 in place of 8 bits */
     if (c->alternate) math = p->math & DQ_MATH_INT8 && p->rows > 8 ? p->math & ~DQ_MATH_INT8 : DQ_MATH_F32;
     dq_packed_desc d = {p->bits, math, p->group, p->beta};
     must(dq_op_packed_linear(&d, &x->view, &codes->view, &scale->view, zero ? &zero->view : NULL,
@@ -225,7 +226,8 @@ static void kv_attention(void **state)
         dq_dtype dtype;
     } formats[] = {{"f32", DQ_KV_FLOAT, 0, DQ_F32}, {"f16", DQ_KV_FLOAT, 0, DQ_F16}, {"bf16", DQ_KV_FLOAT, 0, DQ_BF16},
                    {"int8", DQ_KV_INT, 8, DQ_U8},   {"int4", DQ_KV_INT, 4, DQ_U8},   {"fp8", DQ_KV_FP8, 0, DQ_U8}};
-    static const int shapes[][3] = {{1, 1, 2}, {9, 3, 64}, {4, 4, 20}, {8, 2, 34}};
+    static const int shapes[][3] = {{1, 1, 2},   {9, 3, 64},  {4, 4, 20}, {8, 2, 34},
+                                    {4, 2, 128}, {2, 1, 256}, {2, 2, 96}};
     for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++)
         for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
             for (int layout = 0; layout < LAYOUTS; layout++)

@@ -101,7 +101,7 @@ dq_status dq_cuda_launched(dq_cuda_device *dev, const char *op) { return dq_cuda
  * which contexts share: always the most, so that none takes from another what it is about to use. */
 dq_status dq_cuda_allow_shared(dq_cuda_device *dev, const void *kernel, int64_t bytes)
 {
-    enum { ALWAYS = 40 << 10 }; /* no kernel has more than 8 KB of its own */
+    enum { ALWAYS = 40 << 10 }; /* no kernel that asks has more than 8 KB of its own */
     cudaFuncAttributes f;
     if (bytes <= ALWAYS) return DQ_OK;
     CU_TRY(dq_cuda_check(dev, cudaFuncGetAttributes(&f, kernel), "shared memory of a kernel"));

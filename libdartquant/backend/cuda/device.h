@@ -153,7 +153,7 @@ DQ_CUDA_SLOT dq_cuda_qr_grad(void *dev, int64_t groups, const dq_view *q, const 
                              const dq_view *da);
 DQ_CUDA_SLOT dq_cuda_polar(void *dev, int64_t groups, int32_t math, const dq_view *a, const dq_view *u, double *error);
 DQ_CUDA_SLOT dq_cuda_compare_logits(void *dev, const dq_view *a, const dq_view *b, int64_t first, const dq_view *state);
-/* packed.cu, generate.cu */
+/* packed.cu, kv_store.cu, kv_attention.cu */
 DQ_CUDA_SLOT dq_cuda_packed_linear(void *dev, const dq_packed_desc *d, const dq_view *x, const dq_view *codes,
                                    const dq_view *scale, const dq_view *zero, const dq_view *order, const dq_view *y);
 DQ_CUDA_SLOT dq_cuda_kv_store(void *dev, const dq_kv_desc *d, const dq_view *x, const dq_view *slot,
