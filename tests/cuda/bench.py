@@ -22,7 +22,7 @@ p.add_argument("--build", required=True)
 p.add_argument("--backend", required=True)
 p.add_argument("--json", required=True)
 p.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
-p.add_argument("--only", default="G1,F,G4,G3,G5,G2,G7,G6")
+p.add_argument("--only", default="G1,F,I,G4,G3,G5,G2,G7,G6,Q")
 p.add_argument("--seconds", type=float, default=470, help="sections that have not begun by then are left out")
 p.add_argument("--no_peers", action="store_true")
 args = p.parse_args()
@@ -64,9 +64,10 @@ def has_torch():
 
 def ours(ident):
     tiny, backend = ["--tiny"] if args.tiny else [], backend_of_programs(args.backend, args.build)
-    if ident in ("G6", "G7"):
+    jobs = {"G6": "gptq", "G7": "ppl", "Q": "codes"}
+    if ident in jobs:
         return lines([os.path.join(args.build, "tests", "cuda", "bench_jobs"), "--backend", backend,
-                      "gptq" if ident == "G6" else "ppl", *tiny], 200)
+                      jobs[ident], *tiny], 200)
     return lines([os.path.join(args.build, "tests", "cuda", "bench_ops"), "--backend", backend, ident, *tiny], 150)
 
 

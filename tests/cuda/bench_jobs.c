@@ -175,6 +175,43 @@ static void measure(dq_context *ctx)
     dq_config_free(config);
 }
 
+static void measure_once(dq_model *model, const dq_dataset *set, const dq_config *config, const char *what)
+{
+    dq_evaluator *e = NULL;
+    double tokens = (double)s.windows * s.seqlen, ppl = 0;
+    must(dq_evaluator_new(model, config, &e));
+    must(dq_evaluator_bind(e, set));
+    double start = now();
+    must(dq_evaluator_run(e, NULL, NULL, NULL));
+    must(dq_evaluator_get_float(e, "ppl", &ppl));
+    report("Q", what, now() - start, forward_flops(tokens, true), tokens, ppl, "{}");
+    dq_evaluator_free(e);
+}
+
+/* The model rounded to 4 bits, one scale a row, its inputs to 4 bits: products of integers beside those of floats. */
+static void measure_codes(dq_context *ctx)
+{
+    dq_config *config = settings();
+    const char *const scheme[][2] = {{"w_bits", "4"},    {"w_rtn", "true"}, {"a_bits", "4"},
+                                     {"a_asym", "true"}, {"temp_dir", ""},  {"a_clip_ratio", "0.9"}};
+    for (size_t i = 0; i < sizeof scheme / sizeof *scheme; i++) must(dq_config_set(config, scheme[i][0], scheme[i][1]));
+    dq_model *model = open_model(ctx), *rounded = NULL;
+    dq_dataset *set = random_tokens(ctx, (int64_t)s.windows * s.seqlen);
+    dq_quantizer *job = NULL;
+    must(dq_quantizer_new(model, config, &job));
+    must(dq_quantizer_run(job, NULL, NULL, NULL));
+    must(dq_quantizer_take_model(job, &rounded));
+    dq_quantizer_free(job);
+    measure_once(rounded, set, config, "perplexity, W4A4 in integers, bf16, first run");
+    measure_once(rounded, set, config, "perplexity, W4A4 in integers, bf16");
+    must(dq_config_set(config, "integer_products", "false"));
+    measure_once(rounded, set, config, "perplexity, W4A4 in floats, bf16");
+    dq_model_free(rounded);
+    dq_dataset_free(set);
+    dq_model_free(model);
+    dq_config_free(config);
+}
+
 static dq_status discard(void *user, const char *name, dq_dtype dtype, int32_t ndim, const int64_t *dims,
                          const void *data, uint64_t bytes)
 {
@@ -219,7 +256,7 @@ static void quantize(dq_context *ctx)
 int main(int argc, char **argv)
 {
     const char *backend = "cpu", *layers = NULL, *windows = NULL, *samples = NULL;
-    bool ppl = false, gptq = false;
+    bool ppl = false, gptq = false, codes = false;
     for (int i = 1; i < argc; i++) {
         const char *next = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--backend") == 0)
@@ -236,6 +273,8 @@ int main(int argc, char **argv)
             ppl = true;
         else if (strcmp(argv[i], "gptq") == 0)
             gptq = true;
+        else if (strcmp(argv[i], "codes") == 0)
+            codes = true;
     }
     if (layers) s.layers = atoi(layers);
     if (windows) s.windows = atoi(windows);
@@ -248,8 +287,10 @@ int main(int argc, char **argv)
     must(dq_context_new(config, NULL, &ctx));
     dq_config_free(config);
     make_model();
-    if (ppl || !gptq) measure(ctx);
-    if (gptq || !ppl) quantize(ctx);
+    bool all = !ppl && !gptq && !codes;
+    if (ppl || all) measure(ctx);
+    if (gptq || all) quantize(ctx);
+    if (codes || all) measure_codes(ctx);
     dq_context_free(ctx);
     for (int i = 0; i < PARTS; i++) free(parts[i].data);
     return 0;

@@ -367,6 +367,64 @@ static void forward_work(int64_t tokens, int64_t n)
     dq_tensor_free(&r.v), dq_tensor_free(&r.cos), dq_tensor_free(&r.sin);
 }
 
+/* ---- products of integers ---- */
+
+typedef struct codes {
+    dq_tensor x, between, q, q_grid, w, w_grid, y;
+    dq_fake_quant_desc d;
+    dq_hadamard_desc h;
+    double beta;
+} codes;
+
+static dq_status do_rows(void *arg)
+{
+    codes *c = arg;
+    return dq_op_quantize_rows(&c->d, &c->x, &c->q, &c->q_grid);
+}
+static dq_status do_norm_rows(void *arg)
+{
+    codes *c = arg;
+    return dq_op_rmsnorm_rows(&c->x, NULL, 1e-5, &c->d, &c->between, &c->q, &c->q_grid);
+}
+static dq_status do_hadamard_rows(void *arg)
+{
+    codes *c = arg;
+    return dq_op_hadamard_rows(&c->h, &c->d, &c->x, &c->between, &c->q, &c->q_grid);
+}
+static dq_status do_int8_linear(void *arg)
+{
+    codes *c = arg;
+    return dq_op_int8_linear(c->beta, &c->q, &c->q_grid, &c->w, &c->w_grid, &c->y);
+}
+
+/* A linear of a quantized model, from its input on; integers are taken to be twice as fast as bf16. */
+static void integers(int64_t tokens, int64_t in, int64_t k, int64_t out, double beta)
+{
+    char what[100];
+    codes c = {.x = filled(DQ_F32, tokens, in), .between = make(DQ_F32, tokens, in), .beta = beta};
+    double n = (double)tokens * (double)in, flops = 2 * n * (double)out;
+    c.d = (dq_fake_quant_desc){.bits = 8, .group = in, .clip = 0.9f, .zero_in_range = 1};
+    c.h = (dq_hadamard_desc){.n = in, .k = k, .hk = signs(k), .inner = 1, .scale = 1 / sqrt((double)in)};
+    c.q = make(DQ_I8, out, in), c.q_grid = make(DQ_F32, out, 3); /* the weights first, in the same way */
+    dq_tensor w = c.x, x = filled(DQ_F32, out, in);
+    c.x = x;
+    must(do_rows(&c));
+    c.w = c.q, c.w_grid = c.q_grid, c.x = w;
+    dq_tensor_free(&x);
+    c.q = make(DQ_I8, tokens, in), c.q_grid = make(DQ_F32, tokens, 3), c.y = filled(DQ_F32, tokens, out);
+    snprintf(what, sizeof what, "rows of %lld to 8-bit codes", (long long)in);
+    report("I", what, seconds_of(do_rows, &c, &c.q_grid), 0, 0, 5 * n);
+    snprintf(what, sizeof what, "RMS norm of rows of %lld, to 8-bit codes", (long long)in);
+    report("I", what, seconds_of(do_norm_rows, &c, &c.q_grid), 0, 0, 5 * n);
+    snprintf(what, sizeof what, "Hadamard of order %lld, to 8-bit codes", (long long)in);
+    report("I", what, seconds_of(do_hadamard_rows, &c, &c.q_grid), 0, 0, 5 * n);
+    snprintf(what, sizeof what, "integer product of %lld x %lld by %lld%s", (long long)tokens, (long long)in,
+             (long long)out, beta != 0 ? ", added" : "");
+    report("I", what, seconds_of(do_int8_linear, &c, &c.y), flops, 2 * bf16_rate, 0);
+    dq_tensor *all[] = {&c.x, &c.between, &c.q, &c.q_grid, &c.w, &c.w_grid, &c.y};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) dq_tensor_free(all[i]);
+}
+
 /* ---- attention ---- */
 
 typedef struct attend {
@@ -457,6 +515,12 @@ static void run_all(void)
     if (selected("F")) {
         attention(tiny ? 32 : 2048, tiny ? 2 : 32, tiny ? 1 : 8, tiny ? 16 : 128);
         forward_work(tiny ? 32 : 32768, tiny ? 64 : 4096);
+    }
+    if (selected("I") && dq_device_has_integers(dev)) {
+        integers(tiny ? 32 : 2048, tiny ? 64 : 4096, 1, tiny ? 48 : 4096, 1);
+        if (!tiny) integers(2048, 4096, 1, 1024, 0);
+        if (!tiny) integers(2048, 4096, 1, 14336, 0);
+        integers(tiny ? 32 : 2048, tiny ? 448 : 14336, 28, tiny ? 64 : 4096, 1);
     }
     if (selected("G4"))
         for (size_t i = 0; i < (tiny ? 2 : sizeof orders / sizeof *orders); i++)

@@ -53,7 +53,7 @@ holds cuda_suite_stops_what_takes_too_long "$work/late.json" \
 
 # ---- the benchmark ----
 make -s "$out/tests/cuda/bench_ops" "$out/tests/cuda/bench_jobs" > "$work/make.out" 2>&1 || cat "$work/make.out"
-python3 tests/cuda/bench.py --build "$out" --backend "$card" --tiny --no_peers --only G2,G7 --json "$work/bench.json" \
+python3 tests/cuda/bench.py --build "$out" --backend "$card" --tiny --no_peers --only G2,G7,I,Q --json "$work/bench.json" \
     > "$work/bench.out" 2>&1
 check cuda_bench_runs "$([ $? = 0 ] || cat "$work/bench.out")"
 holds cuda_bench_reports "$work/bench.json" \

@@ -212,6 +212,14 @@ def quantized(name, band, *flags):
     return test
 
 
+def integers():
+    """Quantized inputs and weights multiplied as integers, beside the same in floats on the reference."""
+    flags = ["--w_bits", "8", "--w_rtn", "--a_bits", "8", "--w_groupsize", "-1"]
+    flags = [*scheme[2:], *flags]
+    ours, want = dq("quantize", *flags), dq("quantize", *flags, "--integer_products", "false", backend="ref")
+    return near("integers", ppl(ours), ppl(want), 5e-3)
+
+
 def same_twice():
     runs = [ppl(dq("quantize", *scheme, "--preset", "w4a4kv4")) for _ in range(2)]
     return None if runs[0] == runs[1] else "%r, then %r" % tuple(runs)
@@ -298,6 +306,7 @@ def main():
     check("gptq_w4a16", 60, quantized("gptq_w4a16", 1e-3, "--w_bits", "4"))
     check("gptq_w4a4kv4", 60, quantized("gptq_w4a4kv4", 2e-2, "--preset", "w4a4kv4"))
     check("rtn_w4a4kv4", 60, quantized("rtn_w4a4kv4", 2e-2, "--preset", "w4a4kv4", "--w_rtn"))
+    check("integers", 60, integers)
     check("same_codes", 60, same_codes)
     check("calibrated", 60, calibrated)
     check("captured", 60, captured)
