@@ -29,7 +29,10 @@ static void fallback_costs(const char *backend, const char *extra, bool pipeline
     }
     dq_device_counters r = counters_of(ref), f = counters_of(far);
     assert_int_equal(f.fallbacks, expected);
-    assert_int_equal(f.ops, r.ops);
+    if (pipeline)
+        assert_true(f.ops < r.ops); /* where memory is plenty, attention is computed once and kept */
+    else
+        assert_int_equal(f.ops, r.ops);
     assert_int_equal(f.downloads, r.downloads + f.fallbacks * (uint64_t)inputs);
     assert_int_equal(f.uploads, r.uploads + f.fallbacks * (uint64_t)outputs);
     assert_int_equal(farsim_log.warnings, 1); /* once per op, not per call */
