@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(CU_THREADS)
             if (v[i].v[j] > hi) hi = v[i].v[j];
         }
     if (LANES == CU_WARP) {
+        __syncwarp(); /* all have read the first value before anybody writes in place */
         lo = cu_warp_min(lo);
         hi = cu_warp_max(hi);
     } else {
