@@ -285,7 +285,9 @@ __device__ static void quantize_out(const tile_args &a, int64_t first, const flo
     __syncthreads();
 }
 
-template <int K, bool STAGED> __global__ void __launch_bounds__(MOST) hadamard_tile_kernel(tile_args a)
+template <int K, bool STAGED>
+__global__ void __launch_bounds__(K < MANY ? MOST : table<K>::WIDTH / OUTPUTS * CU_WARP)
+    hadamard_tile_kernel(tile_args a)
 {
     CU_DYNAMIC_SHARED(shared);
     float *slots = (float *)shared, *signs = slots + SLOTS, *stage = signs + (K > 1 ? K * table<K>::WIDTH : 0);

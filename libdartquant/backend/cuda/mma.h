@@ -5,7 +5,8 @@
 
 #include "backend/cuda/kernel.h"
 
-/* Fragments of m16n8k16 products, for lane l with g = l / 4, t = l % 4; two bf16 in a register, the lower half first:
+/* Fragments of m16n8k16 products (PTX ISA 8.7, "Matrix Fragments for mma.m16n8k16"; the same in CuTe's
+ * MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>), for lane l with g = l / 4, t = l % 4; two bf16 in a register, the lower half first:
  *   a (16 x 16): rows g, g + 8, g, g + 8 at columns 2t, 2t + 1 (first two registers) and 2t + 8, 2t + 9
  *   b (16 x 8):  rows 2t, 2t + 1 and 2t + 8, 2t + 9 of column g
  *   c (16 x 8):  row g at columns 2t, 2t + 1, then row g + 8 */
