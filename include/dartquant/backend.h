@@ -119,6 +119,32 @@ typedef struct dq_fake_quant_desc {
     int32_t zero_in_range; /* 0 or 1 */
 } dq_fake_quant_desc;
 
+/* Quantization to given levels, for keys and values (KVQuant, arXiv 2401.18079; what its published code leaves open is settled
+ * here). Every column, or every row, has a range lo, hi. With levels l_0 <= l_1 <= ..., finite, a number x becomes
+ *   z = (hi + lo) * 0.5, r = (hi - lo) * 0.5, u = (x - z) / r
+ *   i = how many m_j = (l_j + l_(j+1)) * 0.5 are below u: the nearest level, of two as near the lower
+ *   y = (l_i * norm_scale + norm_offset) * r + z, but z where r == 0
+ * in fp32, one rounding for each operation in the order written, divisions as divisions: the same bits everywhere, up to the
+ * sign of zero. A NaN stays one.
+ *   Columns (per_row 0): `range` says lo and hi. Outliers are the x < lo and the x > hi.
+ *   Rows (per_row 1) without outliers: lo and hi are the smallest and the largest number of the row.
+ *   Rows with outliers: let a_0 <= ... <= a_(n-1) be the row in order, p = outliers * 0.5 * (n - 1), i = floor(p), f = p - i, in
+ *     fp64. Then low = a_i + f (a_(i+1) - a_i) and high = a_(n-1-i) - f (a_(n-1-i) - a_(n-2-i)) in fp64, rounded to fp32; the
+ *     first number alone where f == 0, where it is infinite or both are equal. Outliers are the x <= low and the x >= high. lo and
+ *     hi are the smallest and the largest of the row with the median a_((n-1)/2), halved downwards, in the outliers' place.
+ *   A row with a NaN becomes NaN as a whole. An infinite range gives what the formulas give.
+ * Outliers stay as they are with keep_outliers; without, they take the outermost level like any number beyond the range. */
+typedef struct dq_levels_quant_desc {
+    int32_t per_row; /* 0: `range` gives lo and hi of every column (static, keys); 1: of every row, its own (values) */
+    int32_t keep_outliers; /* 0 or 1 */
+    double outliers;       /* per_row: share of a row in both tails together, [0, 1); columns: no meaning */
+    int64_t
+        seqlen;   /* the position of row r is r % seqlen unless `position` says it; at least 1 where sink asks for it */
+    int32_t sink; /* rows at positions below it are copied (attention sinks); 0 = none */
+    float norm_scale; /* Q-Norm; 1 and 0 = off */
+    float norm_offset;
+} dq_levels_quant_desc;
+
 /* Hadamard transform of order n = k * 2^m: H = HK (x) S, S = Sylvester of size n/k in natural order, HK a k x k
  * table of +-1 (row-major). A row of the input is read as [outer][n][inner] with outer = cols / (n * inner); every
  * vector along n is replaced by v H^T * scale (out[a] = sum_b H[a][b] v[b]), or by v H when `transpose` is set. */
@@ -440,6 +466,12 @@ typedef struct dq_backend {
                                 const dq_fake_quant_desc *d, const dq_view *codes, const dq_view *grid);
     dq_status (*hadamard_rows)(void *dev, const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_view *x,
                                const dq_view *codes, const dq_view *grid);
+
+    /* ---- keys and values ---- */
+    /* y = x on the nearest of given levels; x, y F32 [rows, cols], in place allowed; range F32 [2, cols] = lo, hi of the columns,
+     * without NaN, or NULL with per_row; levels F32 [1, 2..256], ascending; position I32 [1, rows] or NULL. */
+    dq_status (*levels_quant)(void *dev, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
+                              const dq_view *levels, const dq_view *position, const dq_view *y);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

@@ -143,7 +143,8 @@ const char *dq_device_missing_op(const dq_device *dev, int i)
                  SLOT(layernorm),
                  SLOT(packed_linear),
                  SLOT(kv_store),
-                 SLOT(kv_attention)};
+                 SLOT(kv_attention),
+                 SLOT(levels_quant)};
 #undef SLOT
     for (size_t k = 0; k < sizeof slots / sizeof slots[0]; k++)
         if (!slots[k].present && i-- == 0) return slots[k].name;

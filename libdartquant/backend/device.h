@@ -100,6 +100,9 @@ dq_status dq_op_layernorm_quant(const dq_tensor *x, const dq_tensor *weight, con
                                 const dq_fake_quant_desc *d, dq_tensor *y);
 dq_status dq_op_hadamard_quant(const dq_hadamard_desc *h, const dq_fake_quant_desc *d, const dq_tensor *x,
                                dq_tensor *y);
+/* range NULL with per_row; position optional. */
+dq_status dq_op_levels_quant(const dq_levels_quant_desc *d, const dq_tensor *x, const dq_tensor *range,
+                             const dq_tensor *levels, const dq_tensor *position, dq_tensor *y);
 dq_status dq_op_syrk(double alpha, const dq_tensor *x, double beta, dq_tensor *h);
 dq_status dq_op_diag(const dq_tensor *h, dq_tensor *v);
 dq_status dq_op_gptq_factor(const dq_tensor *h, const dq_tensor *perm, double damp, dq_tensor *u, int64_t *info);

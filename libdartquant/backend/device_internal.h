@@ -89,7 +89,8 @@ typedef enum dq_op_id {
     DQ_OP_RMSNORM_ROWS,
     DQ_OP_LAYERNORM_ROWS,
     DQ_OP_HADAMARD_ROWS,
-    DQ_OP_LAYERNORM_QUANT
+    DQ_OP_LAYERNORM_QUANT,
+    DQ_OP_LEVELS_QUANT
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };

@@ -47,6 +47,7 @@ static const band bands[] = {
     {"kv_store", "any", 0, 0},
     {"kv_attention", "f32", 4e-6, 0}, /* 1 */
     {"fake_quant", "f32", 0, 0},
+    {"levels_quant", "f32", 0, 0},
     {"quantize_rows", "any", 0, 0},
     {"int8_linear", "f32", 0, 0},
     {"hadamard", "f32", 1e-6, 0}, /* |scale| sqrt(order) */

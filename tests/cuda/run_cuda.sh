@@ -36,7 +36,8 @@ hadamard_tile_kernel<40,true> hadamard_tile_kernel<172,true>
 loss_kernel total_kernel split_kernel sum_kernel norm_kernel norm_quant_kernel pad_kernel rope_kernel
 rope_fours_kernel fake_quant_held_kernel
 activation_kernel nll_kernel dot_kernel<double> convert_kernel<float,float> gather_kernel few_rows_kernel span_kernel
-unpack_kernel store_kernel newton_kernel quantize_rows_kernel<0> quantize_rows_kernel<1> int8_product_kernel int8_finish_kernel'
+unpack_kernel store_kernel newton_kernel quantize_rows_kernel<0> quantize_rows_kernel<1> int8_product_kernel int8_finish_kernel
+levels_columns_kernel levels_rows_kernel<true>'
 if ls "$out"/obj/libdartquant/backend/cuda/*.usage > /dev/null 2>&1 && command -v c++filt > /dev/null; then
     # "Compiling entry function 'NAME' for 'sm_90'", then "N bytes stack frame, N bytes spill stores, N bytes spill loads"
     kernels=$(cat "$out"/obj/libdartquant/backend/cuda/*.usage | c++filt | awk '

@@ -30,12 +30,12 @@ args = p.parse_args()
 
 # Which runs each tool does, the most telling first: (program, one of its tests or None for all). racecheck is slow and looks at
 # shared memory alone, so it gets the tests whose kernels share some, one by one.
-EVERY = [(name, None) for name in ("forward", "quant", "int8", "fused", "rounding", "fit", "generate", "data")]
+EVERY = [(name, None) for name in ("forward", "quant", "int8", "fused", "rounding", "fit", "generate", "data", "levels")]
 SHARED = [("forward", "attention"), ("quant", "hadamard"), ("quant", "gptq_block"), ("quant", "weight_search"),
           ("fit", "rotation_loss"), ("quant", "syrk"), ("forward", "rmsnorm"), ("forward", "head_nll"), ("data", "dot"),
           ("generate", "kv_attention"), ("forward", "compare_logits"), ("generate", "packed_linear"), ("fit", "stacks"),
           ("forward", "layernorm"), ("fused", "hadamard_quant"), ("fused", "rmsnorm_quant"), ("fused", "layernorm_quant"), ("int8", "quantize_rows"),
-          ("int8", "int8_linear"), ("int8", "rows_in_one_pass")]
+          ("int8", "int8_linear"), ("int8", "rows_in_one_pass"), ("levels", "kinds")]
 RUNS = {"memcheck": EVERY, "racecheck": SHARED, "synccheck": SHARED, "initcheck": EVERY}
 SHARE = {"memcheck": 0.35, "racecheck": 0.3, "synccheck": 0.15, "initcheck": 0.2}
 began = time.monotonic()

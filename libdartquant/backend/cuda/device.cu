@@ -448,6 +448,7 @@ static dq_backend make_table(void)
     t.rmsnorm_rows = dq_cuda_rmsnorm_rows;
     t.layernorm_rows = dq_cuda_layernorm_rows;
     t.hadamard_rows = dq_cuda_hadamard_rows;
+    t.levels_quant = dq_cuda_levels_quant;
     return t;
 }
 

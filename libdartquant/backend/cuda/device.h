@@ -172,6 +172,9 @@ DQ_CUDA_SLOT dq_cuda_hadamard_rows(void *dev, const dq_hadamard_desc *h, const d
                                    const dq_view *codes, const dq_view *grid);
 DQ_CUDA_SLOT dq_cuda_int8_linear(void *dev, double beta, const dq_view *x, const dq_view *x_grid, const dq_view *w,
                                  const dq_view *w_grid, const dq_view *y);
+/* levels.cu */
+DQ_CUDA_SLOT dq_cuda_levels_quant(void *dev, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
+                                  const dq_view *levels, const dq_view *position, const dq_view *y);
 /* weight.cu, gptq.cu */
 DQ_CUDA_SLOT dq_cuda_weight_grid(void *dev, const dq_grid_desc *d, const dq_view *w, const dq_view *scale,
                                  const dq_view *zero);

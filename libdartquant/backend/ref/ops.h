@@ -85,6 +85,9 @@ dq_ref_grid dq_ref_grid_of(const dq_fake_quant_desc *d, const float *x, int64_t 
 static inline float dq_ref_clamp(float x, float lo, float hi) { return x < lo ? lo : x > hi ? hi : x; }
 dq_status dq_ref_fake_quant(void *dev, const dq_fake_quant_desc *d, const dq_view *x, const dq_view *y);
 dq_status dq_ref_hadamard(void *dev, const dq_hadamard_desc *d, const dq_view *x, const dq_view *y);
+/* levels.c */
+dq_status dq_ref_levels_quant(void *dev, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
+                              const dq_view *levels, const dq_view *position, const dq_view *y);
 /* factor.c */
 dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                              int64_t *info);

@@ -156,6 +156,7 @@ static const dq_backend table = {
     .layernorm = dq_ref_layernorm,
     .quantize_rows = dq_ref_quantize_rows,
     .int8_linear = dq_ref_int8_linear,
+    .levels_quant = dq_ref_levels_quant,
 };
 
 const dq_backend *dq_ref_backend(void) { return &table; }
