@@ -205,6 +205,7 @@ static void product(bool filled)
     float one = 1, zero = 0, *a = memory(64, true), *b = memory(64, filled), *c = memory(64, false);
     (void)cublasCreate(&blas);
     (void)cublasSetStream(blas, card->stream);
+    (void)cublasSetWorkspace(blas, memory(4096, false), 4096);
     (void)cublasGemmEx_64(blas, CUBLAS_OP_N, CUBLAS_OP_N, 4, 4, 4, &one, a, CUDA_R_32F, 4, b, CUDA_R_32F, 4, &zero, c,
                           CUDA_R_32F, 4, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     RUN(read_kernel, 1, 16, 0, c, a);
