@@ -158,21 +158,6 @@ static void rmsnorm_run(run_ctx *c, const void *params)
     keep(c, "in place", x, b, 1);
 }
 
-static void rmsnorm(void **state)
-{
-    (void)state;
-    static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {3, 16}, {0, 8}, {7, 576}, {2, 1031}, {33, 100}, {70, 576}};
-    static const double magnitude[] = {1, 1e-4, 3000};
-    for (int i = 0; i < 8; i++)
-        for (int k = 0; k < 3; k++) {
-            row_case p = {.rows = sizes[i][0], .cols = sizes[i][1], .size = magnitude[k]};
-            char label[80];
-            snprintf(label, sizeof label, "rmsnorm [%d, %d] size %g", (int)p.rows, (int)p.cols, p.size);
-            run_case(label, rmsnorm_run, &p, k);
-        }
-    finish_cases();
-}
-
 static void layernorm_run(run_ctx *c, const void *params)
 {
     const row_case *p = params;
@@ -200,20 +185,33 @@ static void layernorm_far_run(run_ctx *c, const void *params)
     keep(c, "far mean", y, band_of("layernorm", "f32"), 1);
 }
 
-static void layernorm(void **state)
+/* `far`: another run of the same shapes, of more than one column. */
+static void norms(const char *name, case_fn run, case_fn far)
 {
-    (void)state;
-    static const int64_t sizes[][2] = {{1, 1}, {1, 5}, {3, 16}, {0, 8}, {7, 576}, {2, 1031}, {33, 100}, {70, 576}};
+    static const int64_t sizes[][2] = {{1, 1},    {1, 5},    {3, 16},   {0, 8},    {7, 576},
+                                       {2, 1031}, {33, 100}, {70, 576}, {2, 12288}};
     static const double magnitude[] = {1, 1e-4, 3000};
-    for (int i = 0; i < 8; i++)
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         for (int k = 0; k < 3; k++) {
             row_case p = {.rows = sizes[i][0], .cols = sizes[i][1], .size = magnitude[k]};
             char label[80];
-            snprintf(label, sizeof label, "layernorm [%d, %d] size %g", (int)p.rows, (int)p.cols, p.size);
-            run_case(label, layernorm_run, &p, k);
-            if (p.cols > 1) run_case(label, layernorm_far_run, &p, k);
+            snprintf(label, sizeof label, "%s [%d, %d] size %g", name, (int)p.rows, (int)p.cols, p.size);
+            run_case(label, run, &p, k);
+            if (far && p.cols > 1) run_case(label, far, &p, k);
         }
     finish_cases();
+}
+
+static void rmsnorm(void **state)
+{
+    (void)state;
+    norms("rmsnorm", rmsnorm_run, NULL);
+}
+
+static void layernorm(void **state)
+{
+    (void)state;
+    norms("layernorm", layernorm_run, layernorm_far_run);
 }
 
 static void rope_run(run_ctx *c, const void *params)
