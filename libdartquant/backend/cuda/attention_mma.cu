@@ -121,7 +121,8 @@ __device__ static void weigh(float (&o)[D / 8][4], const float (&p)[KEYS / 8][4]
 __device__ static inline void hide(float (&s)[KEYS / 8][4], int first, int64_t me, int64_t key, int window, int lane)
 {
     int64_t newest = me - key, oldest = window > 0 ? newest - window + 1 : 0;
-    int upper = newest < KEYS ? (int)newest : (int)KEYS, lower = oldest < KEYS ? (int)oldest : (int)KEYS;
+    int upper = newest < KEYS ? (int)newest : (int)KEYS;
+    int lower = oldest < 0 ? 0 : oldest < KEYS ? (int)oldest : (int)KEYS;
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll

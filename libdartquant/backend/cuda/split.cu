@@ -1,19 +1,26 @@
 /* X^T X of fp32 inputs on tensor cores without losing their precision: x = s (hi + lo), two numbers of 16 bits that hold 22 bits
  * of every element (Ootomo and Yokota, arXiv 2203.03341), so that hi hi' + hi lo' + lo hi' is one product over three times the
  * rows; what is left out is 2^-22 of a term. SPDX-License-Identifier: Apache-2.0 */
+#include "backend/cuda/four.h"
 #include "backend/cuda/gemm.h"
 
 /* Bytes of split rows that exist at a time. */
 static const int64_t most_bytes = (int64_t)512 << 20;
+enum { MOST_BLOCKS = 2048 };
 
-__global__ void largest_kernel(cu_mat<const float> x, unsigned long long *largest)
+/* Few blocks, each with much to look through: they meet at one address. */
+__global__ void largest_kernel(cu_mat<const float> x, bool wide, unsigned long long *largest)
 {
     __shared__ float slots[CU_THREADS / CU_WARP];
     uint32_t top = 0; /* bits of magnitudes are ordered like the numbers, NaN above all */
-    CU_EACH(r, c, x.rows, x.cols)
+    CU_EACH_FOUR(r, c, n, x.rows, x.cols)
     {
-        uint32_t u = cu_float_bits(x.row(r)[c]) & 0x7fffffffu;
-        if (u > top) top = u;
+        cu_four<float> four = cu_take(x.row(r) + c, (int)n, wide);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t u = cu_float_bits(four.v[i]) & 0x7fffffffu; /* 0 behind the last column */
+            if (u > top) top = u;
+        }
     }
     uint32_t *shared = (uint32_t *)slots;
     for (int step = CU_WARP / 2; step > 0; step /= 2) {
@@ -49,19 +56,28 @@ __global__ void numbers_kernel(const unsigned long long *largest, float alpha, f
 }
 
 /* left = [hi; lo; hi], right = [hi; hi; lo] of rows x cols each. */
-__global__ void split_kernel(cu_mat<const float> x, const unsigned long long *largest, cu_f16 *left, cu_f16 *right)
+__global__ void split_kernel(cu_mat<const float> x, const unsigned long long *largest, cu_f16 *left, cu_f16 *right,
+                             bool wide)
 {
     float s = scale_of(*largest);
     int64_t whole = x.rows * x.cols;
-    CU_EACH(r, c, x.rows, x.cols)
+    CU_EACH_FOUR(r, c, n, x.rows, x.cols)
     {
         int64_t at = r * x.cols + c;
-        float value = x.row(r)[c] * s;
-        cu_f16 hi, lo;
-        cu_store(&hi, value);
-        cu_store(&lo, value - cu_load(&hi));
-        left[at] = left[at + 2 * whole] = right[at] = right[at + whole] = hi;
-        left[at + whole] = right[at + 2 * whole] = lo;
+        cu_four<float> four = cu_take(x.row(r) + c, (int)n, wide);
+        cu_four<cu_f16> hi, lo;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float value = four.v[i] * s;
+            cu_store(&hi.v[i], value);
+            cu_store(&lo.v[i], value - cu_load(&hi.v[i]));
+        }
+        cu_put(left + at, hi, (int)n, wide);
+        cu_put(left + at + whole, lo, (int)n, wide);
+        cu_put(left + at + 2 * whole, hi, (int)n, wide);
+        cu_put(right + at, hi, (int)n, wide);
+        cu_put(right + at + whole, hi, (int)n, wide);
+        cu_put(right + at + 2 * whole, lo, (int)n, wide);
     }
 }
 
@@ -81,11 +97,14 @@ dq_status dq_cuda_syrk_split(dq_cuda_device *dev, double alpha, const dq_view *x
         cu_f16 *left = (cu_f16 *)halves.address, *right = (cu_f16 *)(halves.address + half);
         status = dq_cuda_check(dev, cudaMemsetAsync(largest, 0, sizeof *largest, dev->stream), "syrk");
         if (status != DQ_OK) break;
-        CU_LAUNCH(dev, largest_kernel, cu_grid_rows(&part), CU_THREADS, 0, cu_view<const float>(&part), largest);
+        dim3 grid = cu_grid_fours(&part), few_blocks = grid;
+        bool wide = n % 4 == 0 && cu_in_fours<float>(&part);
+        few_blocks.y = few_blocks.x * few_blocks.y > MOST_BLOCKS ? (unsigned)cu_div_up(MOST_BLOCKS, grid.x) : grid.y;
+        CU_LAUNCH(dev, largest_kernel, few_blocks, CU_THREADS, 0, cu_view<const float>(&part), wide, largest);
         CU_LAUNCH(dev, numbers_kernel, 1, CU_WARP, 0, (const unsigned long long *)largest, (float)alpha,
                   (float)(first == 0 ? beta : 1.0), numbers);
-        CU_LAUNCH(dev, split_kernel, cu_grid_rows(&part), CU_THREADS, 0, cu_view<const float>(&part),
-                  (const unsigned long long *)largest, left, right);
+        CU_LAUNCH(dev, split_kernel, grid, cu_threads_fours(&part), 0, cu_view<const float>(&part),
+                  (const unsigned long long *)largest, left, right, wide);
         status = dq_cuda_launched(dev, "syrk");
         if (status == DQ_OK)
             status = dq_cuda_lower_product(dev, left, right, DQ_F16, 3 * rows, n, n, numbers, true,
