@@ -23,11 +23,12 @@ static void norm(dq_cuda_device *dev, const dq_view *x, const dq_view *weight, c
                  const dq_view *y)
 {
     cu_norm n = {cu_vector(weight), cu_vector(bias), 0, 0};
+    unsigned threads = cu_threads_fours(x); /* of rows as short as heads many fit on the card; the sums are the same */
     if (y->dtype == DQ_BF16)
-        CU_LAUNCH(dev, (norm_kernel<LAYER, cu_bf16>), (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x), n, eps,
+        CU_LAUNCH(dev, (norm_kernel<LAYER, cu_bf16>), (unsigned)x->rows, threads, 0, cu_view<const float>(x), n, eps,
                   cu_view<cu_bf16>(y), cu_norm_in_fours<cu_bf16>(x, weight, bias, y));
     else
-        CU_LAUNCH(dev, (norm_kernel<LAYER, float>), (unsigned)x->rows, CU_THREADS, 0, cu_view<const float>(x), n, eps,
+        CU_LAUNCH(dev, (norm_kernel<LAYER, float>), (unsigned)x->rows, threads, 0, cu_view<const float>(x), n, eps,
                   cu_view<float>(y), cu_norm_in_fours<float>(x, weight, bias, y));
 }
 
