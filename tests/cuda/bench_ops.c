@@ -281,7 +281,7 @@ static void gptq(int64_t out, int64_t in, int64_t group)
 /* ---- G4: Hadamard, quantizers and other work that is bound by memory ---- */
 
 typedef struct rows {
-    dq_tensor x, y, z, v, cos, sin;
+    dq_tensor x, y, z, v, b, cos, sin; /* b: BF16 */
     dq_hadamard_desc h;
     dq_fake_quant_desc q;
 } rows;
@@ -315,6 +315,16 @@ static dq_status do_activation(void *arg)
 {
     rows *r = arg;
     return dq_op_activation(DQ_ACT_SILU, &r->x, &r->z, &r->y);
+}
+static dq_status do_norm_bf16(void *arg)
+{
+    rows *r = arg;
+    return dq_op_rmsnorm(&r->x, &r->v, 1e-5, &r->b);
+}
+static dq_status do_activation_bf16(void *arg)
+{
+    rows *r = arg;
+    return dq_op_activation(DQ_ACT_SILU, &r->x, &r->z, &r->b);
 }
 static dq_status do_rope(void *arg)
 {
@@ -355,6 +365,7 @@ static void forward_work(int64_t tokens, int64_t n)
               .y = make(DQ_F32, tokens, n),
               .z = filled(DQ_F32, tokens, n),
               .v = filled(DQ_F32, 1, n),
+              .b = make(DQ_BF16, tokens, n),
               .cos = make(DQ_F32, tokens, dim / 2),
               .sin = make(DQ_F32, tokens, dim / 2)};
     double bytes = 4.0 * (double)tokens * (double)n;
@@ -362,9 +373,34 @@ static void forward_work(int64_t tokens, int64_t n)
     must(dq_op_fill(0.8, &r.sin));
     report("F", "RMS norm", seconds_of(do_rmsnorm, &r, &r.y), 0, 0, 2 * bytes);
     report("F", "gated activation", seconds_of(do_activation, &r, &r.y), 0, 0, 3 * bytes);
+    report("F", "RMS norm, bf16 out", seconds_of(do_norm_bf16, &r, &r.b), 0, 0, 1.5 * bytes);
+    report("F", "gated activation, bf16 out", seconds_of(do_activation_bf16, &r, &r.b), 0, 0, 2.5 * bytes);
     report("F", "rotary embedding", seconds_of(do_rope, &r, &r.y), 0, 0, 2 * bytes);
     dq_tensor_free(&r.x), dq_tensor_free(&r.y), dq_tensor_free(&r.z);
-    dq_tensor_free(&r.v), dq_tensor_free(&r.cos), dq_tensor_free(&r.sin);
+    dq_tensor_free(&r.v), dq_tensor_free(&r.b), dq_tensor_free(&r.cos), dq_tensor_free(&r.sin);
+}
+
+typedef struct head {
+    dq_tensor x, w, targets, state;
+} head;
+
+static dq_status do_head(void *arg)
+{
+    head *h = arg;
+    return dq_op_head_nll(&h->x, &h->w, &h->targets, 0, &h->state, DQ_MATH_BF16);
+}
+
+/* A window's loss over a tile of the vocabulary. */
+static void head_work(int64_t tokens, int64_t n, int64_t tile)
+{
+    head h = {filled(DQ_BF16, tokens, n), filled(DQ_BF16, tile, n), make(DQ_I32, 1, tokens), make(DQ_F64, tokens, 3)};
+    dq_tensor sum = dq_tensor_slice(&h.state, 0, tokens, 1, 1);
+    must(dq_op_fill(0, &h.targets));
+    must(dq_op_fill(-INFINITY, &h.state));
+    must(dq_op_fill(0, &sum));
+    double flops = 2.0 * (double)tokens * (double)n * (double)tile;
+    report("F", "loss of 2048 tokens over 4096 words", seconds_of(do_head, &h, &h.state), flops, bf16_rate, 0);
+    dq_tensor_free(&h.x), dq_tensor_free(&h.w), dq_tensor_free(&h.targets), dq_tensor_free(&h.state);
 }
 
 /* ---- products of integers ---- */
@@ -515,6 +551,7 @@ static void run_all(void)
     if (selected("F")) {
         attention(tiny ? 32 : 2048, tiny ? 2 : 32, tiny ? 1 : 8, tiny ? 16 : 128);
         forward_work(tiny ? 32 : 32768, tiny ? 64 : 4096);
+        head_work(tiny ? 32 : 2048, tiny ? 64 : 4096, tiny ? 96 : 4096);
     }
     if (selected("I") && dq_device_has_integers(dev)) {
         integers(tiny ? 32 : 2048, tiny ? 64 : 4096, 1, tiny ? 48 : 4096, 1);
