@@ -22,6 +22,7 @@
 #include "backend/cpu/fwht_kernel.h"
 
 #include "backend/cpu/fake_quant_kernel.h"
+#include "backend/cpu/levels_kernel.h"
 #include "backend/cpu/codes_kernel.h"
 #include "backend/cpu/grid_kernel.h"
 #include "backend/cpu/gptq_kernel.h"
@@ -35,6 +36,11 @@ const dq_quant_kernels DQ_ISA(dq_quant_kernels) = {
     .mix_f32 = mix_f32,
     .mix_f64 = mix_f64,
     .fake_quant = fake_quant,
+    .levels_columns = levels_columns,
+    .levels_row = levels_row,
+    .row_range = row_range,
+    .row_ends = row_ends,
+    .row_inside = row_inside,
     .quantize = quantize,
     .dequantize = dequantize,
     .grid_range = grid_range,

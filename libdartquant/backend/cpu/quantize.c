@@ -90,6 +90,7 @@ static dq_status cpu_diag(void *device, const dq_view *h, const dq_view *v)
 void dq_cpu_fill_quantize(dq_backend *table)
 {
     table->fake_quant = cpu_fake_quant;
+    table->levels_quant = dq_cpu_levels_quant;
     table->hadamard = dq_cpu_hadamard;
     table->weight_grid = dq_cpu_weight_grid;
     table->quantize_weight = dq_cpu_quantize_weight;

@@ -29,6 +29,38 @@ typedef struct dq_gptq_job {
 enum { DQ_GPTQ_ROWS_MAX = 16 };
 #define DQ_GPTQ_SCRATCH(cols) ((size_t)(cols)*DQ_GPTQ_ROWS_MAX * (2 * sizeof(double) + 1))
 
+/* Levels of levels_quant after Q-Norm, and what lies in the middle between each and the next, filled up to a power of two with
+ * infinity. Up to sixteen are found in `steps` bisections of `coarse`; of more it holds the middles between blocks. */
+typedef struct dq_level_table {
+    float middle[256], value[256], coarse[16];
+    int steps, log_block;
+} dq_level_table;
+
+typedef struct dq_level_columns {
+    const dq_level_table *table;
+    const float *lo, *hi;
+    bool keep;
+} dq_level_columns;
+
+typedef struct dq_level_row {
+    const dq_level_table *table;
+    float lo, hi, low, high; /* the range; at and beyond low and high are outliers */
+    bool keep;
+} dq_level_row;
+
+/* Of the numbers of a row at or below the lower threshold, and of those between both. */
+typedef struct dq_row_inside {
+    int64_t below, count;
+    float least, largest;
+} dq_row_inside;
+
+/* The numbers at ranks i, i + 1, n - 1 - i and n - 2 - i of a row in order. */
+typedef struct dq_row_ends {
+    float first, second, last, before_last;
+} dq_row_ends;
+
+enum { DQ_ENDS_LANES = 4 };
+
 typedef struct dq_quant_kernels {
     int vector_bytes;
     /* Sylvester transforms of order 1 << log_n, times scale, of `total` contiguous elements (a multiple of the order);
@@ -43,6 +75,12 @@ typedef struct dq_quant_kernels {
     void (*mix_f64)(const double *x, double *y, int64_t width, int64_t k, const uint8_t *pick, double *scratch,
                     double scale);
     void (*fake_quant)(const dq_fake_quant_desc *d, int64_t cols, const float *x, float *y);
+    void (*levels_columns)(const dq_level_columns *j, const float *x, float *y, int64_t n);
+    void (*levels_row)(const dq_level_row *j, const float *x, float *y, int64_t n); /* without NaN */
+    bool (*row_range)(const float *x, int64_t n, float *lo, float *hi);             /* false: a NaN is among them */
+    /* Those for i = k - 2, k at most DQ_ENDS_LANES vectors of floats and n; false: a NaN is among them. scratch: 2 n floats. */
+    bool (*row_ends)(const float *x, int64_t n, int64_t k, float *scratch, dq_row_ends *out);
+    void (*row_inside)(const float *x, int64_t n, float low, float high, dq_row_inside *out);
     void (*quantize)(const dq_code_row *row, const float *w, uint8_t *codes);
     void (*dequantize)(const dq_code_row *row, const uint8_t *codes, float *w);
     void (*grid_range)(const float *w, int64_t n, float *lo, float *hi);
@@ -73,6 +111,11 @@ dq_status dq_cpu_dequantize_weight(void *device, const dq_grid_desc *d, const dq
 dq_status dq_cpu_gptq_block(void *device, const dq_grid_desc *d, const dq_view *w, const dq_view *u,
                             const dq_view *scale, const dq_view *zero, const dq_view *group_index, const dq_view *codes,
                             const dq_view *err);
+/* levels.c */
+/* The numbers of ranks `rank` and rank + 1 (0 = smallest; without a next the same again); `a` is reordered. */
+void dq_cpu_two_ranks(float *a, int64_t n, int64_t rank, float *first, float *next);
+dq_status dq_cpu_levels_quant(void *device, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
+                              const dq_view *levels, const dq_view *position, const dq_view *y);
 /* syrk.c, factor.c, qr.c */
 dq_status dq_cpu_syrk(void *device, double alpha, const dq_view *x, double beta, const dq_view *h);
 dq_status dq_cpu_gptq_factor(void *device, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
