@@ -24,7 +24,7 @@ extern "C" {
  * Lifetimes. A view, a descriptor, and what a descriptor points to (dq_hadamard_desc.hk) are valid until the slot
  * returns: a backend that queues copies them, tables included. The source of `upload` may be changed as soon as
  * `upload` returns, the target of `download` is complete when it returns, and numbers that a slot returns through a
- * pointer (find_nonfinite, dot, gptq_factor, rotation_loss, polar) are there when it returns. `free` may be called while queued ops use the
+ * pointer (find_nonfinite, dot, gptq_factor, gptq_root, rotation_loss, polar) are there when it returns. `free` may be called while queued ops use the
  * allocation: the backend keeps the memory until they are done. `close` may be called with work queued (it is dropped
  * or finished) and after all allocations were freed. The dq_host stays valid until `close` returns.
  *
@@ -472,6 +472,12 @@ typedef struct dq_backend {
      * without NaN, or NULL with per_row; levels F32 [1, 2..256], ascending; position I32 [1, rows] or NULL. */
     dq_status (*levels_quant)(void *dev, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
                               const dq_view *levels, const dq_view *position, const dq_view *y);
+
+    /* Half of the work of gptq_factor, which the library calls where this is missing; that is no fallback. With A as there and
+     * A = m m^T, m upper triangular: root = m above the diagonal blocks [k block, (k + 1) block), in these the inverse of m's
+     * own, zeros below the diagonal. F32 storage. *info as there. Waits. */
+    dq_status (*gptq_root)(void *dev, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                           const dq_view *root, int64_t *info);
 } dq_backend;
 
 /* A backend in a file of its own, libdartquant-NAME.so, exports one C function of this type under this name. It is called

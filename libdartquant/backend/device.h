@@ -106,6 +106,9 @@ dq_status dq_op_levels_quant(const dq_levels_quant_desc *d, const dq_tensor *x, 
 dq_status dq_op_syrk(double alpha, const dq_tensor *x, double beta, dq_tensor *h);
 dq_status dq_op_diag(const dq_tensor *h, dq_tensor *v);
 dq_status dq_op_gptq_factor(const dq_tensor *h, const dq_tensor *perm, double damp, dq_tensor *u, int64_t *info);
+/* *served = false where the device has only gptq_factor. */
+dq_status dq_op_gptq_root(const dq_tensor *h, const dq_tensor *perm, double damp, int64_t block, dq_tensor *root,
+                          int64_t *info, bool *served);
 dq_status dq_op_qr(const dq_tensor *a, dq_tensor *q, dq_tensor *r);
 dq_status dq_op_weight_grid(const dq_grid_desc *d, const dq_tensor *w, dq_tensor *scale, dq_tensor *zero);
 dq_status dq_op_quantize_weight(const dq_grid_desc *d, const dq_tensor *w, const dq_tensor *scale,

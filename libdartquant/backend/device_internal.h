@@ -90,7 +90,8 @@ typedef enum dq_op_id {
     DQ_OP_LAYERNORM_ROWS,
     DQ_OP_HADAMARD_ROWS,
     DQ_OP_LAYERNORM_QUANT,
-    DQ_OP_LEVELS_QUANT
+    DQ_OP_LEVELS_QUANT,
+    DQ_OP_GPTQ_ROOT
 } dq_op_id;
 
 enum { DQ_OP_MAX_OPERANDS = 7 };

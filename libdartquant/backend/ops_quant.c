@@ -100,6 +100,7 @@ dq_status dq_op_diag(const dq_tensor *h, dq_tensor *v)
 
 typedef struct factor_args {
     double damp;
+    int64_t block; /* of gptq_root */
     int64_t *info;
 } factor_args;
 
@@ -109,28 +110,59 @@ DQ_OP_CALLER(gptq_factor)
     return DQ_SLOT(gptq_factor, v[0], v[1], f->damp, v[2], f->info);
 }
 
+DQ_OP_CALLER(gptq_root)
+{
+    const factor_args *f = args;
+    return DQ_SLOT(gptq_root, v[0], v[1], f->damp, f->block, v[2], f->info);
+}
+
+/* Operands 0 h, 1 perm, 2 the result. */
+static dq_status check_factor(const dq_op_call *call)
+{
+    const factor_args *f = call->args;
+    const dq_view *h = &call->operands[0].tensor->view;
+    DQ_TRY(dq_check_operands(call, 1u << 1));
+    DQ_TRY(dq_check_dtype(call, 0, DQ_MASK_F32));
+    DQ_TRY(dq_check_dtype(call, 1, DQ_MASK_I32));
+    DQ_TRY(dq_check_dtype(call, 2, DQ_MASK_F32));
+    DQ_TRY(dq_check_shape(call, 0, h->rows, h->rows));
+    DQ_TRY(dq_check_shape(call, 1, 1, h->rows));
+    DQ_TRY(dq_check_shape(call, 2, h->rows, h->rows));
+    if (!(f->damp >= 0) || !isfinite(f->damp))
+        return dq_fail(DQ_E_INVALID, "%s: damping %g must be finite and >= 0", call->name, f->damp);
+    if (dq_view_same(h, dq_operand_view(call, 2)))
+        return dq_fail(DQ_E_INVALID, "%s: %s cannot replace h", call->name, call->operands[2].role);
+    return DQ_OK;
+}
+
 dq_status dq_op_gptq_factor(const dq_tensor *h, const dq_tensor *perm, double damp, dq_tensor *u, int64_t *info)
 {
     int64_t pivot = 0;
-    factor_args args = {damp, &pivot};
+    factor_args args = {damp, 0, &pivot};
     dq_op_call call = {DQ_OP_GPTQ_FACTOR,
                        "gptq_factor",
                        call_gptq_factor,
                        &args,
                        3,
                        {{"h", h, DQ_READ}, {"perm", perm, DQ_READ}, {"u", u, DQ_WRITE}}};
-    DQ_TRY(dq_check_operands(&call, 1u << 1));
-    DQ_TRY(dq_check_dtype(&call, 0, DQ_MASK_F32));
-    DQ_TRY(dq_check_dtype(&call, 1, DQ_MASK_I32));
-    DQ_TRY(dq_check_dtype(&call, 2, DQ_MASK_F32));
-    int64_t n = h->view.rows;
-    DQ_TRY(dq_check_shape(&call, 0, n, n));
-    DQ_TRY(dq_check_shape(&call, 1, 1, n));
-    DQ_TRY(dq_check_shape(&call, 2, n, n));
-    if (!(damp >= 0) || !isfinite(damp))
-        return dq_fail(DQ_E_INVALID, "gptq_factor: damping %g must be finite and >= 0", damp);
-    if (dq_view_same(&h->view, &u->view)) return dq_fail(DQ_E_INVALID, "gptq_factor: u cannot replace h");
+    DQ_TRY(check_factor(&call));
     if (!dq_view_is_empty(&h->view)) DQ_TRY(dq_op_dispatch(&call));
+    *info = pivot;
+    return DQ_OK;
+}
+
+dq_status dq_op_gptq_root(const dq_tensor *h, const dq_tensor *perm, double damp, int64_t block, dq_tensor *root,
+                          int64_t *info, bool *served)
+{
+    int64_t pivot = 0;
+    factor_args args = {damp, block, &pivot};
+    dq_op_call call = {
+        DQ_OP_GPTQ_ROOT, "gptq_root", call_gptq_root,
+        &args,           3,           {{"h", h, DQ_READ}, {"perm", perm, DQ_READ}, {"root", root, DQ_WRITE}}};
+    DQ_TRY(check_factor(&call));
+    if (block < 1) return dq_fail(DQ_E_INVALID, "gptq_root: blocks of %lld columns", (long long)block);
+    *served = true;
+    if (!dq_view_is_empty(&h->view)) DQ_TRY(dq_op_dispatch_fused(&call, served));
     *info = pivot;
     return DQ_OK;
 }

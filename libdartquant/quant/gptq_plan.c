@@ -117,6 +117,19 @@ done:
     return status;
 }
 
+/* Half of it, where the device has that and the solver can do with it: groups must not reach beyond a block. */
+static bool may_be_rooted(const dq_weight_spec *spec, const dq_tensor *h)
+{
+    int64_t n = h->view.rows, group = dq_weight_group(spec, n);
+    return !dq_tensor_in_reach(h) && (spec->static_groups || group >= n || DQ_GPTQ_BLOCK % group == 0);
+}
+
+static dq_status factor_once(dq_gptq_plan *plan, const dq_tensor *h, const dq_tensor *perm, double damp, int64_t *info)
+{
+    if (plan->rooted) DQ_TRY(dq_op_gptq_root(h, perm, damp, DQ_GPTQ_BLOCK, &plan->u, info, &plan->rooted));
+    return plan->rooted ? DQ_OK : dq_op_gptq_factor(h, perm, damp, &plan->u, info);
+}
+
 static dq_status factor_raised(const dq_tensor *h, double mean, const dq_tensor *perm, float *added, dq_gptq_plan *plan)
 {
     dq_status status;
@@ -124,7 +137,7 @@ static dq_status factor_raised(const dq_tensor *h, double mean, const dq_tensor 
     int64_t info = 0;
     double damp = 0.01 * mean, sum = 0;
     DQ_GO(raise_diagonal(h, plan->n, added, &raised));
-    DQ_GO(dq_op_gptq_factor(&raised, perm, damp, &plan->u, &info));
+    DQ_GO(factor_once(plan, &raised, perm, damp, &info));
     if (info != 0)
         DQ_GO(dq_fail(DQ_E_NUMERIC,
                       "the Hessian cannot be factored: pivot %lld is not positive even with %g times the "
@@ -151,7 +164,7 @@ static dq_status factor(const dq_weight_spec *spec, const dq_tensor *h, const fl
     mean /= (double)plan->n;
     for (;;) {
         int64_t info = 0;
-        DQ_GO(dq_op_gptq_factor(h, perm, share * mean, &plan->u, &info));
+        DQ_GO(factor_once(plan, h, perm, share * mean, &info));
         if (info == 0) {
             plan->damping = share;
             for (int64_t i = 0; i < plan->n; i++) added[i] = (float)(share * mean);
@@ -182,7 +195,7 @@ dq_status dq_gptq_plan_make(const dq_weight_spec *spec, const dq_tensor *h, dq_g
     if (bad >= 0)
         return dq_fail(DQ_E_NONFINITE, "Hessian entry (%lld, %lld) is NaN or Inf", (long long)(bad / n),
                        (long long)(bad % n));
-    dq_gptq_plan plan = {.env = dq_device_env(h->dev), .h = h, .n = n};
+    dq_gptq_plan plan = {.env = dq_device_env(h->dev), .h = h, .n = n, .rooted = may_be_rooted(spec, h)};
     float *diagonal = dq_alloc(plan.env, (size_t)n * sizeof *diagonal);
     if (!diagonal) return DQ_E_NOMEM;
     DQ_GO(read_diagonal(h, diagonal, &plan));

@@ -20,6 +20,7 @@ dq_status dq_codes_dequantize(const dq_codes *codes, dq_tensor *w);
 dq_status dq_rtn_solve(const dq_weight_spec *spec, const dq_tensor *w, dq_codes *out, double *error);
 
 /* ---- gptq_plan.c ---- */
+enum { DQ_GPTQ_BLOCK = 128 }; /* columns that are rounded before the others hear of it */
 /* Everything that depends on the Hessian only, so that q, k, v and gate, up share it. */
 typedef struct dq_gptq_plan {
     dq_env *env;
@@ -30,7 +31,8 @@ typedef struct dq_gptq_plan {
     dq_tensor alive;                     /* F32 [1, n]: 0 for dead columns, else 1; empty when none is dead */
     dq_tensor added_root;                /* F32 [1, n]: square root of what was added to each diagonal entry */
     double damping;                      /* mean of what was added as a share of the mean diagonal */
-    dq_tensor u;                         /* F32 [n, n]: inv(damped H) = u^T u, in permuted order */
+    dq_tensor u;                         /* F32 [n, n]: inv(damped H) = u^T u, in permuted order; or: */
+    bool rooted;                         /* u is the root of the damped H (gptq_root) with blocks of DQ_GPTQ_BLOCK */
 } dq_gptq_plan;
 
 dq_status dq_gptq_plan_make(const dq_weight_spec *spec, const dq_tensor *h, dq_gptq_plan *out);

@@ -62,8 +62,9 @@ static const band bands[] = {
     {"weight_grid", "search", 0, 1e-4}, /* error of the chosen range against the smallest error */
     {"quantize_weight", "u8", 0, 0},
     {"dequantize_weight", "f32", 0, 0},
-    {"gptq_block", "f32", 2e-5, 2e-5},     /* 1; rows with another code at a rounding tie are counted apart */
-    {"rotation_loss", "loss", 1e-6, 2e-6}, /* elements, or rows when relative */
+    {"gptq", "error of a linear", 0, 2e-3}, /* rounding ties may fall either way */
+    {"gptq_block", "f32", 2e-5, 2e-5},      /* 1; rows with another code at a rounding tie are counted apart */
+    {"rotation_loss", "loss", 1e-6, 2e-6},  /* elements, or rows when relative */
     {"rotation_loss", "loss, bf16 math", 1e-6, 2e-6}, /* from rounded or from unrounded operands */
     {"rotation_loss", "f32", 5e-6, 0},                /* |scale| sqrt(vectors of a group) and the largest inputs */
     {"rotation_loss", "bf16 math", 2.5e-3, 0}, /* both factors of a term may round to bf16 either way: 2^-9 each */

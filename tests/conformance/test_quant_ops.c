@@ -1,5 +1,6 @@
 /* Conformance of quantization, Hadamard transforms and factorizations. SPDX-License-Identifier: Apache-2.0 */
 #include "pair.h"
+#include "quant/quantize.h"
 
 /* ---- fake quantization: defined in fp32, so equal ---- */
 
@@ -182,6 +183,33 @@ static made *make_hessian(run_ctx *c, int64_t n, bool dead)
     return m;
 }
 
+/* The root by the device, or by the reference where it has only gptq_factor. */
+static void root_of(const made *h, const made *perm, int64_t block, made *out)
+{
+    bool served = false;
+    int64_t info = -5, n = h->view.view.rows;
+    dq_tensor a = {0}, p = {0}, r = {0};
+    must(dq_op_gptq_root(&h->view, perm ? &perm->view : NULL, 0.01, block, &out->view, &info, &served));
+    assert_true(!served || info == 0);
+    if (served) return;
+    float *host = malloc((size_t)(n * n) * sizeof *host);
+    int32_t *order = malloc((size_t)n * sizeof *order);
+    must(dq_tensor_download(&h->view, host));
+    must(dq_tensor_from_host(reference, DQ_F32, n, n, host, &a));
+    if (perm) must(dq_tensor_download(&perm->view, order));
+    if (perm) must(dq_tensor_from_host(reference, DQ_I32, 1, n, order, &p));
+    must(dq_tensor_alloc(reference, DQ_F32, n, n, &r));
+    must(dq_op_gptq_root(&a, perm ? &p : NULL, 0.01, block, &r, &info, &served));
+    assert_true(served && info == 0);
+    must(dq_tensor_download(&r, host));
+    must(dq_tensor_upload(&out->view, host));
+    dq_tensor_free(&a);
+    dq_tensor_free(&p);
+    dq_tensor_free(&r);
+    free(host);
+    free(order);
+}
+
 static void factor_run(run_ctx *c, const void *params)
 {
     const square_case *p = params;
@@ -204,6 +232,11 @@ static void factor_run(run_ctx *c, const void *params)
     must(dq_op_gptq_factor(&h->view, &perm->view, 0.01, &v->view, &info));
     assert_int_equal(info, 0);
     keep(c, "u permuted", v, b, 1);
+    made *root = make_constant(c, DQ_F32, p->n, p->n, NAN), *other = make_constant(c, DQ_F32, p->n, p->n, NAN);
+    root_of(h, NULL, 128, root);
+    keep(c, "root", root, b, 1);
+    root_of(h, perm, 48, other);
+    keep(c, "root permuted", other, b, 1);
     keep(c, "h untouched", h, band_of("diag", "f32"), 1);
 }
 
@@ -492,6 +525,50 @@ static void gptq_block(void **state)
     finish_cases();
 }
 
+/* ---- GPTQ of a linear, by whichever factor the device has ---- */
+
+typedef struct linear_case {
+    int64_t out, in, group;
+    bool act_order, static_groups;
+} linear_case;
+
+static void linear_run(run_ctx *c, const void *params)
+{
+    const linear_case *p = params;
+    dq_weight_spec spec = {.bits = 4,
+                           .method = DQ_WEIGHT_GPTQ,
+                           .group = p->group,
+                           .symmetric = true,
+                           .percdamp = 0.01,
+                           .act_order = p->act_order,
+                           .static_groups = p->static_groups};
+    double error = NAN, damping = NAN;
+    dq_codes codes = {0};
+    made *x = make_random(c, DQ_F32, 2 * p->in, p->in), *h = make_constant(c, DQ_F32, p->in, p->in, 0);
+    made *w = make_random(c, DQ_F32, p->out, p->in);
+    must(dq_op_syrk(1, &x->view, 0, &h->view));
+    must(dq_quantize_linear(&spec, &w->view, &h->view, &codes, &error, &damping));
+    dq_codes_free(&codes);
+    keep_number(c, "error", error, band_of("gptq", "error of a linear"), 1);
+}
+
+static void gptq_linear(void **state)
+{
+    (void)state;
+    static const linear_case cases[] = {{24, 300, -1, false, false}, {24, 300, 32, false, false},
+                                        {17, 390, 128, true, false}, {24, 300, 64, true, true},
+                                        {9, 300, 100, true, false},  {5, 128, 16, false, false},
+                                        {8, 257, -1, true, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char label[100];
+        snprintf(label, sizeof label, "GPTQ of %d x %d, groups of %d%s%s", (int)cases[i].out, (int)cases[i].in,
+                 (int)cases[i].group, cases[i].act_order ? ", reordered" : "",
+                 cases[i].static_groups ? ", static" : "");
+        run_case(label, linear_run, &cases[i], 0);
+    }
+    finish_cases();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -500,6 +577,7 @@ int main(void)
         cmocka_unit_test(syrk),
         cmocka_unit_test(gptq_factor),
         cmocka_unit_test(gptq_factor_reports_pivot),
+        cmocka_unit_test(gptq_linear),
         cmocka_unit_test(qr),
         cmocka_unit_test(weights),
         cmocka_unit_test(weight_search),

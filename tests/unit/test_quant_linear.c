@@ -88,14 +88,16 @@ static void assert_same_codes(const dq_codes *a, const dq_codes *b)
 /* tr(dW H dW^T) / tr(W H W^T) from the definition. */
 static double true_error(const dq_tensor *w, const dq_tensor *h, const dq_codes *codes)
 {
-    dq_tensor d;
+    dq_tensor d, product;
     double change, energy;
     OK(dq_tensor_alloc(w->dev, DQ_F32, codes->out, codes->in, &d));
+    OK(dq_tensor_alloc(w->dev, DQ_F32, codes->out, codes->in, &product));
     OK(dq_codes_dequantize(codes, &d));
     OK(dq_op_axpy(-1.0, w, &d));
-    OK(dq_hessian_energy(&d, h, DQ_MATH_F32, NULL, &change));
-    OK(dq_hessian_energy(w, h, DQ_MATH_F32, NULL, &energy));
+    OK(dq_hessian_energy(&d, h, DQ_MATH_F32, &product, &change));
+    OK(dq_hessian_energy(w, h, DQ_MATH_F32, &product, &energy));
     dq_tensor_free(&d);
+    dq_tensor_free(&product);
     return change / energy;
 }
 

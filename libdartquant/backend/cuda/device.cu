@@ -424,6 +424,7 @@ static dq_backend make_table(void)
     t.syrk = dq_cuda_syrk;
     t.diag = dq_cuda_diag;
     t.gptq_factor = dq_cuda_gptq_factor;
+    t.gptq_root = dq_cuda_gptq_root;
     t.qr = dq_cuda_qr;
     t.weight_grid = dq_cuda_weight_grid;
     t.quantize_weight = dq_cuda_quantize_weight;

@@ -144,6 +144,8 @@ DQ_CUDA_SLOT dq_cuda_hadamard_quant(void *dev, const dq_hadamard_desc *h, const 
 /* factor.cu */
 DQ_CUDA_SLOT dq_cuda_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                                  int64_t *info);
+DQ_CUDA_SLOT dq_cuda_gptq_root(void *dev, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                               const dq_view *root, int64_t *info);
 DQ_CUDA_SLOT dq_cuda_qr(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
 /* rotation_loss.cu, orthogonal.cu, compare.cu */
 DQ_CUDA_SLOT dq_cuda_rotation_loss(void *dev, const dq_rotation_loss_desc *d, const dq_view *x, const dq_view *weight,

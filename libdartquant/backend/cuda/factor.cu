@@ -98,12 +98,12 @@ static dq_status invert(dq_cuda_device *dev, const double *a, int n, double *x)
     return DQ_OK;
 }
 
-static dq_status factor(dq_cuda_device *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
-                        int64_t *info, factor_memory *m)
+/* L in m->a when *info is 0. */
+static dq_status cholesky(dq_cuda_device *dev, const dq_view *h, const dq_view *perm, double damp, int64_t *info,
+                          factor_memory *m)
 {
     int n = (int)h->rows, words = 0, failed = 0;
-    uint64_t bytes = (uint64_t)n * (uint64_t)n * sizeof(double);
-    CU_TRY(dq_cuda_scratch(dev, bytes, "gptq_factor", &m->a));
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)n * (uint64_t)n * sizeof(double), "gptq_factor", &m->a));
     CU_TRY(dq_cuda_scratch(dev, 16, "gptq_factor", &m->info));
     double *a = (double *)m->a.address;
     int *verdict = (int *)m->info.address;
@@ -118,12 +118,74 @@ static dq_status factor(dq_cuda_device *dev, const dq_view *h, const dq_view *pe
         "Cholesky"));
     CU_TRY(check_pivots(dev, a, n, verdict, &failed));
     *info = failed == 0 ? 0 : (int64_t)n - failed + 1; /* pivots are taken from the last to the first */
-    if (failed) return DQ_OK;
     dq_cuda_release(dev, &m->work);
-    CU_TRY(dq_cuda_scratch(dev, bytes, "gptq_factor", &m->x));
-    CU_TRY(invert(dev, a, n, (double *)m->x.address));
+    return DQ_OK;
+}
+
+static dq_status factor(dq_cuda_device *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
+                        int64_t *info, factor_memory *m)
+{
+    int n = (int)h->rows;
+    CU_TRY(cholesky(dev, h, perm, damp, info, m));
+    if (*info) return DQ_OK;
+    CU_TRY(dq_cuda_scratch(dev, (uint64_t)n * (uint64_t)n * sizeof(double), "gptq_factor", &m->x));
+    CU_TRY(invert(dev, (const double *)m->a.address, n, (double *)m->x.address));
     CU_LAUNCH(dev, reverse_kernel, cu_grid_rows(u), CU_THREADS, 0, (const double *)m->x.address, cu_view<float>(u));
     return dq_cuda_launched(dev, "gptq_factor");
+}
+
+/* ---- the root: M itself, and inverses of its diagonal blocks alone ---- */
+
+enum { TILE = 32, MOST_BLOCK = 128 };
+
+/* M = J L J above the diagonal blocks, zeros below the diagonal; by tiles, since it turns rows into columns. */
+__global__ void root_kernel(const double *l, int64_t block, cu_mat<float> root)
+{
+    __shared__ float tile[TILE][TILE + 1];
+    int64_t n = root.rows, row = (int64_t)blockIdx.y * TILE, col = (int64_t)blockIdx.x * TILE;
+    int lane = threadIdx.x % TILE, first = threadIdx.x / TILE, step = blockDim.x / TILE;
+    for (int i = first; i < TILE; i += step) {
+        int64_t r = row + lane, c = col + i;
+        tile[i][lane] = r <= c && c < n ? (float)l[(n - 1 - r) + (n - 1 - c) * n] : 0.0f;
+    }
+    __syncthreads();
+    for (int i = first; i < TILE; i += step) {
+        int64_t r = row + i, c = col + lane;
+        if (r < n && c < n && (c < r || r / block != c / block)) root.row(r)[c] = tile[lane][i];
+    }
+}
+
+/* The inverse of one diagonal block of M: a thread a column, from its diagonal upwards; columns in shared memory. */
+__global__ void diagonal_kernel(const double *l, int64_t block, cu_mat<float> root)
+{
+    CU_DYNAMIC_SHARED(shared);
+    double *x = (double *)shared;
+    int64_t n = root.rows, begin = blockIdx.x * block;
+    int width = (int)(n - begin < block ? n - begin : block), column = threadIdx.x;
+    const double *m = l + (n - 1 - begin) * (n + 1); /* m_ik lies i + k n before it */
+    if (column >= width) return;
+    for (int i = width - 1; i >= 0; i--) {
+        double sum = i == column ? -1 : 0;
+        for (int k = i + 1; k < width; k++) sum += m[-(i + k * n)] * x[k * width + column];
+        x[i * width + column] = i > column ? 0 : -sum / m[-(i + i * n)];
+    }
+    for (int i = 0; i <= column; i++) root.row(begin + i)[begin + column] = (float)x[i * width + column];
+}
+
+static dq_status make_root(dq_cuda_device *dev, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                           const dq_view *root, int64_t *info, factor_memory *m)
+{
+    int64_t n = h->rows, shared = block * block * (int64_t)sizeof(double);
+    unsigned tiles = (unsigned)cu_div_up(n, TILE);
+    CU_TRY(cholesky(dev, h, perm, damp, info, m));
+    if (*info) return DQ_OK;
+    const double *l = (const double *)m->a.address;
+    CU_LAUNCH(dev, root_kernel, dim3(tiles, tiles), CU_THREADS, 0, l, block, cu_view<float>(root));
+    CU_TRY(dq_cuda_launched(dev, "gptq_root"));
+    CU_TRY(cu_allow_shared(dev, diagonal_kernel, shared));
+    CU_LAUNCH(dev, diagonal_kernel, (unsigned)cu_div_up(n, block), MOST_BLOCK, (size_t)shared, l, block,
+              cu_view<float>(root));
+    return dq_cuda_launched(dev, "gptq_root");
 }
 
 static dq_status check_order(dq_cuda_device *dev, const char *op, int64_t n)
@@ -139,6 +201,19 @@ DQ_CUDA_SLOT dq_cuda_gptq_factor(void *device, const dq_view *h, const dq_view *
     CU_TRY(check_order(dev, "gptq_factor", h->rows));
     factor_memory m = {};
     dq_status status = factor(dev, h, perm, damp, u, info, &m);
+    release(dev, &m);
+    return status;
+}
+
+DQ_CUDA_SLOT dq_cuda_gptq_root(void *device, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                               const dq_view *root, int64_t *info)
+{
+    CU_ENTER(device);
+    CU_TRY(check_order(dev, "gptq_root", h->rows));
+    if (block > MOST_BLOCK || block * block * (int64_t)sizeof(double) > dev->max_shared - 1024)
+        return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "gptq_root: blocks of %lld columns", (long long)block);
+    factor_memory m = {};
+    dq_status status = make_root(dev, h, perm, damp, block, root, info, &m);
     release(dev, &m);
     return status;
 }

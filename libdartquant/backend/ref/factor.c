@@ -36,14 +36,14 @@ static int64_t flipped_cholesky(double *a, int64_t n)
     return 0;
 }
 
-/* Replaces upper triangular M by its inverse, row by row from the last; `line` holds n values. */
-static void invert_upper(double *m, int64_t n, double *line)
+/* Replaces upper triangular M (its rows `stride` apart) by its inverse, row by row from the last; `line` holds n values. */
+static void invert_upper(double *m, int64_t n, int64_t stride, double *line)
 {
     for (int64_t i = n - 1; i >= 0; i--) {
-        double *mi = m + i * n;
+        double *mi = m + i * stride;
         for (int64_t j = i + 1; j < n; j++) line[j] = 0;
         for (int64_t k = i + 1; k < n; k++) {
-            const double *uk = m + k * n;
+            const double *uk = m + k * stride;
             for (int64_t j = k; j < n; j++) line[j] += mi[k] * uk[j];
         }
         mi[i] = 1.0 / mi[i];
@@ -52,23 +52,23 @@ static void invert_upper(double *m, int64_t n, double *line)
 }
 
 /* inv(A) = M^-T M^-1 = U^T U with U = M^-1 upper triangular: the factor GPTQ gets from Cholesky, inverse, Cholesky, with
- * a third of the work. */
-dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
-                             int64_t *info)
+ * a third of the work. Only blocks on the diagonal are inverted when block is less than n. */
+static dq_status factor(void *dev, const char *op, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                        const dq_view *u, int64_t *info)
 {
     int64_t n = h->rows, squared;
     if (perm) {
-        dq_status status = dq_ref_check_index(dev, perm, n, "gptq_factor");
+        dq_status status = dq_ref_check_index(dev, perm, n, op);
         if (status != DQ_OK) return status;
     }
     if (__builtin_mul_overflow(n + 1, n, &squared))
-        return dq_ref_fail(dev, DQ_E_NOMEM, "gptq_factor: order %lld is too large", (long long)n);
+        return dq_ref_fail(dev, DQ_E_NOMEM, "%s: order %lld is too large", op, (long long)n);
     double *a = dq_ref_scratch(dev, squared, sizeof(double));
     if (!a) return DQ_E_NOMEM;
     assemble(h, perm ? dq_view_i32(perm, 0) : NULL, damp, n, a);
     *info = flipped_cholesky(a, n);
     if (*info == 0) {
-        invert_upper(a, n, a + n * n);
+        for (int64_t c = 0; c < n; c += block) invert_upper(a + c * n + c, n - c < block ? n - c : block, n, a + n * n);
         for (int64_t i = 0; i < n; i++) {
             float *row = dq_view_f32(u, i);
             for (int64_t j = 0; j < n; j++) row[j] = j < i ? 0.0f : (float)a[i * n + j];
@@ -76,6 +76,18 @@ dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, d
     }
     dq_ref_release(dev, a);
     return DQ_OK;
+}
+
+dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
+                             int64_t *info)
+{
+    return factor(dev, "gptq_factor", h, perm, damp, h->rows, u, info);
+}
+
+dq_status dq_ref_gptq_root(void *dev, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                           const dq_view *root, int64_t *info)
+{
+    return factor(dev, "gptq_root", h, perm, damp, block, root, info);
 }
 
 /* The reflector I - tau v v^T that maps (alpha, x) to (beta, 0), as LAPACK's larfg: v[0] = 1 is implied, the rest

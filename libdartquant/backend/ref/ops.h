@@ -91,6 +91,8 @@ dq_status dq_ref_levels_quant(void *dev, const dq_levels_quant_desc *d, const dq
 /* factor.c */
 dq_status dq_ref_gptq_factor(void *dev, const dq_view *h, const dq_view *perm, double damp, const dq_view *u,
                              int64_t *info);
+dq_status dq_ref_gptq_root(void *dev, const dq_view *h, const dq_view *perm, double damp, int64_t block,
+                           const dq_view *root, int64_t *info);
 dq_status dq_ref_qr(void *dev, const dq_view *a, const dq_view *q, const dq_view *r);
 /* rotation_loss.c, orthogonal.c */
 /* Of one rotated row o [width], neither divided nor scaled; slope [width] = dL/do; scratch: 2 width floats. */

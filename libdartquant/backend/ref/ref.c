@@ -139,6 +139,7 @@ static const dq_backend table = {
     .syrk = dq_ref_syrk,
     .diag = dq_ref_diag,
     .gptq_factor = dq_ref_gptq_factor,
+    .gptq_root = dq_ref_gptq_root,
     .qr = dq_ref_qr,
     .weight_grid = dq_ref_weight_grid,
     .quantize_weight = dq_ref_quantize_weight,
