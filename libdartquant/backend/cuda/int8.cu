@@ -201,7 +201,8 @@ static cublasStatus_t by_blas(dq_cuda_device *dev, const dq_view *x, const dq_vi
 static dq_status multiply(dq_cuda_device *dev, const dq_view *x, const dq_view *w, const dq_view *sums)
 {
     cublasStatus_t status = by_blas(dev, x, w, sums);
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED) return dq_cuda_check_blas(dev, status, "int8_linear");
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_ARCH_MISMATCH)
+        return dq_cuda_check_blas(dev, status, "int8_linear");
     dim3 grid((unsigned)cu_div_up(w->rows, TILE), (unsigned)cu_div_up(x->rows, TILE));
     CU_LAUNCH(dev, int8_product_kernel, grid, 256, 0, cu_view<const int8_t>(x), cu_view<const int8_t>(w),
               cu_view<int32_t>(sums));
