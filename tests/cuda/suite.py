@@ -354,7 +354,7 @@ except KeyboardInterrupt as e:
 finally:
     save()
     if args.json and log:
-        with open(os.path.splitext(args.json)[0] + ".log", "w", encoding="utf-8") as f:
+        with open(os.path.splitext(args.json)[0] + ".ops.log", "w", encoding="utf-8") as f:
             f.write("\n".join(log))
     shutil.rmtree(work, ignore_errors=True)
     failed = summary()
