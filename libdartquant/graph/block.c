@@ -179,6 +179,21 @@ static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const d
     return s->r2_heads ? dq_hadamard_apply(s->r2_heads, s->head_dim, o) : DQ_OK;
 }
 
+/* From the residual stream to o. */
+static dq_status attention_from(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws,
+                                dq_tensor *o)
+{
+    dq_tensor slice;
+    const dq_tensor *x;
+    DQ_TRY(norm_input(s, b, DQ_CLIP_QKV, "q, k, v input", &b->attn_norm, &b->attn_norm_bias, h, ws, &slice, &x));
+    return attention_of(s, b, x, ws, o);
+}
+
+dq_status dq_block_to_attn(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
+{
+    return attention_from(s, b, h, ws, &ws->a);
+}
+
 dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
 {
     dq_tensor slice = {0};
@@ -226,6 +241,22 @@ dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *
     return s->r4 ? dq_hadamard_apply(s->r4, 1, &ws->gate) : DQ_OK;
 }
 
+/* From the residual stream to y before R4. */
+static dq_status activated_from(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws,
+                                dq_tensor *y)
+{
+    dq_tensor slice;
+    const dq_tensor *x;
+    DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, &b->mlp_norm_bias, h, ws, &slice, &x));
+    return activated(s, b, x, ws, y);
+}
+
+dq_status dq_block_to_mlp(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws)
+{
+    DQ_TRY(activated_from(s, b, h, ws, &ws->gate));
+    return s->r4 ? dq_hadamard_apply(s->r4, 1, &ws->gate) : DQ_OK;
+}
+
 /* Where the quantized input of down_proj goes: `up` is free once the activation is computed. */
 static dq_tensor *down_input(dq_workspace *ws) { return ws->rounds ? &ws->act : &ws->up; }
 
@@ -260,12 +291,11 @@ static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_works
 {
     dq_tensor slice;
     const dq_tensor *x;
-    DQ_TRY(norm_input(s, b, DQ_CLIP_GATE_UP, "gate, up input", &b->mlp_norm, &b->mlp_norm_bias, h, ws, &slice, &x));
     if (ws->rounds && s->scheme.a.bits >= 16 && !s->r4) {
-        DQ_TRY(activated(s, b, x, ws, &ws->act));
+        DQ_TRY(activated_from(s, b, h, ws, &ws->act));
         x = &ws->act;
     } else {
-        DQ_TRY(activated(s, b, x, ws, &ws->gate));
+        DQ_TRY(activated_from(s, b, h, ws, &ws->gate));
         DQ_TRY(rotated_input(s, b, ws, &slice, &x));
     }
     return multiply(s, &b->linear[DQ_BLOCK_DOWN], x, ws, true, h);
@@ -273,13 +303,10 @@ static dq_status mlp_forward(const dq_block_spec *s, const dq_block *b, dq_works
 
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h)
 {
-    dq_tensor slice;
-    const dq_tensor *x;
-    DQ_TRY(norm_input(s, b, DQ_CLIP_QKV, "q, k, v input", &b->attn_norm, &b->attn_norm_bias, h, ws, &slice, &x));
     bool o_alone = ws->rounds && s->scheme.a.bits >= 16 && !s->r2_heads && !b->cache;
     dq_tensor o = o_alone ? dq_tensor_slice(&ws->xq, 0, h->view.rows, 0, ws->a.view.cols)
                           : dq_tensor_rows(&ws->a, 0, h->view.rows);
-    DQ_TRY(attention_of(s, b, x, ws, &o)); /* which needs x no more when it writes */
+    DQ_TRY(attention_from(s, b, h, ws, &o)); /* which needs its input no more when it writes */
     DQ_TRY(dq_block_attn_out(s, b, &o, ws, h));
     int64_t step = ws->gate.view.rows;
     if (step < 1) return dq_fail(DQ_E_INTERNAL, "block: a workspace without room for the MLP");

@@ -122,6 +122,10 @@ dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_
 dq_status dq_block_mlp_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.x */
 dq_status dq_block_mlp(const dq_block_spec *s, const dq_block *b, dq_workspace *ws); /* ws.x -> ws.gate */
 dq_status dq_block_mlp_out(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
+/* attn_in and attn, mlp_in and mlp in a row, where nobody looks at ws.x in between: it is anything afterwards. */
+dq_status dq_block_to_attn(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.a */
+dq_status dq_block_to_mlp(const dq_block_spec *s, const dq_block *b, const dq_tensor *h,
+                          dq_workspace *ws); /* ws.gate */
 /* All six in a row. */
 dq_status dq_block_forward(const dq_block_spec *s, const dq_block *b, dq_workspace *ws, dq_tensor *h);
 

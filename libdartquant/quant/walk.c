@@ -55,15 +55,13 @@ static dq_status attn(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor *
 {
     place_in_kept(w, c, &c->ws.a);
     *input = &c->ws.a;
-    DQ_TRY(dq_block_attn_in(&w->spec, b, &c->hidden, &c->ws));
-    return dq_block_attn(&w->spec, b, &c->ws);
+    return dq_block_to_attn(&w->spec, b, &c->hidden, &c->ws);
 }
 
 static dq_status mlp_in(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
 {
     if (!place_in_kept(w, c, &c->ws.a)) {
-        DQ_TRY(dq_block_attn_in(&w->spec, b, &c->hidden, &c->ws));
-        DQ_TRY(dq_block_attn(&w->spec, b, &c->ws));
+        DQ_TRY(dq_block_to_attn(&w->spec, b, &c->hidden, &c->ws));
     }
     DQ_TRY(dq_block_attn_out(&w->spec, b, &c->ws.a, &c->ws, &c->hidden));
     DQ_TRY(dq_hidden_put(&w->hidden, c->first, &c->hidden));
@@ -75,16 +73,14 @@ static dq_status mlp(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **
 {
     place_in_kept(w, c, &c->ws.gate);
     *input = &c->ws.gate;
-    DQ_TRY(dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws));
-    return dq_block_mlp(&w->spec, b, &c->ws);
+    return dq_block_to_mlp(&w->spec, b, &c->hidden, &c->ws);
 }
 
 static dq_status mlp_out(dq_walk *w, const dq_block *b, chunk *c, const dq_tensor **input)
 {
     *input = NULL;
     if (!place_in_kept(w, c, &c->ws.gate)) {
-        DQ_TRY(dq_block_mlp_in(&w->spec, b, &c->hidden, &c->ws));
-        DQ_TRY(dq_block_mlp(&w->spec, b, &c->ws));
+        DQ_TRY(dq_block_to_mlp(&w->spec, b, &c->hidden, &c->ws));
     }
     DQ_TRY(dq_block_mlp_out(&w->spec, b, &c->ws, &c->hidden));
     return dq_hidden_put(&w->hidden, c->first, &c->hidden);

@@ -223,8 +223,10 @@ static void make_block(run_ctx *c, const block_case *p, dq_block *b)
     }
 }
 
-/* All stages with the inputs of linears laid open, or none of them. */
-static void go_through(run_ctx *c, const dq_block_spec *s, const dq_block *b, int workspace_math, bool stages,
+/* All stages with the inputs of linears laid open, some of them, or none. */
+enum { FORWARD, STAGES, HALVES, WAYS };
+
+static void go_through(run_ctx *c, const dq_block_spec *s, const dq_block *b, int workspace_math, int way,
                        const made *from, made *h)
 {
     dq_workspace ws;
@@ -233,7 +235,12 @@ static void go_through(run_ctx *c, const dq_block_spec *s, const dq_block *b, in
     must(dq_op_convert(&from->view, &h->view));
     must(dq_workspace_alloc(c->dev, &of_workspace, ROWS, &ws));
     assert_true(ws.rounds == (workspace_math == DQ_MATH_BF16 && dq_device_rounds_inputs(c->dev)));
-    if (stages) {
+    if (way == HALVES) {
+        must(dq_block_to_attn(s, b, &h->view, &ws));
+        must(dq_block_attn_out(s, b, &ws.a, &ws, &h->view));
+        must(dq_block_to_mlp(s, b, &h->view, &ws));
+        must(dq_block_mlp_out(s, b, &ws, &h->view));
+    } else if (way == STAGES) {
         must(dq_block_attn_in(s, b, &h->view, &ws));
         must(dq_block_attn(s, b, &ws));
         must(dq_block_attn_out(s, b, &ws.a, &ws, &h->view));
@@ -270,13 +277,14 @@ static void block_run(run_ctx *c, const void *params)
                        .scheme = plain_scheme()};
     s.scheme.a = p->a;
     make_block(c, p, &b);
-    made *from = make_random(c, DQ_F32, ROWS, HIDDEN), *h[3];
-    for (int i = 0; i < 3; i++) {
-        h[i] = make_constant(c, DQ_F32, ROWS, HIDDEN, NAN);
-        go_through(c, &s, &b, i == 0 ? DQ_MATH_F32 : DQ_MATH_BF16, i == 2, from, h[i]);
+    made *from = make_random(c, DQ_F32, ROWS, HIDDEN), *want = make_constant(c, DQ_F32, ROWS, HIDDEN, NAN);
+    go_through(c, &s, &b, DQ_MATH_F32, FORWARD, from, want);
+    for (int way = 0; way < WAYS; way++) {
+        static const char *const names[] = {"a block", "its stages", "its halves"};
+        made *h = make_constant(c, DQ_F32, ROWS, HIDDEN, NAN);
+        go_through(c, &s, &b, DQ_MATH_BF16, way, from, h);
+        same_bits(c, names[way], h, want);
     }
-    same_bits(c, "a block that rounds inputs of products once", h[1], h[0]);
-    same_bits(c, "stages that round inputs of products once", h[2], h[0]);
     dq_block_free(&b);
     dq_hadamard_clear(&heads);
     dq_hadamard_clear(&inter);
