@@ -51,6 +51,30 @@ static void pipeline_like_the_reference(void **state)
     dq_context_free(far);
 }
 
+/* One scale a row and a token: what is measured last are products of integers, the same work and the same numbers on both. Built
+ * without them the device leaves them to the host, which is counted. */
+static void integers_like_the_reference(void **state)
+{
+    (void)state;
+    static const char whole[] = "w_groupsize=-1 w_rtn=true a_bits=8 a_asym=true";
+    results want, got, without;
+    dq_context *ref = context_on("ref", "forbid"), *far = context_on("farsim", "forbid");
+    dq_context *lacking = context_on("farsim:missing=int8_linear", "allow");
+    OK(run_pipeline(ref, whole, &want));
+    OK(run_pipeline(far, whole, &got));
+    OK(run_pipeline(lacking, whole, &without));
+    assert_near(got.quantized, want.quantized, 1e-3);
+    assert_near(without.quantized, got.quantized, 0);
+    dq_device_counters r = counters_of(ref), f = counters_of(far);
+    assert_memory_equal(&r, &f, sizeof r);
+    assert_int_equal(f.fallbacks, 0);
+    assert_int_equal(counters_of(lacking).fallbacks, LAYERS * 7 * WINDOWS);
+    farsim_log.warnings = 0;
+    dq_context_free(ref);
+    dq_context_free(far);
+    dq_context_free(lacking);
+}
+
 /* What one device saved, another opens. */
 static void saved_model_moves_on(void **state)
 {
@@ -157,8 +181,8 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_teardown(name, farsim_no_leaks)
     const struct CMUnitTest tests[] = {
-        T(perplexity_like_the_reference), T(pipeline_like_the_reference), T(saved_model_moves_on),
-        T(two_contexts_in_two_threads),   T(pieces_below_the_jobs),
+        T(perplexity_like_the_reference), T(pipeline_like_the_reference), T(integers_like_the_reference),
+        T(saved_model_moves_on),          T(two_contexts_in_two_threads), T(pieces_below_the_jobs),
     };
     return cmocka_run_group_tests(tests, farsim_setup, NULL);
 }
