@@ -13,7 +13,7 @@ static const cli_flag flags[] = {
      "What to compare with the model as it is: ROTATION:BITS[:OPTION...]. ROTATION: none, hadamard, random; learnt (by "
      "the default recipe from the calibration text), dartquant (by the published recipe), or a loss alone: whip, swd "
      "or another that --loss takes; a file that r1_path takes; or the folder of a saved model, measured as it is. BITS: "
-     "like w4a4kv4, w4a8, a4kv16; what is not named has 16. OPTION: rtn, or name=value of any option below. "
+     "like w4a4kv4, w4a8, a4kv16; what is not named has 16. OPTION: rtn, kvquant (kv_method kvquant), or name=value of any option below. "
      "Default none:w4a4kv4:rtn,hadamard:w4a4kv4:rtn,hadamard:w4a4kv4."},
     {"cal_dataset", FLAG_VALUE, "NAME",
      "Calibration text: train part of wikitext2 (the default), ptb or c4 in --data_dir."},

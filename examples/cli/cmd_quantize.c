@@ -296,11 +296,22 @@ static void print_clips(const json_t *report)
     if (json_object_size(clips) > 0) printf(" (means over the layers)\n");
 }
 
+/* What keys and values take by KVQuant. */
+static void print_kvquant(const json_t *report)
+{
+    const json_t *o = json_object_get(json_object_get(report, "scheme"), "kvquant");
+    if (!o) return;
+    printf("keys and values: %s levels, %.2f and %.2f bits, %d sink tokens exact\n",
+           json_string_value(json_object_get(o, "levels")), json_number_value(json_object_get(o, "key_bits")),
+           json_number_value(json_object_get(o, "value_bits")), (int)json_integer_value(json_object_get(o, "sink")));
+}
+
 static void print_summary(cli *c, const job *j, const json_t *report)
 {
     const char *dir = cli_text(c, "save_qmodel_path");
     cli_print_results(j->results);
     print_clips(report);
+    print_kvquant(report);
     const json_t *bits = json_object_get(report, "bits_per_weight");
     if (json_is_number(bits)) printf("bits per weight %.3f, ", json_number_value(bits));
     printf("%.1f s, peak memory %.0f MB\n", json_number_value(json_object_get(report, "total_seconds")),

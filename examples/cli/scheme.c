@@ -111,6 +111,8 @@ int cli_parse_scheme(cli *c, const char *text, cli_scheme *out)
             status = set(c, field, value + 1);
         } else if (strcmp(field, "rtn") == 0) {
             status = set(c, "w_rtn", "true");
+        } else if (strcmp(field, "kvquant") == 0) {
+            status = set(c, "kv_method", "kvquant");
         } else {
             status = parse_bits(c, field);
         }

@@ -98,7 +98,12 @@ const dq_option dq_options[] = {
     BOOL("a_asym", "activations", "false", "Asymmetric grid."),
     AUTO("a_clip_ratio", "activations", "1.0", 0.001, 1, "Factor on the range of each token or group; auto: for every layer and input the one with the smallest error on calibration windows."),
 
-    INT("k_bits", "kv", "16", 2, 16, "bits", "Bits of keys, after RoPE and R3; 16 = off."),
+    CHOICE("kv_method", "kv", "grid", "grid|kvquant", "grid: keys (after RoPE and R3) and values on integer grids, a range for each token or group. kvquant (arXiv 2401.18079): keys before RoPE with a range for each channel, calibrated; values with a range for each token; both on levels, 2 to 8 bits, outliers and attention sinks left exact. R3 is off then, k_* and v_* other than the bits have no meaning."),
+    CHOICE("kv_levels", "kv", "nuq", "uniform|nuq|nf", "kvquant: equally spaced levels; non-uniform ones, fitted on calibration text for every layer; NormalFloat."),
+    FLOAT("kv_outliers", "kv", "0.01", 0, 0.5, "kvquant: share of the numbers outside their range, half at each end, that keep their value: 32 bits each, 0.32 bits for every number at 0.01. 0 = none do, ranges reach from the smallest to the largest number."),
+    INT("kv_sink", "kv", "1", 0, 1048576, "tokens", "kvquant: so many tokens at the head of every sequence keep their keys and values (attention sinks); they are left out of the calibration, too."),
+    BOOL("kv_qnorm", "kv", "false", "kvquant: scale and shift the levels so that mean and deviation stay those of the numbers (Q-Norm), meant for 2 bits."),
+    INT("k_bits", "kv", "16", 2, 16, "bits", "Bits of keys, after RoPE and R3 (before RoPE with kv_method kvquant); 16 = off."),
     INT("k_groupsize", "kv", "-1", -1, ANY, "columns", "-1 = all heads of a token share a scale; 0 or head_dim = one scale per head."),
     BOOL("k_asym", "kv", "false", "Asymmetric grid."),
     AUTO("k_clip_ratio", "kv", "1.0", 0.001, 1, "Factor on the range; auto: searched for every layer."),
@@ -132,6 +137,8 @@ const int dq_options_count = COUNT(dq_options);
 #define W4 "w_bits=4 w_groupsize=128 w_clip=true percdamp=0.1"
 #define A(bits) " a_bits=" bits " a_asym=true a_clip_ratio=0.9"
 #define KV(bits) " k_bits=" bits " k_asym=true k_groupsize=0 v_bits=" bits " v_asym=true v_groupsize=0"
+/* What its authors measure; keys with ranges of their own for each channel want no rotation. */
+#define KVQUANT(bits) "kv_method=kvquant kv_levels=nuq kv_outliers=0.01 kv_sink=1 k_bits=" bits " v_bits=" bits " use_r1=false use_r2=none use_r3=false use_r4=false"
 
 const dq_preset dq_presets[] = {
     {"w4a16", "4-bit weights (GPTQ, groups of 128), everything else in full precision.", W4},
@@ -140,6 +147,9 @@ const dq_preset dq_presets[] = {
     {"w4a4kv4", "4-bit weights, 4-bit activations, 4-bit K and V: needs rotation.", W4 A("4") KV("4")},
     {"w3a16", "3-bit weights (GPTQ, groups of 128).", "w_bits=3 w_groupsize=128 w_clip=true percdamp=0.1"},
     {"w4a16_awq", "4-bit weights (AWQ as published: scales, clipping, asymmetric groups of 128).", "w_bits=4 w_groupsize=128 w_awq=true w_rtn=true w_clip=true w_asym=true"},
+    {"kvquant_nuq4", "KVQuant, 4-bit K and V: non-uniform levels, 1 % outliers, one sink token; nothing else, no rotation.", KVQUANT("4")},
+    {"kvquant_nuq3", "The same with 3 bits.", KVQUANT("3")},
+    {"kvquant_nuq2", "The same with 2 bits, and Q-Norm.", KVQUANT("2") " kv_qnorm=true"},
     {"w8a8", "8-bit weights per row (round to nearest), 8-bit activations.", "w_bits=8 w_rtn=true a_bits=8 a_asym=true"},
     {"w8a16", "8-bit weights per row (round to nearest).", "w_bits=8 w_rtn=true"},
     {"none", "Full precision: all bit widths 16.", "w_bits=16 a_bits=16 k_bits=16 v_bits=16"},

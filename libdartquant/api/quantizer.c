@@ -19,7 +19,8 @@
 static bool quantizes_weights(const dq_quantizer *q) { return q->scheme.w.bits < 16 && !q->keeps_codes; }
 static bool needs_data(const dq_quantizer *q)
 {
-    return q->auto_sites || (quantizes_weights(q) && (q->scheme.w.method == DQ_WEIGHT_GPTQ || q->scheme.w.awq));
+    return q->auto_sites || dq_kv_needs_data(&q->scheme) ||
+           (quantizes_weights(q) && (q->scheme.w.method == DQ_WEIGHT_GPTQ || q->scheme.w.awq));
 }
 bool dq_quantizer_has_weights(const dq_quantizer *q) { return quantizes_weights(q); }
 bool dq_quantizer_is_bound(const dq_quantizer *q) { return !needs_data(q) || q->windows.data; }
@@ -32,6 +33,8 @@ static void destroy(void *object)
     dq_context *ctx = q->ctx;
     dq_clip_job_free(q->search);
     dq_clips_free(q->clips);
+    dq_kv_job_free(q->kv);
+    dq_kv_tables_free(q->tables);
     dq_quantize_job_free(q->job);
     dq_keeper_free(q->keeper);
     if (q->spool) q->spool->ops->free(q->spool);
@@ -62,6 +65,22 @@ static dq_status check_request(dq_quantizer *q)
     return DQ_OK;
 }
 
+/* R3 mixes the channels of keys that KVQuant gives ranges of their own. Where the model has it and nobody asked for both, it
+ * stays off, which changes nothing but the rounding of scores. */
+static dq_status check_r3(const dq_quantizer *q)
+{
+    const dq_rotation_set *r = dq_model_rotations(q->model);
+    int32_t asked = 0;
+    if (!dq_scheme_has_levels(&q->scheme) || q->scheme.k.bits == 16 || !r || r->r3.n == 0) return DQ_OK;
+    DQ_TRY(dq_config_is_set(q->config, "use_r3", &asked));
+    if (asked && dq_config_int(q->config, "use_r3"))
+        return dq_fail(DQ_E_INVALID,
+                       "use_r3 with kv_method kvquant: R3 mixes the channels of keys, each of which has a "
+                       "range of its own there; give use_r3 false, or kv_method grid");
+    dq_log(&q->ctx->env, DQ_LOG_INFO, "R3 stays off: KVQuant quantizes keys before RoPE, channel by channel");
+    return DQ_OK;
+}
+
 static dq_status new_job(dq_model *model, const dq_config *config, dq_quantizer **out)
 {
     dq_context *ctx = dq_context_of_model(model);
@@ -79,6 +98,7 @@ static dq_status new_job(dq_model *model, const dq_config *config, dq_quantizer 
     q->seed = (uint64_t)dq_config_int(config, "seed");
     q->save_dir = dq_config_text(q->config, "save_qmodel_path");
     DQ_GO(check_request(q));
+    DQ_GO(check_r3(q));
     *out = q;
     return DQ_OK;
 done:
@@ -209,9 +229,10 @@ static dq_status check_bound(const dq_quantizer *q)
 {
     if (dq_quantizer_is_bound(q)) return DQ_OK;
     return dq_fail(DQ_E_STATE, "%s calibration data: call dq_quantizer_bind first",
-                   q->auto_sites     ? "the search of clip ratios (auto) needs"
-                   : q->scheme.w.awq ? "AWQ needs"
-                                     : "GPTQ needs");
+                   q->auto_sites                  ? "the search of clip ratios (auto) needs"
+                   : dq_kv_needs_data(&q->scheme) ? "KVQuant needs"
+                   : q->scheme.w.awq              ? "AWQ needs"
+                                                  : "GPTQ needs");
 }
 
 dq_status dq_quantizer_start(dq_quantizer *q)
@@ -346,7 +367,48 @@ void dq_quantizer_set_clips(dq_quantizer *q, dq_clips *clips)
     q->scheme.clips = clips;
 }
 
-/* A layer's clip ratios; after the last layer the job proper begins. */
+bool dq_quantizer_lacks_tables(const dq_quantizer *q) { return dq_scheme_has_levels(&q->scheme) && !q->tables; }
+
+void dq_quantizer_set_tables(dq_quantizer *q, dq_kv_tables *tables)
+{
+    q->tables = tables;
+    q->scheme.tables = tables;
+}
+
+dq_status dq_quantizer_begin_tables(dq_quantizer *q)
+{
+    DQ_TRY(check_bound(q));
+    return dq_kv_job_new(q->model, &q->scheme, q->windows.data, q->nsamples, q->seqlen,
+                         (int)dq_config_int(q->config, "math"), &q->kv);
+}
+
+/* What comes before the job proper, one after the other. */
+static dq_status next_stage(dq_quantizer *q)
+{
+    if (dq_quantizer_searches(q)) return dq_quantizer_begin_search(q);
+    if (dq_quantizer_lacks_tables(q) && dq_kv_needs_data(&q->scheme)) return dq_quantizer_begin_tables(q);
+    if (dq_quantizer_lacks_tables(q)) {
+        dq_kv_tables *known = NULL;
+        DQ_TRY(dq_kv_tables_begin(q->model, &q->scheme, &known));
+        dq_quantizer_set_tables(q, known);
+    }
+    return dq_quantizer_start(q);
+}
+
+/* A layer's keys and values. */
+static dq_status tables_step(dq_quantizer *q)
+{
+    bool last = false;
+    DQ_TRY(dq_kv_job_step(q->kv, &q->progress, &last));
+    if (!last) return DQ_OK;
+    q->search_seconds += dq_kv_job_seconds(q->kv);
+    dq_quantizer_set_tables(q, dq_kv_job_take(q->kv));
+    dq_kv_job_free(q->kv);
+    q->kv = NULL;
+    return next_stage(q);
+}
+
+/* A layer's clip ratios; after the last layer the next stage begins. */
 static dq_status search_step(dq_quantizer *q)
 {
     bool last = false;
@@ -356,18 +418,22 @@ static dq_status search_step(dq_quantizer *q)
     dq_quantizer_set_clips(q, dq_clip_job_take(q->search));
     dq_clip_job_free(q->search);
     q->search = NULL;
-    return dq_quantizer_start(q);
+    return next_stage(q);
 }
 
 static dq_status step(dq_quantizer *q, bool *finished)
 {
     if (q->state == READY) {
-        DQ_TRY(dq_quantizer_searches(q) ? dq_quantizer_begin_search(q) : dq_quantizer_start(q));
+        DQ_TRY(next_stage(q));
         q->state = RUNNING;
     }
     if (q->search) {
         *finished = false;
         return search_step(q);
+    }
+    if (q->kv) {
+        *finished = false;
+        return tables_step(q);
     }
     bool last = true;
     if (q->job) DQ_TRY(dq_quantize_job_step(q->job, &q->progress, &last));
@@ -411,7 +477,7 @@ static dq_status checked_step(dq_quantizer *q, const dq_cancel *cancel, dq_progr
     dq_status status = step(q, finished);
     if (status != DQ_OK) {
         /* Nothing was begun when only the data was missing: binding it is still possible. */
-        q->state = fresh && status == DQ_E_STATE && !q->job ? READY : FAILED;
+        q->state = fresh && status == DQ_E_STATE && !q->job && !q->kv ? READY : FAILED;
         if (q->state == FAILED) drop_output(q);
         return status;
     }

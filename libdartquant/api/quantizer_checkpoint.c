@@ -152,27 +152,59 @@ static dq_status scales_tensor(dq_quantizer *q, dq_tensor *out)
     return dq_tensor_from_host(q->ctx->dev, DQ_F32, s->layers, s->total, s->values, out);
 }
 
+/* KVQuant's tables as F32 [1, count], else empty. */
+static dq_status tables_tensor(dq_quantizer *q, dq_tensor *out)
+{
+    const dq_kv_tables *t = q->tables;
+    if (!t) return DQ_OK;
+    return dq_tensor_from_host(q->ctx->dev, DQ_F32, 1, t->count, t->ranges, out);
+}
+
+/* What stands in a file beside the state, in its order. */
+enum { TENSORS = 3 };
+typedef struct state_tensors {
+    dq_tensor stream, scales, tables; /* the stream is borrowed */
+    dq_tensor *list[TENSORS];
+    int count;
+} state_tensors;
+
+static dq_status list_tensors(dq_quantizer *q, state_tensors *t)
+{
+    dq_tensor *const all[TENSORS] = {&t->stream, &t->scales, &t->tables};
+    *t = (state_tensors){.count = 0};
+    if (!q->job) return DQ_OK;
+    t->stream = dq_quantize_job_stream(q->job);
+    DQ_TRY(scales_tensor(q, &t->scales));
+    DQ_TRY(tables_tensor(q, &t->tables));
+    for (int i = 0; i < TENSORS; i++)
+        if (!dq_tensor_is_empty(all[i])) t->list[t->count++] = all[i];
+    return DQ_OK;
+}
+
+static void free_tensors(state_tensors *t)
+{
+    dq_tensor_free(&t->scales);
+    dq_tensor_free(&t->tables);
+}
+
 static dq_status save_state(dq_quantizer *q, int64_t layer)
 {
     static const dq_quantize_report nothing;
     dq_keeper *k = q->keeper;
     const dq_quantize_report *r = q->job ? dq_quantize_job_report(q->job) : &nothing;
-    dq_tensor stream = q->job ? dq_quantize_job_stream(q->job) : (dq_tensor){0};
-    dq_tensor scales = {0};
-    const dq_tensor *const tensors[] = {&stream, &scales};
+    state_tensors t = {.count = 0};
     json_t *fingerprint = NULL, *activations = json_null();
     DQ_TRY(fingerprint_of(q, &fingerprint));
-    dq_status status = DQ_OK;
-    if (q->job) status = scales_tensor(q, &scales);
-    if (status == DQ_OK && !dq_tensor_is_empty(&stream))
-        status = dq_checkpoint_save_tensors(&q->ctx->env, k->dir, k->slot, tensors, dq_tensor_is_empty(&scales) ? 1 : 2,
+    dq_status status = list_tensors(q, &t);
+    if (status == DQ_OK && t.count > 0)
+        status = dq_checkpoint_save_tensors(&q->ctx->env, k->dir, k->slot, (const dq_tensor *const *)t.list, t.count,
                                             &activations);
-    dq_tensor_free(&scales);
+    free_tensors(&t);
     if (status == DQ_OK) {
-        json_t *state = json_pack("{s:o, s:f, s:I, s:O, s:o, s:o, s:[f, f, f, f, f]}", "clip_ratios",
-                                  q->clips ? dq_clips_to_json(q->clips) : json_null(), "search_seconds",
-                                  q->search_seconds, "layer", (json_int_t)layer, "codes", k->names, "activations",
-                                  activations, "linears", linears_json(r), "seconds", r->seconds_load,
+        json_t *state = json_pack("{s:o, s:b, s:f, s:I, s:O, s:o, s:o, s:[f, f, f, f, f]}", "clip_ratios",
+                                  q->clips ? dq_clips_to_json(q->clips) : json_null(), "kv_tables", q->job && q->tables,
+                                  "search_seconds", q->search_seconds, "layer", (json_int_t)layer, "codes", k->names,
+                                  "activations", activations, "linears", linears_json(r), "seconds", r->seconds_load,
                                   r->seconds_forward, r->seconds_hessian, r->seconds_solve, r->seconds_write);
         status = dq_checkpoint_write(q->ctx, k->dir, JOB, fingerprint, state);
     }
@@ -302,20 +334,24 @@ static dq_status replay_all(dq_quantizer *q, const saved *s)
     return DQ_OK;
 }
 
-static dq_status restore_stream(dq_quantizer *q, const saved *s)
+static dq_status restore_tensors(dq_quantizer *q, const saved *s)
 {
-    dq_tensor stream = dq_quantize_job_stream(q->job);
-    dq_tensor scales = {0};
-    dq_tensor *const tensors[] = {&stream, &scales};
+    state_tensors t;
     const json_t *record = json_object_get(s->state, "activations");
     const char *file = json_string_value(json_object_get(record, "file"));
-    if (s->layer == 0 || dq_tensor_is_empty(&stream)) return DQ_OK; /* nothing ran yet, or RTN */
-    q->keeper->slot = file && strchr(file, '0') ? 1 : 0;            /* not over the one that counts */
-    DQ_TRY(scales_tensor(q, &scales));
-    bool awq = !dq_tensor_is_empty(&scales);
-    dq_status status = dq_checkpoint_load_tensors(&q->ctx->env, q->keeper->dir, record, tensors, awq ? 2 : 1);
-    if (awq && status == DQ_OK) status = dq_tensor_download(&scales, dq_quantize_job_scales(q->job)->values);
-    dq_tensor_free(&scales);
+    dq_status status = list_tensors(q, &t);
+    /* before the first layer a stream is as it was made */
+    bool wanted = t.count > 0 && (s->layer > 0 || json_is_true(json_object_get(s->state, "kv_tables")));
+    if (file) q->keeper->slot = strchr(file, '0') ? 1 : 0; /* not over the one that counts */
+    if (status == DQ_OK && wanted)
+        status = dq_checkpoint_load_tensors(&q->ctx->env, q->keeper->dir, record, t.list, t.count);
+    if (status == DQ_OK && wanted && !dq_tensor_is_empty(&t.scales))
+        status = dq_tensor_download(&t.scales, dq_quantize_job_scales(q->job)->values);
+    if (status == DQ_OK && wanted && q->tables) {
+        status = dq_tensor_download(&t.tables, q->tables->ranges);
+        if (status == DQ_OK) status = dq_kv_tables_check(q->tables);
+    }
+    free_tensors(&t);
     return status;
 }
 
@@ -354,8 +390,15 @@ static dq_status restore(dq_quantizer *q, const saved *s)
         dq_quantizer_set_clips(q, found);
         q->search_seconds = json_real_value(json_object_get(s->state, "search_seconds"));
     }
+    if (dq_quantizer_lacks_tables(q)) {
+        dq_kv_tables *tables = NULL;
+        bool there = json_is_true(json_object_get(s->state, "kv_tables"));
+        if (!there && dq_kv_needs_data(&q->scheme)) return dq_quantizer_begin_tables(q); /* likewise */
+        DQ_TRY(dq_kv_tables_begin(q->model, &q->scheme, &tables));
+        dq_quantizer_set_tables(q, tables);
+    }
     DQ_TRY(dq_quantizer_start(q));
-    DQ_TRY(restore_stream(q, s));
+    DQ_TRY(restore_tensors(q, s));
     DQ_TRY(replay_all(q, s));
     DQ_TRY(dq_quantize_job_resume(q->job, s->layer, &s->report));
     q->keeper->layer = s->layer;
@@ -382,6 +425,10 @@ dq_status dq_quantizer_restore(dq_quantizer *q, const char *dir)
             dq_quantizer_stop(q);
             dq_clip_job_free(q->search);
             q->search = NULL;
+            dq_kv_job_free(q->kv);
+            q->kv = NULL;
+            dq_kv_tables_free(q->tables);
+            dq_quantizer_set_tables(q, NULL);
             dq_keeper_free(q->keeper);
             q->keeper = NULL;
         }

@@ -6,6 +6,7 @@
 #include "api/host_tensors.h"
 #include "dartquant/quantizer.h"
 #include "quant/clip.h"
+#include "quant/kv_job.h"
 #include "quant/quantize.h"
 
 typedef enum dq_job_state { READY, RUNNING, DONE, TAKEN, FAILED } dq_job_state;
@@ -15,9 +16,11 @@ struct dq_quantizer {
     dq_model *model;
     dq_config *config;
     dq_scheme scheme;
-    unsigned auto_sites; /* whose clip ratios are searched first */
-    dq_clip_job *search; /* under way */
-    dq_clips *clips;     /* found; the scheme's */
+    unsigned auto_sites;  /* whose clip ratios are searched first */
+    dq_clip_job *search;  /* under way */
+    dq_clips *clips;      /* found; the scheme's */
+    dq_kv_job *kv;        /* calibration of keys and values, under way */
+    dq_kv_tables *tables; /* its result; the scheme's */
     double search_seconds;
     bool keeps_codes; /* the model's weights are quantized already: only activations change */
     int64_t nsamples, seqlen;
@@ -48,6 +51,10 @@ bool dq_quantizer_searches(const dq_quantizer *q);
 dq_status dq_quantizer_begin_search(dq_quantizer *q);
 /* The ratios found (taken over) become the scheme's. */
 void dq_quantizer_set_clips(dq_quantizer *q, dq_clips *clips);
+/* The same of KVQuant's tables. */
+bool dq_quantizer_lacks_tables(const dq_quantizer *q);
+dq_status dq_quantizer_begin_tables(dq_quantizer *q);
+void dq_quantizer_set_tables(dq_quantizer *q, dq_kv_tables *tables);
 /* Opens output and job; the first step follows. */
 dq_status dq_quantizer_start(dq_quantizer *q);
 /* Takes back what dq_quantizer_start opened. */

@@ -5,8 +5,10 @@
 
 #include "api/config.h"
 #include "base/dtype.h"
+#include "base/kv_tables.h"
 #include "base/status.h"
 #include "model/clips_json.h"
+#include "model/kvquant.h"
 
 static dq_act_spec act_spec(const dq_config *config, char prefix)
 {
@@ -73,6 +75,21 @@ dq_status dq_weight_spec_from_config(const dq_config *config, dq_weight_spec *ou
     return DQ_OK;
 }
 
+/* Grids have no meaning then: reports show them plain. */
+static void kvquant_spec(const dq_config *config, dq_scheme *s)
+{
+    const dq_act_spec plain = {.bits = 16, .group = -1, .clip = 1.0};
+    int k = s->k.bits, v = s->v.bits;
+    s->kvquant = (dq_kvquant_spec){.on = true,
+                                   .levels = (dq_kv_levels)dq_config_int(config, "kv_levels"), /* in that order */
+                                   .outliers = dq_config_float(config, "kv_outliers"),
+                                   .sink = (int32_t)dq_config_int(config, "kv_sink"),
+                                   .qnorm = dq_config_int(config, "kv_qnorm")};
+    s->k = s->v = plain;
+    s->k.bits = k;
+    s->v.bits = v;
+}
+
 dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq_scheme *out)
 {
     dq_scheme s = {
@@ -82,6 +99,10 @@ dq_status dq_scheme_from_config(const dq_config *config, const dq_arch *arch, dq
     };
     if (s.k.group == 0) s.k.group = arch->head_dim;
     if (s.v.group == 0) s.v.group = arch->head_dim;
+    if (dq_config_int(config, "kv_method")) {
+        kvquant_spec(config, &s);
+        DQ_TRY(dq_kvquant_check(&s));
+    }
     DQ_TRY(dq_weight_spec_from_config(config, &s.w));
     DQ_TRY(check_activations(&s, arch));
     *out = s;
@@ -93,9 +114,25 @@ unsigned dq_scheme_auto_sites(const dq_config *config, const dq_scheme *s)
     unsigned sites = 0;
     bool a = s->a.bits < 16 && dq_config_float(config, "a_clip_ratio") == 0;
     if (a) sites |= 1u << DQ_CLIP_QKV | 1u << DQ_CLIP_O | 1u << DQ_CLIP_GATE_UP | 1u << DQ_CLIP_DOWN;
+    if (s->kvquant.on) return sites;
     if (s->k.bits < 16 && dq_config_float(config, "k_clip_ratio") == 0) sites |= 1u << DQ_CLIP_KEYS;
     if (s->v.bits < 16 && dq_config_float(config, "v_clip_ratio") == 0) sites |= 1u << DQ_CLIP_VALUES;
     return sites;
+}
+
+/* Also what the keys and values take on average, and which tables they have: null before they are found. */
+static json_t *kvquant_json(const dq_scheme *s)
+{
+    char hash[17];
+    double k = dq_kv_average_bits(&s->kvquant, s->k.bits), v = dq_kv_average_bits(&s->kvquant, s->v.bits);
+    json_t *o = dq_kvquant_to_json(&s->kvquant);
+    if (s->tables) snprintf(hash, sizeof hash, "%016llx", (unsigned long long)dq_kv_tables_hash(s->tables));
+    if (o &&
+        json_object_update_new(o, json_pack("{s:f, s:f, s:f, s:o}", "key_bits", k, "value_bits", v, "average_bits",
+                                            0.5 * (k + v), "tables", s->tables ? json_string(hash) : json_null())) == 0)
+        return o;
+    json_decref(o);
+    return NULL;
 }
 
 static json_t *act_json(const dq_act_spec *a)
@@ -116,5 +153,6 @@ json_t *dq_scheme_json(const dq_scheme *s)
                           s->w.static_groups, "percdamp", s->w.percdamp, "vocab_dtype", dq_dtype_name(s->w.vocab_dtype),
                           "a", act_json(&s->a), "k", act_json(&s->k), "v", act_json(&s->v));
     if (o && s->clips) json_object_set_new(o, "clip_ratios", dq_clips_to_json(s->clips));
+    if (o && dq_scheme_has_levels(s)) json_object_set_new(o, "kvquant", kvquant_json(s));
     return o;
 }

@@ -13,11 +13,25 @@ static dq_status check_spec(const dq_generate_spec *spec)
     return dq_sampling_check(&spec->sampling);
 }
 
+/* Keys and values that KVQuant quantized are kept as it leaves them; another grid on top would be neither's numbers. */
+static dq_status check_cache(const dq_model *model, const dq_generate_spec *spec)
+{
+    static const char *const names[] = {"f32", "f16", "bf16", "int8", "int4", "fp8"};
+    const dq_scheme *s = dq_model_scheme(model);
+    if (!s || !dq_scheme_has_levels(s) || spec->kv < DQ_KV_INT8) return DQ_OK;
+    return dq_fail(
+        DQ_E_UNSUPPORTED,
+        "kv = %s: the model's keys and values have levels already (KVQuant), which the cache keeps as floats: "
+        "f32, f16 or bf16",
+        names[spec->kv]);
+}
+
 dq_status dq_generate_job_new(dq_model *model, const dq_tokenizer *tokenizer, const dq_generate_spec *spec,
                               dq_generate_job **out)
 {
     dq_env *env = dq_device_env(dq_model_device(model));
     DQ_TRY(check_spec(spec));
+    DQ_TRY(check_cache(model, spec));
     dq_generate_job *j = dq_calloc(env, 1, sizeof *j);
     if (!j) return DQ_E_NOMEM;
     j->env = env;

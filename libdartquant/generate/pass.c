@@ -8,7 +8,7 @@
 typedef struct pass {
     const dq_pass_row *rows;
     int64_t count, wanted;
-    dq_block_spec spec; /* with this pass's cos, sin, slot and span */
+    dq_block_spec spec; /* with this pass's cos, sin, slot, span and position */
     dq_tensor hidden;
 } pass;
 
@@ -18,6 +18,7 @@ static void pass_clear(pass *p)
     dq_tensor_free(&p->spec.sin);
     dq_tensor_free(&p->spec.slot);
     dq_tensor_free(&p->spec.span);
+    dq_tensor_free(&p->spec.position);
     dq_tensor_free(&p->hidden);
 }
 
@@ -47,7 +48,7 @@ static dq_status place_rows(dq_generate_job *j, pass *p)
     dq_device *dev = dq_model_device(j->model);
     int64_t n = p->count, window = j->block.window;
     int32_t *host = dq_alloc(j->env, (size_t)n * 4 * sizeof *host);
-    dq_tensor position = {0};
+    dq_tensor *position = &p->spec.position;
     dq_status status;
     if (!host) return DQ_E_NOMEM;
     int32_t *slot = host + n, *first = host + 2 * n, *seen = host + 3 * n;
@@ -59,13 +60,12 @@ static dq_status place_rows(dq_generate_job *j, pass *p)
         first[r] = (int32_t)(base + from);
         seen[r] = (int32_t)(at - from + 1);
     }
-    DQ_GO(dq_tensor_from_host(dev, DQ_I32, 1, n, host, &position));
+    DQ_GO(dq_tensor_from_host(dev, DQ_I32, 1, n, host, position));
     DQ_GO(dq_tensor_from_host(dev, DQ_I32, 1, n, slot, &p->spec.slot));
     DQ_GO(dq_tensor_from_host(dev, DQ_I32, 2, n, first, &p->spec.span));
-    status = dq_arch_learns_positions(dq_model_arch(j->model)) ? add_positions(j, &position, &p->hidden)
-                                                               : gather_rope(j, &position, p);
+    status = dq_arch_learns_positions(dq_model_arch(j->model)) ? add_positions(j, position, &p->hidden)
+                                                               : gather_rope(j, position, p);
 done:
-    dq_tensor_free(&position);
     dq_free(host);
     return status;
 }
@@ -128,7 +128,7 @@ dq_status dq_generate_pass(dq_generate_job *j, const dq_pass_row *rows, int64_t 
 {
     pass p = {.rows = rows, .count = count, .spec = j->block};
     dq_status status;
-    p.spec.cos = p.spec.sin = p.spec.slot = p.spec.span = (dq_tensor){0};
+    p.spec.cos = p.spec.sin = p.spec.slot = p.spec.span = p.spec.position = (dq_tensor){0};
     for (int64_t r = 0; r < count; r++) p.wanted += rows[r].last;
     *logits = NULL;
     DQ_GO(make_room(j, count));

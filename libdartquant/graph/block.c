@@ -153,6 +153,33 @@ static dq_status head_norm(const dq_block_spec *s, const dq_tensor *weight, cons
     return DQ_OK;
 }
 
+/* KVQuant, in place. Values: a range for each token over all heads; keys: the calibrated ones of the channels. */
+static dq_status quantize_levels(const dq_block_spec *s, const dq_block *b, bool values, dq_tensor *x)
+{
+    const dq_kvquant_spec *q = &s->scheme.kvquant;
+    const dq_kv_level_tables *t = &b->levels;
+    const dq_tensor *levels = values ? &t->v : &t->k;
+    if ((values ? s->scheme.v.bits : s->scheme.k.bits) >= 16) return DQ_OK;
+    if (dq_tensor_is_empty(levels))
+        return dq_fail(DQ_E_INTERNAL, "block: no levels for %s", values ? "values" : "keys");
+    dq_levels_quant_desc d = {.per_row = values,
+                              .keep_outliers = q->outliers > 0,
+                              .outliers = values ? q->outliers : 0,
+                              .seqlen = s->seqlen,
+                              .sink = q->sink,
+                              .norm_scale = t->norm[values ? 2 : 0],
+                              .norm_offset = t->norm[values ? 3 : 1]};
+    return dq_op_levels_quant(&d, x, values ? NULL : &t->k_range, levels,
+                              dq_tensor_is_empty(&s->position) ? NULL : &s->position, x);
+}
+
+dq_status dq_block_keys_values(const dq_block_spec *s, const dq_block *b, dq_workspace *ws)
+{
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_K], &ws->x, false, s->math, &ws->k));
+    DQ_TRY(dq_linear_forward(&b->linear[DQ_BLOCK_V], &ws->x, false, s->math, &ws->v));
+    return head_norm(s, &b->k_norm, &ws->k);
+}
+
 /* From the input of q, k, v, as products read it, to o. */
 static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const dq_tensor *x, dq_workspace *ws,
                               dq_tensor *o)
@@ -166,9 +193,16 @@ static dq_status attention_of(const dq_block_spec *s, const dq_block *b, const d
         DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_K], x, ws, false, &ws->k));
         DQ_TRY(multiply(s, &b->linear[DQ_BLOCK_V], x, ws, false, &ws->v));
     }
-    DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
     DQ_TRY(head_norm(s, &b->q_norm, &ws->q));
     DQ_TRY(head_norm(s, &b->k_norm, &ws->k));
+    if (s->scheme.kvquant.on) {
+        DQ_TRY(quantize_levels(s, b, true, &ws->v));
+        DQ_TRY(quantize_levels(s, b, false, &ws->k));
+        keys.bits = 16;
+        v = &ws->v;
+    } else {
+        DQ_TRY(quantize(&s->scheme.v, b, DQ_CLIP_VALUES, "values", &ws->v, &ws->v, &v));
+    }
     if (!dq_tensor_is_empty(&s->cos)) { /* else positions are in the embedding */
         DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->q));
         DQ_TRY(dq_op_rope(&s->cos, &s->sin, s->head_dim, &ws->k));

@@ -44,6 +44,13 @@ typedef struct dq_kv_cache {
     dq_tensor k, k_grid, v, v_grid;
 } dq_kv_cache;
 
+/* KVQuant's tables of one layer (op levels_quant); empty where keys or values have none. */
+typedef struct dq_kv_level_tables {
+    dq_tensor k_range; /* F32 [2, kv_heads * head_dim]: lowest, highest */
+    dq_tensor k, v;    /* F32 [1, levels] */
+    float norm[4];     /* Q-Norm: scale and offset of keys, of values */
+} dq_kv_level_tables;
+
 typedef struct dq_block {
     dq_tensor attn_norm, mlp_norm;           /* F32 [1, hidden]; empty = weightless (fused) */
     dq_tensor q_norm, k_norm;                /* F32 [1, head_dim]: of each head before RoPE (Qwen3); empty = none */
@@ -53,6 +60,7 @@ typedef struct dq_block {
      * be a joined one. */
     dq_linear qkv, gate_up;
     double clip[DQ_CLIP_SITES]; /* this layer's clip ratios; 0 = the scheme's */
+    dq_kv_level_tables levels;
     dq_kv_cache
         *cache; /* NULL = attention within the rows at hand; else the spec's slot and span say where they belong */
 } dq_block;
@@ -79,6 +87,7 @@ typedef struct dq_block_spec {
     int math;                    /* DQ_MATH_*; with a cache, DQ_MATH_INT8 may be added */
     bool codes;                  /* blocks may have int8 weights */
     dq_tensor slot, span; /* with a cache: where each row's key goes and what it sees; cos and sin then have its row */
+    dq_tensor position;   /* I32 [1, rows]: with a cache, of each row in its sequence; else empty: row % seqlen */
 } dq_block_spec;
 
 /* Scratch of one chunk of `rows` tokens (a whole number of sequences). */
@@ -116,6 +125,8 @@ void dq_workspace_free(dq_workspace *ws); /* zeroed ones are accepted */
  * rotations included; the _out stages leave it as it is. */
 dq_status dq_block_attn_in(const dq_block_spec *s, const dq_block *b, const dq_tensor *h, dq_workspace *ws); /* ws.x */
 dq_status dq_block_attn(const dq_block_spec *s, const dq_block *b, dq_workspace *ws); /* ws.x -> ws.a */
+/* Aside: ws.x -> ws.k, ws.v in full precision, keys as RoPE reads them; for blocks whose q, k, v are not joined. */
+dq_status dq_block_keys_values(const dq_block_spec *s, const dq_block *b, dq_workspace *ws);
 /* h += o_proj(fq(a)); `a` may be another tensor than ws.a (kept attention outputs) */
 dq_status dq_block_attn_out(const dq_block_spec *s, const dq_block *b, const dq_tensor *a, dq_workspace *ws,
                             dq_tensor *h);

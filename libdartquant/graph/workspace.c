@@ -159,4 +159,7 @@ void dq_block_free(dq_block *block)
     for (int i = 0; i < DQ_BLOCK_LINEARS; i++) dq_linear_free(&block->linear[i]);
     dq_linear_free(&block->qkv);
     dq_linear_free(&block->gate_up);
+    dq_tensor_free(&block->levels.k_range);
+    dq_tensor_free(&block->levels.k);
+    dq_tensor_free(&block->levels.v);
 }

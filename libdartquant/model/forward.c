@@ -52,8 +52,9 @@ dq_status dq_model_block_spec(dq_model *model, int64_t seqlen, int math, dq_bloc
     else
         spec.scheme.w.bits = spec.scheme.a.bits = spec.scheme.k.bits = spec.scheme.v.bits = 16;
     if (r) {
-        /* Turning queries and keys alike leaves their products as they are: only quantized keys gain from it. */
-        if (spec.scheme.k.bits < 16) spec.r3 = present(&r->r3);
+        /* Turning queries and keys alike leaves their products as they are: only quantized keys gain from it, and not
+         * those whose channels have ranges of their own (KVQuant), which are quantized before RoPE. */
+        if (spec.scheme.k.bits < 16 && !spec.scheme.kvquant.on) spec.r3 = present(&r->r3);
         spec.r4 = present(&r->r4);
         spec.r2_heads = r->r2_mode == DQ_R2_ONLINE ? present(&r->r2_heads) : NULL;
     }

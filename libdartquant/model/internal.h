@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "base/clips.h"
+#include "base/kv_tables.h"
 #include "base/rotation_set.h"
 #include "formats/host_codes.h"
 #include "model/model.h"
@@ -51,13 +52,14 @@ struct dq_model {
     double r1_growth, growth; /* by how much R1, and all own rotations together, can raise the largest magnitude */
     dq_scales *own_scales;
     dq_scheme own_scheme;
-    dq_clips *own_clips; /* of own_scheme */
-    dq_source *store;    /* codes; a loaded model keeps them in `source` */
+    dq_clips *own_clips;      /* of own_scheme */
+    dq_kv_tables *own_tables; /* likewise */
+    dq_source *store;         /* codes; a loaded model keeps them in `source` */
 };
 
 /* A fresh model that inherits everything from `base` and holds a reference to it. */
 dq_status dq_model_derive(dq_model *base, dq_model_kind kind, dq_model **out);
-/* A copy of `scheme`, clip ratios included, becomes the model's. */
+/* A copy of `scheme`, clip ratios and tables included, becomes the model's. */
 dq_status dq_model_own_scheme(dq_model *model, const dq_scheme *scheme);
 const dq_model *dq_model_root(const dq_model *model);
 /* Where the codes of the linears are, or NULL. */

@@ -7,9 +7,10 @@
 #include "io/file.h"
 #include "io/formats.h"
 #include "model/clips_json.h"
+#include "model/kvquant.h"
 #include "model/manifest.h"
 
-enum { MANIFEST_LIMIT = 1 << 24, MANIFEST_VERSION = 2 };
+enum { MANIFEST_LIMIT = 1 << 24, MANIFEST_VERSION = 3 };
 
 typedef struct manifest {
     dq_arch arch;
@@ -17,6 +18,7 @@ typedef struct manifest {
     bool layer_norm; /* of families that have layer norms: not fused away */
     dq_scheme scheme;
     dq_clips *clips;            /* of the scheme */
+    dq_kv_tables *tables;       /* likewise */
     dq_rotation_set *rotations; /* tables still missing */
     int64_t tensors, bytes;
     char content[17];
@@ -118,6 +120,10 @@ static dq_status from_manifest(dq_device *dev, const char *path, manifest *m, dq
     dq_status status = DQ_OK;
     DQ_GO(check_content(source, m));
     if (m->rotations) DQ_GO(read_tables(source, m->rotations));
+    if (m->quantized && dq_scheme_has_levels(&m->scheme)) {
+        DQ_GO(dq_kv_tables_read(source, &m->scheme, &m->arch, &m->tables));
+        m->scheme.tables = m->tables;
+    }
     dq_source *taken = source;
     source = NULL;
     DQ_TRY(dq_model_new_root(dev, &m->arch, taken, false, m->quantized ? &m->scheme : NULL, &model));
@@ -158,6 +164,7 @@ static dq_status load_text(dq_device *dev, const json_t *json, dq_source *source
         dq_source_free(source);
     dq_rotation_set_free(m.rotations);
     dq_clips_free(m.clips);
+    dq_kv_tables_free(m.tables);
     return status;
 }
 
@@ -188,6 +195,7 @@ dq_status dq_model_load_saved(dq_device *dev, const char *dir, dq_model **out)
     dq_status status = load(dev, dir, path, &m, out);
     dq_rotation_set_free(m.rotations);
     dq_clips_free(m.clips);
+    dq_kv_tables_free(m.tables);
     dq_free(path);
     return status;
 }

@@ -2,6 +2,7 @@
 #include "model/manifest.h"
 
 #include "model/clips_json.h"
+#include "model/kvquant.h"
 
 #include <string.h>
 
@@ -122,6 +123,7 @@ json_t *dq_scheme_to_json(const dq_scheme *s)
     json_t *o = json_pack("{s:o, s:o, s:o, s:o}", "weights", weights, "activations", act_to_json(&s->a), "keys",
                           act_to_json(&s->k), "values", act_to_json(&s->v));
     if (o && s->clips) json_object_set_new(o, "clip_ratios", dq_clips_to_json(s->clips));
+    if (o && dq_scheme_has_levels(s)) json_object_set_new(o, "kvquant", dq_kvquant_to_json(&s->kvquant));
     return o;
 }
 
@@ -169,6 +171,8 @@ dq_status dq_scheme_from_json(const json_t *o, const char *path, dq_scheme *out)
     DQ_TRY(act_from_json(o, "activations", path, &s.a));
     DQ_TRY(act_from_json(o, "keys", path, &s.k));
     DQ_TRY(act_from_json(o, "values", path, &s.v));
+    const json_t *kvquant = json_object_get(o, "kvquant");
+    if (kvquant && !json_is_null(kvquant)) DQ_TRY(dq_kvquant_from_json(kvquant, path, &s, &s.kvquant));
     *out = s;
     return DQ_OK;
 }

@@ -20,7 +20,7 @@ json_t *dq_hf_config_json(const dq_arch *arch, const char *dtype);
 /* Files of a folder that belong to the tokenizer and to generation; ends with NULL. */
 extern const char *const dq_tokenizer_files[];
 json_t *dq_scheme_to_json(const dq_scheme *scheme);
-/* Without clip ratios: they are read by themselves. */
+/* Without clip ratios and tables of KVQuant: they are read by themselves. */
 dq_status dq_scheme_from_json(const json_t *object, const char *path, dq_scheme *out);
 /* Orders of the transforms only; the matrices are folded and the tables of the online ones are tensors. */
 json_t *dq_rotations_to_json(const dq_rotation_set *set, bool has_r1);

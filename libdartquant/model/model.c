@@ -3,12 +3,14 @@
 
 #include "base/status.h"
 #include "model/internal.h"
+#include "model/kvquant.h"
 
 static void free_model(dq_model *m)
 {
     dq_tensor_free(&m->r1);
     dq_rotation_set_free(m->own_rotations);
     dq_clips_free(m->own_clips);
+    dq_kv_tables_free(m->own_tables);
     dq_scales_free(m->own_scales);
     dq_source_free(m->store);
     dq_source_free(m->source);
@@ -36,9 +38,12 @@ dq_status dq_model_own_scheme(dq_model *m, const dq_scheme *scheme)
     if (scheme->clips && scheme->clips->layers != m->arch.layers)
         return dq_fail(DQ_E_INVALID, "clip ratios of %lld layers for a model of %lld", (long long)scheme->clips->layers,
                        (long long)m->arch.layers);
+    DQ_TRY(dq_kv_tables_fit(scheme->tables, scheme, &m->arch));
     DQ_TRY(dq_clips_copy(m->env, scheme->clips, &m->own_clips));
+    if (dq_scheme_has_levels(scheme)) DQ_TRY(dq_kv_tables_copy(m->env, scheme->tables, &m->own_tables));
     m->own_scheme = *scheme;
     m->own_scheme.clips = m->own_clips;
+    m->own_scheme.tables = m->own_tables;
     m->scheme = &m->own_scheme;
     return DQ_OK;
 }

@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "io/file.h"
 #include "io/formats.h"
+#include "model/kvquant.h"
 #include "model/saver.h"
 
 static const char STAGE[] = "save";
@@ -231,13 +232,14 @@ done:
     return status;
 }
 
-static dq_status put_tables(dq_saver *s, dq_model *m)
+static dq_status put_tables(dq_saver *s, dq_model *m, const dq_scheme *scheme)
 {
     char name[DQ_TENSOR_NAME];
     const dq_model *root = dq_model_root(m);
     int64_t half = m->arch.head_dim / 2;
     if (root->rope_divisor)
         DQ_TRY(sink_add(&s->sink, "rope_freqs.weight", DQ_F32, 1, &half, root->rope_divisor, (uint64_t)half * 4));
+    if (scheme && scheme->tables) DQ_TRY(dq_kv_tables_put(&s->sink, scheme->tables));
     if (!m->rotations) return DQ_OK;
     const dq_hadamard *const all[] = {&m->rotations->r2_heads, &m->rotations->r2_head_dim, &m->rotations->r3,
                                       &m->rotations->r4};
@@ -254,7 +256,7 @@ static dq_status put_tensors(dq_saver *s, dq_model *m, const dq_scheme *scheme, 
 {
     uint64_t units = (uint64_t)m->arch.layers + 2;
     DQ_TRY(s->files->ops->set_metadata(s->files, "format", "pt"));
-    DQ_TRY(put_tables(s, m));
+    DQ_TRY(put_tables(s, m, scheme));
     DQ_TRY(put_rows(s, m, scheme, DQ_EMBED));
     if (dq_arch_learns_positions(&m->arch)) DQ_TRY(put_rows(s, m, scheme, DQ_POSITIONS));
     for (int64_t layer = 0; layer < m->arch.layers; layer++) {

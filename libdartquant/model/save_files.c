@@ -207,14 +207,14 @@ dq_status dq_saver_write_manifest(dq_saver *s, dq_model *m, const dq_scheme *sch
     const char *fingerprint;
     DQ_TRY(dq_model_fingerprint(m, &fingerprint));
     DQ_TRY(written_content(s, &content));
-    /* Version 2 has clip ratios, which a reader of version 1 would pass over. */
+    /* Version 2 has clip ratios, version 3 KVQuant, which older readers would pass over. */
+    int version = scheme && dq_scheme_has_levels(scheme) ? 3 : scheme && scheme->clips ? 2 : 1;
     json_t *rotations = m->rotations ? dq_rotations_to_json(m->rotations, m->has_r1) : json_null();
-    json_t *o =
-        json_pack("{s:s, s:i, s:s, s:s, s:o, s:b, s:b, s:o, s:o, s:o, s:O?}", "format", "dartquant model", "version",
-                  scheme && scheme->clips ? 2 : 1, "library", DQ_VERSION_STRING, "source_fingerprint", fingerprint,
-                  "model", dq_arch_to_json(&m->arch), "fused", (int)m->fused, "centered_embedding", (int)m->centered,
-                  "quantization", scheme ? dq_scheme_to_json(scheme) : json_null(), "rotations", rotations, "content",
-                  content, "provenance", provenance);
+    json_t *o = json_pack("{s:s, s:i, s:s, s:s, s:o, s:b, s:b, s:o, s:o, s:o, s:O?}", "format", "dartquant model",
+                          "version", version, "library", DQ_VERSION_STRING, "source_fingerprint", fingerprint, "model",
+                          dq_arch_to_json(&m->arch), "fused", (int)m->fused, "centered_embedding", (int)m->centered,
+                          "quantization", scheme ? dq_scheme_to_json(scheme) : json_null(), "rotations", rotations,
+                          "content", content, "provenance", provenance);
     if (o && m->arch.family->layer_norm && json_object_set_new(o, "layer_norm", json_boolean(m->layer_norm)) != 0) {
         json_decref(o);
         o = NULL;

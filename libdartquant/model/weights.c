@@ -291,6 +291,21 @@ dq_status dq_model_read_head(dq_model *model, int64_t first, int64_t count, int 
 
 bool dq_model_transforms_rows(const dq_model *model) { return is_transformed(model); }
 
+/* KVQuant's tables of one layer. */
+static dq_status load_levels(dq_model *model, int64_t layer, dq_block *b)
+{
+    const dq_kv_tables *t = model->scheme->tables;
+    dq_kv_level_tables *l = &b->levels;
+    memcpy(l->norm, t->norms + 4 * layer, sizeof l->norm);
+    if (t->k_levels) {
+        const float *ranges = t->ranges + 2 * layer * t->channels;
+        DQ_TRY(dq_tensor_from_host(model->dev, DQ_F32, 2, t->channels, ranges, &l->k_range));
+        DQ_TRY(dq_tensor_from_host(model->dev, DQ_F32, 1, t->k_levels, t->k + layer * t->k_levels, &l->k));
+    }
+    if (!t->v_levels) return DQ_OK;
+    return dq_tensor_from_host(model->dev, DQ_F32, 1, t->v_levels, t->v + layer * t->v_levels, &l->v);
+}
+
 dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
 {
     dq_block b;
@@ -306,6 +321,11 @@ dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
         return status;
     }
     if (model->scheme && model->scheme->clips) memcpy(b.clip, model->scheme->clips->ratio[layer], sizeof b.clip);
+    if (model->scheme && model->scheme->tables) status = load_levels(model, layer, &b);
+    if (status != DQ_OK) {
+        dq_block_free(&b);
+        return status;
+    }
     *out = b;
     return DQ_OK;
 }
