@@ -172,6 +172,18 @@ json clip_auto 0 'set(r["scheme"]["clip_ratios"]) == {"q_k_v", "o", "gate_up", "
 json clip_auto_reopened 0 'r["results"][0]["ppl"] == load("clip_auto")["results"][0]["ppl"]' ppl "$work/auto" $p
 json clip_auto_info 0 'r["quantization"]["clip_ratios"] == load("clip_auto")["scheme"]["clip_ratios"]' info "$work/auto"
 run clip_auto_text 0 quantize $model --w_bits 4 --w_rtn $auto $c && grep -qE '^clip ratios: q_k_v 0\.[0-9]+, .*keys' "$work/clip_auto_text.out" && ok clip_auto_text || bad clip_auto_text "$(cat "$work/clip_auto_text.out")"
+# ---- KVQuant ----
+kv="--preset kvquant-nuq3 --k_bits 4 --kv_outliers 0.02"
+json kvquant 0 'r["scheme"]["kvquant"]["levels"] == "nuq" and r["scheme"]["kvquant"]["sink"] == 1 and abs(r["scheme"]["kvquant"]["key_bits"] - 4.64) < 1e-9 and abs(r["scheme"]["kvquant"]["average_bits"] - 4.14) < 1e-9 and len(r["scheme"]["kvquant"]["tables"]) == 16 and r["seconds"]["quantize_stages"]["search"] > 0' quantize $model $kv $c --save_qmodel_path "$work/kvquant"
+json kvquant_reopened 0 'r["results"][0]["ppl"] == load("kvquant")["results"][0]["ppl"]' ppl "$work/kvquant" $p
+json kvquant_info 0 'r["quantization"]["kvquant"] == {"levels": "nuq", "outliers": 0.02, "sink": 1, "qnorm": False}' info "$work/kvquant"
+run kvquant_text 0 quantize $model $kv $c && grep -qE '^keys and values: nuq levels, 4\.64 and 3\.64 bits, 1 sink' "$work/kvquant_text.out" && ok kvquant_text || bad kvquant_text "$(cat "$work/kvquant_text.out")"
+json kvquant_compare 0 'r["rows"][1]["quantization"]["kvquant"]["levels"] == "nf" and r["rows"][1]["kl"] > 0' compare $model --cal-file "$work/cal.txt" --nsamples 8 $p --schemes none:kv4:kvquant:kv_levels=nf
+says kvquant_needs_text 2 'calibration text' quantize $model --preset kvquant-nuq4
+says kvquant_with_r3 1 'use_r3 with kv_method kvquant' quantize $model --preset kvquant-nuq4 --use_r3 true $c
+says kvquant_cache 1 'kv = int8' generate "$work/kvquant" --prompt Once --kv int8
+run kvquant_generates 0 generate "$work/kvquant" --prompt "Once upon a time" --max_tokens 5 && ok kvquant_generates
+
 says clip_auto_needs_text 2 'calibration text' quantize $model --a_bits 4 --a_clip_ratio auto
 says clip_word 2 'neither? a number nor auto|not a number nor auto' quantize $model --a_bits 4 --a_clip_ratio best
 schemes="none:w4a4kv4:rtn,hadamard:w4a4kv4:rtn,hadamard:w4a4:seed=1:a_clip_ratio=auto,$work/auto"

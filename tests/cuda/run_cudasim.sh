@@ -71,6 +71,11 @@ program quantize $scheme --w_rtn --backend cpu > "$work/a"
 program quantize $scheme --w_rtn --backend "$card" $forbid > "$work/b"
 near cudasim_rtn_w4a4kv4 "$work/a" "$work/b" 'r["results"][0]["ppl"]' 2e-2
 
+kv="--preset kvquant_nuq3 --kv_qnorm --nsamples 2 --cal_file $work/text --text_file $work/text --ppl_eval --limit 2"
+program quantize $kv --backend ref > "$work/a"
+program quantize $kv --backend "$card" $forbid > "$work/b"
+near cudasim_kvquant "$work/a" "$work/b" 'r["results"][0]["ppl"]' 2e-2
+
 # Quantized inputs and weights multiplied as integers, and as floats: the reference's perplexity in floats.
 whole="--w_rtn --w_bits 4 --a_bits 4 --nsamples 2 --cal_file $work/text --text_file $work/text --ppl_eval --limit 2"
 program quantize $whole --backend ref --integer_products false > "$work/a"

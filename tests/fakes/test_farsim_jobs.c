@@ -75,6 +75,41 @@ static void integers_like_the_reference(void **state)
     dq_context_free(lacking);
 }
 
+/* KVQuant's calibration and the levels of keys and values, with nothing on the host. */
+static dq_status run_kvquant(dq_context *ctx, double *ppl)
+{
+    dq_model *model = host_open_tiny(ctx), *result = NULL;
+    dq_config *config = host_config("kv_method=kvquant k_bits=3 v_bits=3 nsamples=2 seqlen=16 kv_outliers=0.05");
+    dq_dataset *set = host_ids(ctx, IDS);
+    dq_quantizer *q = NULL;
+    OK(dq_quantizer_new(model, config, &q));
+    OK(dq_quantizer_bind(q, set));
+    dq_status status = dq_quantizer_run(q, NULL, NULL, NULL);
+    if (status == DQ_OK) status = dq_quantizer_take_model(q, &result);
+    if (status == DQ_OK) status = measure(ctx, result, ppl);
+    dq_model_free(result);
+    dq_quantizer_free(q);
+    dq_dataset_free(set);
+    dq_config_free(config);
+    dq_model_free(model);
+    return status;
+}
+
+static void kvquant_like_the_reference(void **state)
+{
+    (void)state;
+    double want = 0, got = 0, full = 0;
+    dq_context *ref = context_on("ref", "forbid"), *far = context_on("farsim", "forbid");
+    OK(run_ppl(ref, &full));
+    OK(run_kvquant(ref, &want));
+    OK(run_kvquant(far, &got));
+    assert_near(got, want, 1e-6);
+    assert_true(want != full);
+    assert_int_equal(counters_of(far).fallbacks, 0);
+    dq_context_free(ref);
+    dq_context_free(far);
+}
+
 /* What one device saved, another opens. */
 static void saved_model_moves_on(void **state)
 {
@@ -182,7 +217,8 @@ int main(void)
 #define T(name) cmocka_unit_test_teardown(name, farsim_no_leaks)
     const struct CMUnitTest tests[] = {
         T(perplexity_like_the_reference), T(pipeline_like_the_reference), T(integers_like_the_reference),
-        T(saved_model_moves_on),          T(two_contexts_in_two_threads), T(pieces_below_the_jobs),
+        T(kvquant_like_the_reference),    T(saved_model_moves_on),        T(two_contexts_in_two_threads),
+        T(pieces_below_the_jobs),
     };
     return cmocka_run_group_tests(tests, farsim_setup, NULL);
 }
