@@ -13,7 +13,7 @@ static const char *const op_names[] = {
     "fill",       "convert",       "axpy",    "scale_cols",  "gather_rows",   "find_nonfinite",  "dot",
     "gemm",       "rmsnorm",       "rope",    "activation",  "attention",     "head_nll",        "fake_quant",
     "hadamard",   "syrk",          "diag",    "gptq_factor", "weight_grid",   "quantize_weight", "dequantize_weight",
-    "gptq_block", "rotation_loss", "qr_grad", "layernorm",   "quantize_rows", "int8_linear",
+    "gptq_block", "rotation_loss", "qr_grad", "layernorm",   "quantize_rows", "int8_linear",     "levels_quant",
 };
 enum { OPS = sizeof op_names / sizeof op_names[0] };
 
@@ -319,6 +319,13 @@ static dq_status op_int8_linear(void *device, double beta, const dq_view *x, con
     return DQ_OK;
 }
 
+static dq_status op_levels_quant(void *device, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
+                                 const dq_view *levels, const dq_view *position, const dq_view *y)
+{
+    QUEUE(levels_quant, 0, c->d.levels = *d, x, range, levels, position, y);
+    return DQ_OK;
+}
+
 /* ---- table ---- */
 
 static const dq_backend table = {
@@ -360,6 +367,7 @@ static const dq_backend table = {
     .layernorm = op_layernorm,
     .quantize_rows = op_quantize_rows,
     .int8_linear = op_int8_linear,
+    .levels_quant = op_levels_quant,
     .features = DQ_FEATURE_BF16,
 };
 

@@ -50,6 +50,7 @@ struct far_cmd {
         dq_hadamard_desc hadamard; /* hk points to `payload` */
         dq_grid_desc grid;
         dq_rotation_loss_desc loss;
+        dq_levels_quant_desc levels;
     } d;
     double alpha, beta;
     int64_t number;
@@ -121,7 +122,7 @@ void far_unmap(far_dev *dev, void *mem);
 void far_reach(far_dev *dev, void *mem, bool open);
 size_t far_element(dq_dtype dtype);
 
-/* ---- math.c, quant.c, int8.c, fit.c ---- */
+/* ---- math.c, quant.c, levels.c, int8.c, fit.c ---- */
 double far_get(const far_mat *m, int64_t r, int64_t c);
 void far_put(const far_mat *m, int64_t r, int64_t c, double x);
 void far_put_f32(const far_mat *m, int64_t r, int64_t c, double x);
@@ -147,6 +148,7 @@ void far_k_activation(far_dev *dev, far_cmd *c);
 void far_k_attention(far_dev *dev, far_cmd *c);
 void far_k_head_nll(far_dev *dev, far_cmd *c);
 void far_k_fake_quant(far_dev *dev, far_cmd *c);
+void far_k_levels_quant(far_dev *dev, far_cmd *c);
 void far_k_hadamard(far_dev *dev, far_cmd *c);
 void far_k_syrk(far_dev *dev, far_cmd *c);
 void far_k_diag(far_dev *dev, far_cmd *c);
