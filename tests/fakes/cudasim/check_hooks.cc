@@ -20,7 +20,8 @@ using namespace cusim::check;
     HOOK(__tsan_unaligned_write##size, size, WRITE)
 HOOKS(1)
 HOOKS(2)
-HOOKS(4) HOOKS(8) HOOKS(16) HOOK(__tsan_vptr_read, 8, READ)
+HOOKS(4)
+HOOKS(8) HOOKS(16) HOOK(__tsan_vptr_read, 8, READ)
 
     extern "C" void __tsan_vptr_update(void *at, void *)
 {

@@ -17,18 +17,18 @@ namespace check
 runner who;
 __thread bool inside;
 region dynamic_shared_region, parameter_region;
+region *hot[HOT];
 uint64_t launches, accesses;
 
 namespace
 {
 
-enum { NEAR = 4096 /* bytes at which a block is named beside an address */, HOT = 8 };
+enum { NEAR = 4096 /* bytes at which a block is named beside an address */ };
 
 std::recursive_mutex lock; /* the host's threads allocate while one runs a kernel */
 std::map<uintptr_t, std::unique_ptr<region>> regions;
 std::map<uintptr_t, size_t> past; /* what was there, and is nobody's now */
 std::set<std::string> kernels;    /* launched so far */
-region *hot[HOT];                 /* used last */
 int next_hot;
 
 void forget(region *r)
@@ -104,9 +104,14 @@ region *find_region(uintptr_t at)
         if (h && h->holds(at)) return h;
     region *r = dynamic_shared_region.holds(at) ? &dynamic_shared_region : known_region(at);
     if (!r && parameter_region.holds(at)) return &parameter_region;
-    if (!r) r = variable_region(at);
-    if (r) hot[next_hot++ % HOT] = r;
-    return r;
+    return r ? r : variable_region(at);
+}
+void remember(region *r)
+{
+    for (region *h : hot)
+        if (h == r) return;
+    need_cells(*r);
+    hot[next_hot++ % HOT] = r;
 }
 
 std::string place_of(uintptr_t at)
@@ -270,27 +275,27 @@ void run_thread(int thread, const char *stack, size_t stack_bytes)
 
 /* ---- accesses ---- */
 
-void access(uintptr_t at, size_t bytes, use how, const void *code, bool async)
+region *reach(uintptr_t at, size_t bytes, use how, const void *code)
 {
-    if (at - who.stack < who.stack_bytes || at - (uintptr_t)&here < sizeof here || !bytes) return;
-    accesses++;
     region *r = find_region(at);
     const char *word = how == READ ? "read" : how == WRITE ? "write" : "atomic";
     auto say = [&](const char *what, const char *why) {
         report(what, code, NULL,
                format("%s of %zu bytes by %s: %s%s", word, bytes, thread_name(who.thread).c_str(), place_of(at).c_str(),
                       why));
+        return (region *)NULL;
     };
-    if (r && r->what == PARAMETERS && how == READ) return;
-    if (!r && how == READ && is_constant(at)) return;
+    if (r && r->what == PARAMETERS && how == READ) return NULL;
+    if (!r && how == READ && is_constant(at)) return NULL;
     size_t most = bytes == 16 ? 8 : bytes; /* 16 may be two of 8; what needs more says so (alignment's hook) */
-    if ((bytes == 2 || bytes == 4 || bytes == 8 || bytes == 16) && at % most) say("misaligned access", "");
+    if ((bytes == 2 || bytes == 4 || bytes == 8 || bytes == 16) && at % most) (void)say("misaligned access", "");
     if (!r || r->what == PINNED || r->what == PARAMETERS) return say("out of bounds", "");
     if (at - r->begin + bytes > r->bytes) return say("out of bounds", ", and the access goes past its end");
     if (r->freed) return say("freed memory", "");
     if (r->what == STATIC_SHARED && r->owner != who.kernel && kernels.count(r->owner))
         return say("out of bounds", ", which is another kernel's");
-    check_cells(*r, at, bytes, how, code, async);
+    remember(r);
+    return r;
 }
 
 static bool chunk(const char *what, const void *p, bool shared, const void *where)

@@ -38,7 +38,7 @@ namespace
 
 /* Whether nothing lies between an earlier access and the running thread's; before `begin` is another launch, or for shared
  * memory another block. */
-bool unordered(stamp s, int thread, uint64_t begin)
+inline bool unordered(stamp s, int thread, uint64_t begin)
 {
     uint64_t t = time_of(s);
     int other = thread_of(s), warp = thread / WARP;
@@ -90,7 +90,7 @@ struct attempt {
     uint64_t begin; /* of what it may race with */
 };
 
-void say_race(const attempt &a, stamp s, const char *did)
+__attribute__((noinline, cold)) void say_race(const attempt &a, stamp s, const char *did)
 {
     bool shared = a.r.what != GLOBAL;
     report(shared ? "race in shared memory" : "race in global memory", a.code, code_at(code_of(s)),
@@ -101,7 +101,7 @@ void say_race(const attempt &a, stamp s, const char *did)
 const char *did(stamp w) { return w & FLAG ? "changed (atomically)" : "wrote"; }
 
 /* The running thread uses what `c` stands for. */
-void use_cell(cell &c, const attempt &a)
+inline void use_cell(cell &c, const attempt &a)
 {
     int me = who.thread;
     if ((c.write & UNDER_WAY) && time_of(c.write) >= when.block)
@@ -152,33 +152,59 @@ void into_parts(region &r, cell &c)
 
 } // namespace
 
-void check_cells(region &r, uintptr_t at, size_t bytes, use how, const void *code, bool async)
+/* Where this launch may access `bytes` at that address; what is wrong has been reported when it is NULL. */
+static inline region *region_for(place_of_code &from, uintptr_t at, size_t bytes, use how)
 {
-    stamp me = when.now << TIME_SHIFT | (uint64_t)number_of(code) << (THREAD_BITS + FLAG_BITS) | (uint64_t)who.thread |
+    size_t odd = bytes & (bytes - 1) ? 0 : at & ((bytes < 8 ? bytes : 8) - 1);
+    auto fits = [=](const region *r) { return at - r->begin < r->bytes && bytes <= r->bytes - (at - r->begin); };
+    if (from.launch == launches && fits(from.met) && !odd) return from.met;
+    region *found = NULL;
+    for (region *h : hot)
+        if (h && fits(h)) found = h;
+    if (!found || odd) found = reach(at, bytes, how, from.code);
+    if (found) {
+        from.met = found;
+        from.launch = launches;
+    }
+    return found;
+}
+
+void access(uintptr_t at, size_t bytes, use how, const void *code, bool async)
+{
+    if (at - who.stack < who.stack_bytes || at - (uintptr_t)&here < sizeof here || !bytes) return;
+    accesses++;
+    int number = number_of(code);
+    if (!number) codes[0] = {code, NULL, 0};
+    region *found = region_for(codes[number], at, bytes, how);
+    if (!found) return;
+    region &r = *found;
+    bool global = r.what == GLOBAL, fresh = false;
+    stamp me = when.now << TIME_SHIFT | (uint64_t)number << (THREAD_BITS + FLAG_BITS) | (uint64_t)who.thread |
                (how == ATOMIC ? (uint64_t)FLAG : 0) | (async && how == WRITE ? (uint64_t)UNDER_WAY : 0);
-    attempt a = {r, at, bytes, how, code, me, r.what == GLOBAL ? when.launch : when.block};
     size_t first = at - r.begin, end = first + bytes;
-    bool fresh = false;
-    auto one = [&](cell &c) {
-        fresh = fresh || (r.what != GLOBAL && how != WRITE && !is_written(c));
-        use_cell(c, a);
-    };
-    need_cells(r);
+    /* The same instruction of the same thread, and nobody wrote meanwhile. */
+    if (how == READ && bytes == 4 && first % 4 == 0 && r.cells[first / 4].read == me) return;
+    attempt a = {r, at, bytes, how, code, me, global ? when.launch : when.block};
     for (size_t i = first; i < end;) {
         cell &c = r.cells[i / 4];
         size_t part = i % 4, n = end - i < 4 - part ? end - i : 4 - part;
         if (n < 4 && c.write != IN_PARTS) into_parts(r, c);
-        if (c.write != IN_PARTS)
-            one(c);
-        else
-            for (size_t k = 0; k < n; k++) one(r.parts[c.read + part + k]);
+        cell *used = c.write == IN_PARTS ? &r.parts[c.read + part] : &c;
+        for (size_t k = 0; k < (used == &c ? 1 : n); k++) {
+            fresh = fresh || (!global && how != WRITE && !is_written(used[k]));
+            use_cell(used[k], a);
+        }
         i += n;
     }
-    if (fresh) report("never written", code, NULL, describe(how, bytes, at) + ": nobody in this block wrote there");
-    if (r.what != GLOBAL) return;
-    if (how != WRITE && !all_written(r, first, bytes))
-        report("never written", code, NULL, describe(how, bytes, at) + ": nobody wrote there");
-    if (how != READ) mark_written(r, first, bytes);
+    if (global && how != WRITE) {
+        bool whole = bytes % 4 == 0 && first % 4 == 0;
+        for (size_t i = first / 4; whole && i < end / 4; i++) whole = r.written[i] == 15;
+        fresh = !whole && !all_written(r, first, bytes);
+    }
+    if (fresh)
+        report("never written", code, NULL,
+               describe(how, bytes, at) + (global ? ": nobody wrote there" : ": nobody in this block wrote there"));
+    if (global && how != READ) mark_written(r, first, bytes);
 }
 
 void arrived(uintptr_t at, size_t bytes, const void *code)

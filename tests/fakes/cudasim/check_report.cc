@@ -123,21 +123,7 @@ std::string readable(const std::string &name)
 
 /* ---- code ---- */
 
-static const void *codes[1 << CODE_BITS];
-
-/* A small number for each place that accesses memory; 0 when there are too many. */
-int number_of(const void *code)
-{
-    enum { ALL = 1 << CODE_BITS, TRIES = 64 };
-    size_t at = ((uintptr_t)code * 0x9e3779b97f4a7c15u) >> (64 - CODE_BITS);
-    for (int i = 0; i < TRIES; i++, at = (at + 1) % ALL) {
-        if (at == 0) continue;
-        if (!codes[at]) codes[at] = code;
-        if (codes[at] == code) return (int)at;
-    }
-    return 0;
-}
-const void *code_at(int number) { return codes[number]; }
+place_of_code codes[1 << CODE_BITS];
 
 /* "file:line in function", inlined ones with their callers, by addr2line, which comes with the compiler. */
 std::string source_of(const void *code)

@@ -61,6 +61,10 @@ extern region dynamic_shared_region, parameter_region;
 
 /* Whatever is at that address; NULL if nothing that a kernel may use. */
 region *find_region(uintptr_t at);
+/* Where this launch may read and write, used last; their cells are there. */
+enum { HOT = 8 };
+extern region *hot[HOT];
+void remember(region *r);
 /* The words of a report: "byte 12 of 96 bytes of ..." */
 std::string place_of(uintptr_t at);
 void need_cells(region &r);
@@ -83,13 +87,33 @@ extern uint64_t launches, accesses;
 enum use { READ, WRITE, ATOMIC };
 /* One access of the running thread; `async`: an asynchronous copy's. */
 void access(uintptr_t at, size_t bytes, use how, const void *code, bool async = false);
+/* The same where it is in none of the hot regions, or not aligned: reports what is wrong; NULL if there is no more to check. */
+region *reach(uintptr_t at, size_t bytes, use how, const void *code);
 /* The copy that was begun there has come. */
 void arrived(uintptr_t at, size_t bytes, const void *code);
-void check_cells(region &r, uintptr_t at, size_t bytes, use how, const void *code, bool async);
 
 /* ---- what to say ---- */
-int number_of(const void *code);
-const void *code_at(int number);
+/* A place that accesses memory, in a table; what it met last in this launch. */
+struct place_of_code {
+    const void *code;
+    region *met;
+    uint64_t launch;
+};
+extern place_of_code codes[1 << CODE_BITS];
+/* Number 0 is for those that found no room. */
+static inline int number_of(const void *code)
+{
+    enum { ALL = 1 << CODE_BITS, TRIES = 64 };
+    size_t at = ((uintptr_t)code * 0x9e3779b97f4a7c15u) >> (64 - CODE_BITS);
+    for (int i = 0; i < TRIES; i++, at = (at + 1) % ALL) {
+        if (at && codes[at].code == code) return (int)at;
+        if (at == 0 || codes[at].code) continue;
+        codes[at].code = code;
+        return (int)at;
+    }
+    return 0;
+}
+static inline const void *code_at(int number) { return codes[number].code; }
 /* Once for each kind of error and place in the source. `earlier`: code of the other access, or NULL. */
 void report(const char *what, const void *code, const void *earlier, const std::string &text);
 std::string source_of(const void *code);
