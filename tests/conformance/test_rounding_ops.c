@@ -294,7 +294,7 @@ static void blocks(void **state)
 {
     (void)state;
     static const dq_act_spec off = {16, -1, true, 1.0}, a8 = {8, -1, false, 0.9}, g4 = {4, 32, true, 1.0};
-    static const block_case cases[] = {
+    const block_case cases[] = {
         {off, false, false, false, false, DQ_BF16}, {off, true, false, false, false, DQ_BF16},
         {off, false, true, false, false, DQ_F32},   {off, false, false, true, true, DQ_BF16},
         {a8, false, false, false, false, DQ_BF16},  {a8, true, true, false, false, DQ_F32},
