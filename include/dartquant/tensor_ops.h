@@ -67,6 +67,30 @@ DQ_API dq_status dq_kv_quantize_rows(dq_context *ctx, const float *x, int64_t ro
 DQ_API dq_status dq_kv_dequantize_rows(dq_context *ctx, const uint8_t *codes, const float *scale, const float *zero,
                                        int64_t rows, int64_t cols, int64_t group, float *x);
 
+/* ---- keys and values on levels (KVQuant, arXiv 2401.18079) ---- */
+
+/* Tables of levels on [-1, 1]. */
+enum {
+    DQ_LEVELS_UNIFORM = 0, /* -1 + 2 i / (n - 1) */
+    DQ_LEVELS_NORMAL =
+        1 /* NormalFloat: quantiles of the normal distribution (QLoRA, arXiv 2305.14314), one of them 0 */
+};
+/* levels fp32 [2^bits], ascending, for 2 to 8 bits. */
+DQ_API dq_status dq_make_levels(dq_context *ctx, int32_t kind, int32_t bits, float *levels);
+/* Range of every column of x fp32 [rows, cols], for keys: range fp32 [2, cols] = its percentiles outliers/2 and
+ * 1 - outliers/2 (linear; outliers in [0, 1), 0 = smallest and largest), in which rows at positions below `sink` do not
+ * count. The position of row r is r % seqlen; with sink 0 seqlen has no meaning. */
+DQ_API dq_status dq_measure_columns(dq_context *ctx, const float *x, int64_t rows, int64_t cols, double outliers,
+                                    int32_t sink, int64_t seqlen, float *range);
+/* Replaces x fp32 [rows, cols] by the nearest of `count` levels (2 to 256, ascending) in its range. range fp32 [2, cols]
+ * gives lo and hi of every column (keys before RoPE; lo <= hi, `outliers` has no meaning); NULL: every row has its own, of
+ * what is left without the share `outliers` of it, [0, 1) (values). keep_outliers: 1 leaves numbers outside as they are,
+ * 0 puts them on the outermost level. Rows at positions below `sink` stay. norm_scale, norm_offset: Q-Norm, 1 and 0 = off.
+ * The formulas stand in dartquant/backend.h (dq_levels_quant_desc). */
+DQ_API dq_status dq_fake_quantize_levels(dq_context *ctx, float *x, int64_t rows, int64_t cols, const float *levels,
+                                         int32_t count, const float *range, double outliers, int32_t keep_outliers,
+                                         int32_t sink, int64_t seqlen, double norm_scale, double norm_offset);
+
 /* ---- rotations ---- */
 
 /* Hadamard transform in place of every run of n neighbours in the rows of x fp32 [rows, cols], n dividing cols:

@@ -1,6 +1,7 @@
 /* dartquant/tensor_ops.h: activations, KV caches and rotations in the host's buffers. SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 
+#include "api/buffer_ops.h"
 #include "api/check.h"
 #include "api/handles.h"
 #include "api/weight_ops.h"
@@ -10,7 +11,7 @@
 
 enum { CHUNK = 1 << 22 }; /* elements that go to the device at a time, whole rows */
 
-static dq_status check_matrix(const char *what, int64_t rows, int64_t cols)
+dq_status dq_check_matrix(const char *what, int64_t rows, int64_t cols)
 {
     size_t bytes;
     if (rows < 1 || cols < 1 || cols > INT32_MAX || !dq_mul_ok((size_t)rows, (size_t)cols * sizeof(double), &bytes) ||
@@ -19,7 +20,7 @@ static dq_status check_matrix(const char *what, int64_t rows, int64_t cols)
     return DQ_OK;
 }
 
-static dq_status check_finite(const char *what, const float *x, int64_t rows, int64_t cols)
+dq_status dq_check_finite(const char *what, const float *x, int64_t rows, int64_t cols)
 {
     for (int64_t i = 0; i < rows * cols; i++)
         if (!isfinite(x[i]))
@@ -30,11 +31,7 @@ static dq_status check_finite(const char *what, const float *x, int64_t rows, in
 
 /* ---- in place, chunk by chunk ---- */
 
-typedef dq_status (*buffer_fn)(const void *arg, dq_tensor *x);
-
-/* The rows of x through `fn`. All results are gathered first, so that x stays as it is when one chunk fails; a buffer that
- * fits one chunk needs no copy. */
-static dq_status in_place(dq_context *ctx, float *x, int64_t rows, int64_t cols, buffer_fn fn, const void *arg)
+dq_status dq_run_in_place(dq_context *ctx, float *x, int64_t rows, int64_t cols, dq_buffer_fn fn, const void *arg)
 {
     int64_t most = cols < CHUNK ? CHUNK / cols : 1;
     float *result = x;
@@ -45,7 +42,7 @@ static dq_status in_place(dq_context *ctx, float *x, int64_t rows, int64_t cols,
         int64_t n = rows - r < most ? rows - r : most;
         dq_tensor t = {0};
         status = dq_tensor_from_host(ctx->dev, DQ_F32, n, cols, x + r * cols, &t);
-        if (status == DQ_OK) status = fn(arg, &t);
+        if (status == DQ_OK) status = fn(arg, r, &t);
         if (status == DQ_OK) status = dq_tensor_download(&t, result + r * cols);
         dq_tensor_free(&t);
     }
@@ -74,17 +71,21 @@ static dq_status make_desc(int32_t bits, int32_t most_bits, int64_t cols, int64_
     return DQ_OK;
 }
 
-static dq_status fake_quant(const void *arg, dq_tensor *x) { return dq_op_fake_quant(arg, x, x); }
+static dq_status fake_quant(const void *arg, int64_t row, dq_tensor *x)
+{
+    (void)row;
+    return dq_op_fake_quant(arg, x, x);
+}
 
 dq_status dq_fake_quantize(dq_context *ctx, float *x, int64_t rows, int64_t cols, int32_t bits, int64_t group,
                            int32_t symmetric, double clip)
 {
     DQ_ENTER_CONTEXT(ctx, ctx && x);
     dq_fake_quant_desc d;
-    DQ_TRY(check_matrix("a buffer", rows, cols));
+    DQ_TRY(dq_check_matrix("a buffer", rows, cols));
     DQ_TRY(make_desc(bits, 15, cols, group, symmetric, clip, &d));
-    DQ_TRY(check_finite("buffer element", x, rows, cols));
-    return in_place(ctx, x, rows, cols, fake_quant, &d);
+    DQ_TRY(dq_check_finite("buffer element", x, rows, cols));
+    return dq_run_in_place(ctx, x, rows, cols, fake_quant, &d);
 }
 
 /* ---- rows of a KV cache ---- */
@@ -150,9 +151,9 @@ dq_status dq_kv_quantize_rows(dq_context *ctx, const float *x, int64_t rows, int
 {
     DQ_ENTER_CONTEXT(ctx, ctx && x && codes && scale && zero);
     kv_job job = {.x = x, .cols = cols, .codes = codes, .scale = scale, .zero = zero};
-    DQ_TRY(check_matrix("rows of a cache", rows, cols));
+    DQ_TRY(dq_check_matrix("rows of a cache", rows, cols));
     DQ_TRY(make_desc(bits, 8, cols, group, symmetric, clip, &job.d));
-    DQ_TRY(check_finite("cache element", x, rows, cols));
+    DQ_TRY(dq_check_finite("cache element", x, rows, cols));
     job.groups = cols / job.d.group;
     dq_run(&ctx->env, rows, quantize_row, &job);
     return DQ_OK;
@@ -162,7 +163,7 @@ dq_status dq_kv_dequantize_rows(dq_context *ctx, const uint8_t *codes, const flo
                                 int64_t rows, int64_t cols, int64_t group, float *x)
 {
     DQ_ENTER_CONTEXT(ctx, ctx && codes && scale && zero && x);
-    DQ_TRY(check_matrix("rows of a cache", rows, cols));
+    DQ_TRY(dq_check_matrix("rows of a cache", rows, cols));
     if (group != -1 && (group < 1 || cols % group != 0))
         return dq_fail(DQ_E_INVALID, "groups of %lld do not divide %lld columns", (long long)group, (long long)cols);
     return dq_dequantize_rows(&ctx->env, codes, scale, zero, NULL, rows, cols, group, x);
@@ -175,8 +176,9 @@ typedef struct transform {
     int32_t transpose;
 } transform;
 
-static dq_status hadamard(const void *arg, dq_tensor *x)
+static dq_status hadamard(const void *arg, int64_t row, dq_tensor *x)
 {
+    (void)row;
     const transform *t = arg;
     dq_hadamard_desc d = {.n = t->h.n,
                           .k = t->h.k,
@@ -191,13 +193,13 @@ dq_status dq_apply_hadamard(dq_context *ctx, int64_t n, float *x, int64_t rows, 
 {
     DQ_ENTER_CONTEXT(ctx, ctx && x);
     transform t = {.transpose = transpose};
-    DQ_TRY(check_matrix("a buffer", rows, cols));
+    DQ_TRY(dq_check_matrix("a buffer", rows, cols));
     if (transpose != 0 && transpose != 1) return dq_fail(DQ_E_INVALID, "transpose = %d, must be 0 or 1", transpose);
     if (n < 1 || cols % n != 0)
         return dq_fail(DQ_E_INVALID, "order %lld does not divide %lld columns", (long long)n, (long long)cols);
-    DQ_TRY(check_finite("buffer element", x, rows, cols));
+    DQ_TRY(dq_check_finite("buffer element", x, rows, cols));
     DQ_TRY(dq_hadamard_make(&ctx->env, n, false, &t.h));
-    dq_status status = in_place(ctx, x, rows, cols, hadamard, &t);
+    dq_status status = dq_run_in_place(ctx, x, rows, cols, hadamard, &t);
     dq_hadamard_clear(&t.h);
     return status;
 }
@@ -250,7 +252,7 @@ dq_status dq_fold_rotation(dq_context *ctx, float *w, float *bias, int64_t out, 
     DQ_ENTER_CONTEXT(ctx, ctx && w && r);
     dq_tensor rotation = {0};
     dq_status status;
-    DQ_TRY(check_matrix("a weight", out, in));
+    DQ_TRY(dq_check_matrix("a weight", out, in));
     if (side != DQ_FOLD_INPUT && side != DQ_FOLD_OUTPUT)
         return dq_fail(DQ_E_INVALID, "side = %d, must be DQ_FOLD_INPUT or DQ_FOLD_OUTPUT", side);
     int64_t length = side == DQ_FOLD_INPUT ? in : out;
@@ -265,8 +267,8 @@ dq_status dq_fold_rotation(dq_context *ctx, float *w, float *bias, int64_t out, 
         if (!isfinite(r[i]))
             DQ_GO(dq_fail(DQ_E_NONFINITE, "rotation entry (%lld, %lld) is NaN or Inf", (long long)(i / n),
                           (long long)(i % n)));
-    DQ_GO(check_finite("weight", w, out, in));
-    if (turns_bias) DQ_GO(check_finite("bias", bias, 1, out));
+    DQ_GO(dq_check_finite("weight", w, out, in));
+    if (turns_bias) DQ_GO(dq_check_finite("bias", bias, 1, out));
     DQ_GO(dq_tensor_from_host(ctx->dev, DQ_F64, n, n, r, &rotation));
     DQ_GO(fold_matrix(ctx, w, out, in, &rotation, side, result));
     if (turns_bias) DQ_GO(fold_matrix(ctx, bias, out, 1, &rotation, side, column)); /* one more column of the weight */

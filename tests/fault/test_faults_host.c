@@ -226,7 +226,8 @@ static dq_status use_hessian(world *w)
 static dq_status use_buffers(world *w)
 {
     static const double eye[4] = {0, 1, 1, 0};
-    float x[ROWS * IN], bias[ROWS], scale[ROWS], zero[ROWS], before[ROWS * IN];
+    static const float levels[3] = {-1, 0, 1};
+    float x[ROWS * IN], bias[ROWS], scale[ROWS], zero[ROWS], before[ROWS * IN], range[2 * IN];
     uint8_t codes[ROWS * IN];
     int32_t targets[ROWS], best[ROWS];
     double nll[ROWS];
@@ -236,6 +237,13 @@ static dq_status use_buffers(world *w)
     memset(nll, 0x5a, sizeof nll);
     memcpy(before, x, sizeof x);
     TRY(untouched(dq_fake_quantize(w->ctx, x, ROWS, IN, 4, -1, 1, 0.9), x, before, sizeof x));
+    TRY(dq_measure_columns(w->ctx, x, ROWS, IN, 0.1, 1, ROWS, range));
+    memcpy(before, x, sizeof x);
+    TRY(untouched(dq_fake_quantize_levels(w->ctx, x, ROWS, IN, levels, 3, range, 0, 1, 1, ROWS, 1, 0), x, before,
+                  sizeof x));
+    memcpy(before, x, sizeof x);
+    TRY(untouched(dq_fake_quantize_levels(w->ctx, x, ROWS, IN, levels, 3, NULL, 0.3, 0, 0, 1, 1, 0), x, before,
+                  sizeof x));
     memcpy(before, x, sizeof x);
     TRY(untouched(dq_apply_hadamard(w->ctx, IN, x, ROWS, IN, 0), x, before, sizeof x));
     memcpy(before, x, sizeof x);

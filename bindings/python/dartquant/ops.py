@@ -144,6 +144,48 @@ def kv_dequantize(codes: Any, scale: Any, zero: Any, *, group: int = -1,
     return x
 
 
+def make_levels(kind: str, bits: int, *, context: Optional[Context] = None) -> np.ndarray:
+    """The 2^bits levels on [-1, 1] of kind "uniform" or "normal" (NormalFloat), float32, ascending."""
+    kinds = {"uniform": 0, "normal": 1}
+    if kind not in kinds or not 2 <= bits <= 8:
+        raise errors.make(-1, "kind is \"uniform\" or \"normal\", bits 2 to 8; not %r, %r" % (kind, bits))
+    ctx, levels = context_or_default(context), np.empty(1 << bits, np.float32)
+    ctx._core.call("dq_make_levels", ctx.handle, kinds[kind], bits, pointer(levels))
+    return levels
+
+
+def column_ranges(x: Any, *, outliers: float = 0.0, sink: int = 0, seqlen: Optional[int] = None,
+                  context: Optional[Context] = None) -> np.ndarray:
+    """float32 [2, cols]: what each column of x [rows, cols] spans without the share `outliers` of its numbers and without
+    the first `sink` rows of every sequence of `seqlen` rows (default: all rows are one)."""
+    ctx, array = context_or_default(context), matrix(x, np.float32, "x")
+    ranges = np.empty((2, array.shape[1]), np.float32)
+    ctx._core.call("dq_measure_columns", ctx.handle, pointer(array), *array.shape, outliers, sink,
+                   array.shape[0] if seqlen is None else seqlen, pointer(ranges))
+    return ranges
+
+
+def fake_quantize_levels(x: Any, levels: Any, *, ranges: Any = None, outliers: float = 0.0, keep_outliers: bool = True,
+                         sink: int = 0, seqlen: Optional[int] = None, norm: tuple[float, float] = (1.0, 0.0),
+                         context: Optional[Context] = None) -> np.ndarray:
+    """x [rows, cols] on the nearest of the ascending levels (KVQuant), which are meant for [-1, 1].
+
+    ranges: of the columns, from `column_ranges` (keys); without, every row has its own, less the share `outliers` of it
+    (values). Outliers stay as they are or, with keep_outliers=False, take the outermost level. The first `sink` rows of every
+    sequence of `seqlen` rows stay (default: all rows are one sequence). norm: scale and offset of the levels (Q-Norm)."""
+    ctx, y = context_or_default(context), matrix(x, np.float32, "x").copy()
+    table = np.ascontiguousarray(levels, np.float32)
+    if table.ndim != 1:
+        raise errors.make(-1, "levels have shape %s, not one dimension" % (table.shape,))
+    spans = None if ranges is None else matrix(ranges, np.float32, "ranges")
+    if spans is not None and spans.shape != (2, y.shape[1]):
+        raise errors.make(-1, "ranges have shape %s, not (2, %d)" % (spans.shape, y.shape[1]))
+    ctx._core.call("dq_fake_quantize_levels", ctx.handle, pointer(y), *y.shape, pointer(table), table.size,
+                   None if spans is None else pointer(spans), outliers, int(keep_outliers), sink,
+                   y.shape[0] if seqlen is None else seqlen, *norm)
+    return y
+
+
 def hadamard(x: Any, n: Optional[int] = None, *, transpose: bool = False,
              context: Optional[Context] = None) -> np.ndarray:
     """Normalised Hadamard transform of every run of n neighbours (default: the row) in the rows of x [rows, cols]."""

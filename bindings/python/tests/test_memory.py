@@ -209,6 +209,35 @@ def test_fake_quantize_and_cache():
     assert np.array_equal(before, X)
 
 
+def by_levels(x, lo, hi, levels):
+    z, r = (hi + lo) / 2, (hi - lo) / 2
+    return levels[np.abs(((x - z) / r)[..., None] - levels).argmin(-1)] * r + z
+
+
+def test_fake_quantize_levels():
+    levels = ops.make_levels("normal", 3)
+    assert levels[0] == -1 and levels[3] == 0 and levels[7] == 1
+    assert np.allclose(ops.make_levels("uniform", 4), np.linspace(-1, 1, 16), atol=1e-7)
+    ranges = ops.column_ranges(X, outliers=0.2, sink=2)
+    assert np.allclose(ranges, np.quantile(X[2:].astype(np.float64), [0.1, 0.9], axis=0), atol=1e-6)
+    y = ops.fake_quantize_levels(X, levels, ranges=ranges, sink=2)
+    out = (X < ranges[0]) | (X > ranges[1])
+    out[:2] = True
+    assert np.array_equal(y[out], X[out])
+    assert np.allclose(y[~out], by_levels(X, *ranges, levels)[~out], atol=1e-6)
+    rows = ops.fake_quantize_levels(X, levels)
+    assert np.allclose(rows, by_levels(X, X.min(1, keepdims=True), X.max(1, keepdims=True), levels), atol=1e-6)
+    held = ops.fake_quantize_levels(X, levels, outliers=0.1, keep_outliers=False)
+    kept = ops.fake_quantize_levels(X, levels, outliers=0.1)
+    low, high = np.quantile(X.astype(np.float64), [0.05, 0.95], axis=1, keepdims=True)
+    out = (X <= low) | (X >= high)
+    assert np.array_equal(kept[out], X[out]) and np.array_equal(kept[~out], held[~out]) and (held[out] != X[out]).any()
+    with pytest.raises(dartquant.InvalidError, match="must ascend"):
+        ops.fake_quantize_levels(X, levels[::-1])
+    with pytest.raises(dartquant.InvalidError, match="ranges have shape"):
+        ops.fake_quantize_levels(X, levels, ranges=ranges[:, 1:])
+
+
 def test_hadamard_and_rotation():
     h = ops.hadamard(np.eye(48, dtype=np.float32))
     assert np.allclose(h @ h.T, np.eye(48), atol=1e-5) and np.allclose(np.abs(h), 48**-0.5)
