@@ -51,6 +51,8 @@ jobs() {
     job perplexity_bf16 ppl --seqlen 64 --text_file "$work/text" --limit 2 --math bf16
     job gptq_w4a4kv4 quantize --preset w4a4kv4 --w_groupsize 32 --seqlen 64 --nsamples 2 --cal_file "$work/text" \
         --text_file "$work/text" --ppl_eval --limit 2
+    job integers quantize --w_rtn --w_bits 4 --a_bits 8 --a_asym --seqlen 64 --nsamples 2 --cal_file "$work/text" \
+        --text_file "$work/text" --ppl_eval --limit 1
     job calibrate calibrate --seqlen 64 --nsamples 2 --ep 1 --cal_file "$work/text" --out "$work/r.safetensors"
     job generate generate --prompt "The model" --max_tokens 6 --kv int4
 }
