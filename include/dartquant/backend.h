@@ -473,6 +473,7 @@ typedef struct dq_backend {
     dq_status (*levels_quant)(void *dev, const dq_levels_quant_desc *d, const dq_view *x, const dq_view *range,
                               const dq_view *levels, const dq_view *position, const dq_view *y);
 
+    /* ---- GPTQ ---- */
     /* Half of the work of gptq_factor, which the library calls where this is missing; that is no fallback. With A as there and
      * A = m m^T, m upper triangular: root = m above the diagonal blocks [k block, (k + 1) block), in these the inverse of m's
      * own, zeros below the diagonal. F32 storage. *info as there. Waits. */
