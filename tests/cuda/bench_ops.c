@@ -380,6 +380,39 @@ static void forward_work(int64_t tokens, int64_t n)
     dq_tensor_free(&r.v), dq_tensor_free(&r.b), dq_tensor_free(&r.cos), dq_tensor_free(&r.sin);
 }
 
+/* ---- keys and values on levels (KVQuant) ---- */
+
+typedef struct on_levels {
+    dq_levels_quant_desc d;
+    dq_tensor x, range, levels, y;
+} on_levels;
+
+static dq_status do_levels(void *arg)
+{
+    on_levels *l = arg;
+    return dq_op_levels_quant(&l->d, &l->x, l->d.per_row ? NULL : &l->range, &l->levels, NULL, &l->y);
+}
+
+/* Three bits, the first token exact: keys in ranges that all numbers lie in, values with 1 % outliers. */
+static void levels_work(int64_t tokens, int64_t n)
+{
+    const float table[8] = {-1, -0.7f, -0.4f, -0.1f, 0.1f, 0.4f, 0.7f, 1};
+    on_levels l = {.x = filled(DQ_F32, tokens, n), .range = make(DQ_F32, 2, n), .levels = make(DQ_F32, 1, 8)};
+    dq_tensor lo = dq_tensor_rows(&l.range, 0, 1), hi = dq_tensor_rows(&l.range, 1, 1);
+    l.y = make(DQ_F32, tokens, n);
+    l.d = (dq_levels_quant_desc){.keep_outliers = 1, .seqlen = tokens, .sink = 1, .norm_scale = 1};
+    must(dq_op_fill(-2, &lo));
+    must(dq_op_fill(2, &hi));
+    must(dq_tensor_upload(&l.levels, table));
+    double bytes = 8.0 * (double)tokens * (double)n;
+    report("F", "keys on 8 levels, by column", seconds_of(do_levels, &l, &l.y), 0, 0, bytes);
+    l.d.per_row = 1;
+    report("F", "values on 8 levels, by row", seconds_of(do_levels, &l, &l.y), 0, 0, bytes);
+    l.d.outliers = 0.01;
+    report("F", "values on 8 levels, 1 % outliers", seconds_of(do_levels, &l, &l.y), 0, 0, bytes);
+    dq_tensor_free(&l.x), dq_tensor_free(&l.range), dq_tensor_free(&l.levels), dq_tensor_free(&l.y);
+}
+
 typedef struct head {
     dq_tensor x, w, targets, state;
 } head;
@@ -551,6 +584,7 @@ static void run_all(void)
     if (selected("F")) {
         attention(tiny ? 32 : 2048, tiny ? 2 : 32, tiny ? 1 : 8, tiny ? 16 : 128);
         forward_work(tiny ? 32 : 32768, tiny ? 64 : 4096);
+        levels_work(tiny ? 32 : 32768, tiny ? 64 : 1024);
         head_work(tiny ? 32 : 2048, tiny ? 64 : 4096, tiny ? 96 : 4096);
     }
     if (selected("I") && dq_device_has_integers(dev)) {

@@ -81,13 +81,18 @@ __device__ static inline uint32_t key_of(float x)
     uint32_t u = cu_float_bits(x);
     return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
-__device__ static inline float number_of(uint32_t key)
-{
-    return cu_bits_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
+
+/* What holds two counts of a row. */
+template <bool KEPT> struct pick {
+    typedef uint32_t counts;
+};
+template <> struct pick<false> {
+    typedef unsigned long long counts;
+};
 
 /* A row as its block sees it: each thread keeps its numbers, or (KEPT false: a long row) reads them again. */
 template <bool KEPT> struct row_numbers {
+    typedef typename pick<KEPT>::counts counts;
     float own[KEPT ? OWN : 1];
     const float *in;
     int64_t n;
@@ -119,26 +124,70 @@ template <bool KEPT> __device__ static inline row_numbers<KEPT> read_row(const f
     return row;
 }
 
-typedef unsigned long long two_counts; /* one in each half */
+/* Two counts in one word. */
+template <class C> struct two {
+    enum { SHIFT = (int)sizeof(C) * 4 };
+    static __device__ C of(bool a, bool b) { return (C)a | (C)b << SHIFT; }
+    static __device__ int64_t first(C c) { return (int64_t)(c & (((C)1 << SHIFT) - 1)); }
+    static __device__ int64_t second(C c) { return (int64_t)(c >> SHIFT); }
+};
 
-/* The numbers of ranks `first` and `second` (0 = the smallest) as keys, bit by bit from the top: a bit is set when no more
- * than `rank` numbers lie below. */
-template <class R>
-__device__ static inline void select_two(const R &row, int64_t first, int64_t second, uint32_t key[2],
-                                         two_counts *slots)
+/* As cu_block_sum with one barrier: calls take turns with the halves of `slots`, two counts a warp. */
+template <class C> __device__ static inline C sum_in_turn(C x, C *slots, int turn)
 {
-    key[0] = key[1] = 0;
-    for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
-        two_counts below = 0;
-        uint32_t a = key[0] | bit, b = key[1] | bit;
+    C *mine = slots + turn % 2 * (ROW_THREADS / CU_WARP);
+    x = cu_warp_sum(x);
+    if (threadIdx.x % CU_WARP == 0) mine[threadIdx.x / CU_WARP] = x;
+    __syncthreads();
+    C sum = 0;
+    for (int w = 0; w < (int)blockDim.x / CU_WARP; w++) sum += mine[w];
+    return sum;
+}
+
+/* What is known of the number of some rank: its key starts as `key` does, `below` numbers lie below that, and behind `above`
+ * of them come larger ones. */
+struct place {
+    uint32_t key;
+    int64_t rank, below, above;
+    __device__ void ask(uint32_t bit, int64_t less)
+    {
+        if (less <= rank) {
+            key |= bit;
+            below = less;
+        } else {
+            above = less;
+        }
+    }
+    __device__ bool found() const { return above - below == 1; }
+};
+
+/* The numbers of ranks `first` and `second` (0 = the smallest), bit by bit from the top of their keys: a bit is set when no
+ * more than `rank` numbers lie below. Ends as soon as no others share the bits found. */
+template <class C, class R>
+__device__ static inline void select_two(const R &row, int64_t first, int64_t second, float *a, float *b, C *slots)
+{
+    place p = {0, first, 0, row.n}, q = {0, second, 0, row.n};
+    int turn = 0;
+    for (uint32_t bit = 0x80000000u; bit && !(p.found() && q.found()); bit >>= 1, turn++) {
+        C less = 0;
         row.each([&](float x, int64_t) {
             uint32_t k = key_of(x);
-            below += (two_counts)(k < a) | (two_counts)(k < b) << 32;
+            less += two<C>::of(k < (p.key | bit), k < (q.key | bit));
         });
-        below = cu_block_sum(below, slots);
-        if ((int64_t)(below & 0xffffffffu) <= first) key[0] = a;
-        if ((int64_t)(below >> 32) <= second) key[1] = b;
+        less = sum_in_turn(less, slots, turn);
+        p.ask(bit, two<C>::first(less));
+        q.ask(bit, two<C>::second(less));
     }
+    *a = INFINITY; /* the smallest that is no smaller than the bits say; of q with the sign turned */
+    *b = -INFINITY;
+    row.each([&](float x, int64_t) {
+        uint32_t k = key_of(x);
+        if (k >= p.key && x < *a) *a = x;
+        if (k >= q.key && -x > *b) *b = -x;
+    });
+    __syncthreads();
+    cu_block_range(a, b, (float *)slots);
+    *b = -*b;
 }
 
 /* From `first`, f of the way to `next`. */
@@ -154,45 +203,42 @@ struct row_range {
 };
 
 /* The thresholds of outliers: order statistics next to each other from both ends, f of the way between them. */
-template <class R>
-__device__ static inline void find_thresholds(const R &row, int64_t i, double f, row_range *t, two_counts *slots)
+template <class C, class R>
+__device__ static inline void find_thresholds(const R &row, int64_t i, double f, row_range *t, C *slots)
 {
-    uint32_t key[2];
-    select_two(row, i, row.n - 1 - i, key, slots);
-    float first = number_of(key[0]), last = number_of(key[1]), up = INFINITY, down = -INFINITY;
-    two_counts reached = 0;
+    float first, last, up = INFINITY, down = -INFINITY;
+    select_two(row, i, row.n - 1 - i, &first, &last, slots);
+    C reached = 0;
     row.each([&](float x, int64_t) {
-        uint32_t k = key_of(x);
-        reached += (two_counts)(k <= key[0]) | (two_counts)(k >= key[1]) << 32;
-        if (k > key[0] && x < up) up = x;
-        if (k < key[1] && x > down) down = x;
+        reached += two<C>::of(x <= first, x >= last);
+        if (x > first && x < up) up = x;
+        if (x < last && x > down) down = x;
     });
     reached = cu_block_sum(reached, slots);
     cu_block_range(&up, &down, (float *)slots);
-    if ((int64_t)(reached & 0xffffffffu) > i + 1) up = first;
-    if ((int64_t)(reached >> 32) > i + 1) down = last;
+    if (two<C>::first(reached) > i + 1) up = first;
+    if (two<C>::second(reached) > i + 1) down = last;
     t->low = between(first, up, f);
     t->high = between(last, down, f);
 }
 
 /* The range of what is left without outliers and of the median, which is looked for only where it is not inside anyway. */
-template <class R> __device__ static inline void find_inner_range(const R &row, row_range *t, two_counts *slots)
+template <class C, class R> __device__ static inline void find_inner_range(const R &row, row_range *t, C *slots)
 {
-    two_counts counts = 0; /* at or below the lower threshold; between both */
+    C counts = 0; /* at or below the lower threshold; between both */
     float lo = INFINITY, hi = -INFINITY;
     row.each([&](float x, int64_t) {
         bool inside = x > t->low && x < t->high;
-        counts += (two_counts)(x <= t->low) | (two_counts)inside << 32;
+        counts += two<C>::of(x <= t->low, inside);
         if (inside && x < lo) lo = x;
         if (inside && x > hi) hi = x;
     });
     counts = cu_block_sum(counts, slots);
     cu_block_range(&lo, &hi, (float *)slots);
-    int64_t below = (int64_t)(counts & 0xffffffffu), inside = (int64_t)(counts >> 32), middle = (row.n - 1) / 2;
+    int64_t below = two<C>::first(counts), inside = two<C>::second(counts), middle = (row.n - 1) / 2;
     if (inside == 0 || below > middle || below + inside <= middle) {
-        uint32_t key[2];
-        select_two(row, middle, middle, key, slots);
-        float median = number_of(key[0]);
+        float median, again;
+        select_two(row, middle, middle, &median, &again, slots);
         if (!(lo < median)) lo = median;
         if (!(hi > median)) hi = median;
     }
@@ -205,7 +251,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
     levels_rows_kernel(cu_levels l, cu_mat<const float> x, int64_t i, double f, bool outliers, cu_mat<float> y)
 {
     __shared__ cu_level_table table;
-    __shared__ two_counts slots[ROW_THREADS / CU_WARP];
+    typedef typename row_numbers<KEPT>::counts counts;
+    __shared__ counts slots[2 * ROW_THREADS / CU_WARP];
     const float *in = x.row(blockIdx.x);
     float *out = y.row(blockIdx.x);
     row_numbers<KEPT> row = read_row<KEPT>(in, x.cols);
@@ -215,7 +262,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     }
     fill_table(&table, l);
     row_range t = {INFINITY, -INFINITY, -INFINITY, INFINITY};
-    two_counts broken = 0;
+    counts broken = 0;
     row.each([&](float v, int64_t) {
         if (v != v) broken = 1;
         if (v < t.lo) t.lo = v;
