@@ -269,12 +269,12 @@ static void gptq(int64_t out, int64_t in, int64_t group)
     dq_tensor_free(&x);
     double seconds = seconds_of(do_plan, &s, &s.plan.u), n = (double)in;
     snprintf(what, sizeof what, "factor of order %lld", (long long)in);
-    report("G3", what, seconds, 2.0 / 3 * n * n * n, f32_rate, 0);
+    report("G3", what, seconds, n * n * n / 3, f32_rate, 0);
     dq_gptq_plan_free(&s.plan);
     snprintf(what, sizeof what, "GPTQ of %lld x %lld, %s", (long long)out, (long long)in,
              group > 0 ? "groups of 128 with range search" : "one range a row");
     seconds = seconds_of(do_solve, &s, &s.w);
-    report("G3", what, seconds, (double)out * n * n + 2.0 / 3 * n * n * n, f32_rate, 0);
+    report("G3", what, seconds, (double)out * n * n + n * n * n / 3, f32_rate, 0);
     dq_tensor_free(&s.original), dq_tensor_free(&s.w), dq_tensor_free(&s.h);
 }
 
