@@ -18,12 +18,16 @@ using namespace cusim::check;
     HOOK(__tsan_volatile_write##size, size, WRITE)                                                                     \
     HOOK(__tsan_unaligned_read##size, size, READ)                                                                      \
     HOOK(__tsan_unaligned_write##size, size, WRITE)
+/* clang-format off */
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
-HOOKS(8) HOOKS(16) HOOK(__tsan_vptr_read, 8, READ)
+HOOKS(8)
+HOOKS(16)
+HOOK(__tsan_vptr_read, 8, READ)
+/* clang-format on */
 
-    extern "C" void __tsan_vptr_update(void *at, void *)
+extern "C" void __tsan_vptr_update(void *at, void *)
 {
     if (inside) access((uintptr_t)at, 8, WRITE, CODE);
 }
