@@ -57,24 +57,25 @@ cudasim: $(CUDASIM)
 .PHONY: cudasim
 
 # Once more with hooks before every load and store, and a checker behind them: what compute-sanitizer would find on a card.
-# Less optimization, so that accesses stay those of the source.
+# Less optimization, so that accesses stay those of the source. By g++: clang++ does not check where whole structs are copied from.
+SIMCHECK_CXX ?= g++
 SIMCHECK := $(O)/tests/fakes/libdartquant-simcheck.so
 SIMCHECK_SIM := $(patsubst %.cc,$(O)/obj/simcheck/%.o,$(CUDASIM_SRC))
 SIMCHECK_OBJ := $(CUDA_SRC:%.cu=$(O)/obj/simcheck/%.o) $(SIMCHECK_SIM)
 SIMCHECK_HOOKS := -O1 -fno-omit-frame-pointer -fsanitize=thread,alignment,bounds
 $(O)/obj/simcheck/%.o: %.cu $(CUDA_HEADERS) $(wildcard tests/fakes/cudasim/include/*.h)
 	@mkdir -p $(@D)
-	$(CXX) -x c++ $(CUDASIM_FLAGS) -DCUDASIM_CHECK $(SIMCHECK_HOOKS) -c $< -o $@
+	$(SIMCHECK_CXX) -x c++ $(CUDASIM_FLAGS) -DCUDASIM_CHECK $(SIMCHECK_HOOKS) -c $< -o $@
 $(O)/obj/simcheck/%.o: %.cc $(wildcard tests/fakes/cudasim/*.h tests/fakes/cudasim/include/*.h)
 	@mkdir -p $(@D)
-	$(CXX) $(CUDASIM_FLAGS) -DCUDASIM_CHECK -c $< -o $@
+	$(SIMCHECK_CXX) $(CUDASIM_FLAGS) -DCUDASIM_CHECK -c $< -o $@
 $(SIMCHECK): $(SIMCHECK_OBJ)
 	@mkdir -p $(@D)
-	$(CXX) -shared -o $@ $^ -Wl,-z,defs $(shell pkg-config --libs openblas) -lpthread -ldl
+	$(SIMCHECK_CXX) -shared -o $@ $^ -Wl,-z,defs $(shell pkg-config --libs openblas) -lpthread -ldl
 # Kernels that the checker must find wrong.
 SIMCHECK_BROKEN := $(O)/tests/fakes/simcheck-broken
 $(SIMCHECK_BROKEN): $(O)/obj/simcheck/tests/fakes/cudasim/selftest/broken.o $(SIMCHECK_SIM)
 	@mkdir -p $(@D)
-	$(CXX) -o $@ $^ $(shell pkg-config --libs openblas) -lpthread -ldl
+	$(SIMCHECK_CXX) -o $@ $^ $(shell pkg-config --libs openblas) -lpthread -ldl
 simcheck: $(SIMCHECK) $(SIMCHECK_BROKEN)
 .PHONY: simcheck
