@@ -545,6 +545,47 @@ static void options(void **state)
     host_bench_close(&b);
 }
 
+/* ---- memory ---- */
+
+/* The job from bind to a model that was run, with one allocation refused for good. */
+static dq_status run_refused(host_bench *b, long at)
+{
+    dq_quantizer *q = NULL;
+    dq_model *model = NULL;
+    float *logits = malloc(8 * 512 * sizeof *logits);
+    static const int32_t ids[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    heap.calls = 0;
+    heap.fail_at = at;
+    heap.for_good = 1;
+    dq_status status = dq_quantizer_new(b->model, b->config, &q);
+    if (status == DQ_OK) status = dq_quantizer_bind(q, b->set);
+    if (status == DQ_OK) status = dq_quantizer_run(q, NULL, NULL, NULL);
+    if (status == DQ_OK) status = dq_quantizer_take_model(q, &model);
+    if (status == DQ_OK) status = dq_model_logits(model, ids, 8, b->config, logits, 8 * 512);
+    heap.fail_at = 0;
+    heap.for_good = 0;
+    dq_model_free(model);
+    dq_quantizer_free(q);
+    free(logits);
+    return status;
+}
+
+/* No memory at any point is said, and leaks nothing (the teardown looks). */
+static void out_of_memory(void **state)
+{
+    (void)state;
+    host_bench b = host_bench_open(KV " seqlen=16 nsamples=2", 1, false);
+    OK(run_refused(&b, 0));
+    long calls = heap.calls;
+    assert_true(calls > 300);
+    for (long n = 1; n <= calls; n += 1 + n / 40) {
+        assert_int_equal(run_refused(&b, n), DQ_E_NOMEM);
+        assert_int_equal(dq_error_last(), DQ_E_NOMEM);
+    }
+    OK(run_refused(&b, 0));
+    host_bench_close(&b);
+}
+
 /* ---- generation ---- */
 
 static int32_t best_next(dq_model *model, const int32_t *ids, int64_t n, int64_t vocab)
@@ -613,6 +654,7 @@ int main(void)
         cmocka_unit_test_teardown(saved_models_keep_them, host_no_leaks),
         cmocka_unit_test_teardown(resumes_to_the_same_bits, host_no_leaks),
         cmocka_unit_test_teardown(options, host_no_leaks),
+        cmocka_unit_test_teardown(out_of_memory, host_no_leaks),
         cmocka_unit_test(generates),
     };
     return cmocka_run_group_tests_name("KVQuant", tests, scratch_setup, scratch_teardown);
