@@ -168,12 +168,17 @@ static bool iterate(fit *f)
     return moved;
 }
 
-/* As floats, ascending and all different. */
+/* As floats, ascending and all different, on [-1, 1]. */
 static void put_levels(const fit *f, float *out)
 {
     for (int64_t k = 0; k < f->n; k++) {
         out[k] = (float)f->level[k];
         if (k > 0 && !(out[k] > out[k - 1])) out[k] = nextafterf(out[k - 1], 2.0f);
+    }
+    float most = 1;
+    for (int64_t k = f->n - 1; k >= 0 && out[k] > most; k--) {
+        out[k] = most;
+        most = nextafterf(most, -2.0f);
     }
 }
 
