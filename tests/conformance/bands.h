@@ -54,6 +54,8 @@ static const band bands[] = {
     {"hadamard", "f64", 2e-15, 0},
     {"fused", "f32", 0, 0},      /* rmsnorm_quant, hadamard_quant: the device's own two ops */
     {"syrk", "f32", 2e-6, 3e-6}, /* |alpha| sqrt(tokens) + |beta| */
+    /* More than 200 tokens on a device out of reach, up to 2100: three products on tensor cores, cut off as for gemm. */
+    {"syrk", "long sums", 4e-6, 4e-5},
     {"diag", "f32", 0, 0},
     {"gptq_factor", "f32", 2e-6, 0}, /* 1; condition number about 3 */
     {"qr", "f32", 1e-4, 0},          /* 1; r: largest entry */
