@@ -36,8 +36,9 @@ static inline void dq_histogram_add(dq_histogram *h, float u, double weight)
 void dq_histogram_merge(dq_histogram *h, const dq_histogram *other);
 
 /* Levels (ascending, all different) with a small sum of weight * (u - nearest level)^2: Lloyd's iteration on the bins, at most
- * 50 times, from the optimum on DQ_LEVEL_COARSE coarse bins (dynamic programming), narrow ones where the weight is. Where there are fewer different
- * numbers than levels, the others lie in the middle of the widest gaps; nothing counted gives dq_levels_uniform. */
+ * 50 times, from the optimum on DQ_LEVEL_COARSE coarse bins (dynamic programming), narrow ones where the weight is. Where there
+ * are fewer different numbers than levels, the others lie in the middle of the widest gaps; nothing counted gives
+ * dq_levels_uniform. */
 enum { DQ_LEVEL_COARSE = 1024, DQ_LLOYD_ITERATIONS = 50 };
 dq_status dq_levels_fit(dq_env *env, const dq_histogram *h, int64_t n, float *out);
 /* The sum over the histogram, bins taken as their means. */

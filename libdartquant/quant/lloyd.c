@@ -9,6 +9,8 @@
 #include "quant/levels.h"
 
 enum { COARSE = DQ_LEVEL_COARSE, ROOM = COARSE + 2, MOST_LEVELS = 256 };
+/* Bins that hold less than this share of all weight have no part in the start: differences of prefix sums lose them. */
+static const double NEGLIGIBLE = 1e-12;
 
 void dq_histogram_merge(dq_histogram *h, const dq_histogram *other)
 {
@@ -114,7 +116,7 @@ static void gather_coarse(fit *f, const dq_histogram *h)
         s += h->sum[b];
         bool full = w * (COARSE / 2) >= total || ++width == 2 * (DQ_LEVEL_BINS / COARSE) || b == DQ_LEVEL_BINS - 1;
         if (!full) continue;
-        if (w > 0) {
+        if (w > NEGLIGIBLE * total) {
             int64_t i = f->count++;
             f->level[i < f->n ? i : 0] = s / w; /* should they be few */
             f->weight[i + 1] = f->weight[i] + w;

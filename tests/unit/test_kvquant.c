@@ -199,6 +199,42 @@ static void refuses_bad_requests(void **state)
     fixture_close(&f);
 }
 
+static bool endless_keys(const char *name, int64_t rows, int64_t cols, float *values, void *arg)
+{
+    const char *wanted = arg;
+    if (strstr(name, "layers.1.") && strstr(name, wanted))
+        for (int64_t i = 0; i < rows * cols; i++) values[i] = i % 2 ? 3e38f : -3e38f;
+    return true;
+}
+
+/* Numbers beyond floats end the calibration with their place. */
+static void says_what_is_not_finite(void **state)
+{
+    (void)state;
+    static char *const names[] = {"k_proj", "v_proj"};
+    for (int i = 0; i < 2; i++) {
+        fixture f;
+        expected e;
+        dq_model *model = NULL;
+        dq_kv_job *job = NULL;
+        bool last = false;
+        fixture_open(&f, "cpu", 2);
+        read_expected(&f, "gqa", &e);
+        OK(changed_model(&f, "gqa", endless_keys, names[i], &model));
+        dq_scheme s = kv_scheme(4, DQ_KV_LEVELS_NUQ, 0.01, 1, false);
+        OK(dq_kv_job_new(model, &s, e.ids, 2, e.tokens / 2, DQ_MATH_F32, &job));
+        OK(dq_kv_job_step(job, NULL, &last));
+        assert_int_equal(dq_kv_job_step(job, NULL, &last), DQ_E_NONFINITE);
+        assert_non_null(strstr(dq_error_text(), i ? "value " : "key "));
+        assert_non_null(strstr(dq_error_text(), "in layer 1 is not finite"));
+        assert_int_equal(dq_kv_job_step(job, NULL, &last), DQ_E_STATE);
+        dq_error_reset();
+        dq_kv_job_free(job);
+        dq_model_release(model);
+        fixture_close(&f);
+    }
+}
+
 /* ---- what a block does ---- */
 
 /* Zeroes row 3 of every k_proj, whose bias alone is left; the bias of row 4 becomes far from zero. */
@@ -695,6 +731,7 @@ int main(void)
         cmocka_unit_test(ranges_are_percentiles),
         cmocka_unit_test(calibration_is_one_result),
         cmocka_unit_test(refuses_bad_requests),
+        cmocka_unit_test(says_what_is_not_finite),
         cmocka_unit_test(sinks_and_channels),
         cmocka_unit_test(families),
         cmocka_unit_test(refuses_damaged_tables),

@@ -109,6 +109,21 @@ static void few_numbers(void **state)
     OK(dq_levels_fit(&f.env, h, 8, got));
     assert_true(dq_levels_error(h, 8, got) == 0);
     for (int i = 1; i < 8; i++) assert_true(got[i] > got[i - 1] && got[i] <= 1);
+    /* beside one number that outweighs the others by more than a sum of doubles can tell, these keep a level nearby */
+    memset(h, 0, sizeof *h);
+    dq_histogram_add(h, -0.5f, 1);
+    for (int i = 0; i < 20; i++) dq_histogram_add(h, (float)i / 20, 1e-20);
+    OK(dq_levels_fit(&f.env, h, 8, got));
+    float heavy = 2;
+    for (int i = 0; i < 8; i++) heavy = fminf(heavy, fabsf(got[i] + 0.5f));
+    assert_true(heavy == 0);
+    for (int i = 1; i < 8; i++) assert_true(got[i] > got[i - 1]);
+    for (int i = 0; i < 20; i++) {
+        float nearest = 2;
+        for (int k = 0; k < 8; k++) nearest = fminf(nearest, fabsf(got[k] - (float)i / 20));
+        assert_true(nearest < 0.4f);
+    }
+    memset(h, 0, sizeof *h);
     float many[256];
     for (int i = 0; i < 5000; i++) dq_histogram_add(h, (float)sin(i * 0.7), 1 + i % 3);
     OK(dq_levels_fit(&f.env, h, 256, many));
