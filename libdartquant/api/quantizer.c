@@ -92,6 +92,7 @@ static dq_status new_job(dq_model *model, const dq_config *config, dq_quantizer 
     q->bits_per_weight = -1;
     DQ_GO(dq_config_copy(config, &q->config));
     DQ_GO(dq_scheme_from_config(config, dq_model_arch(model), &q->scheme));
+    dq_scheme_warn_idle(&ctx->env, config, &q->scheme);
     q->auto_sites = dq_scheme_auto_sites(config, &q->scheme);
     q->nsamples = dq_config_int(config, "nsamples");
     q->seqlen = dq_config_int(config, "seqlen");

@@ -240,7 +240,7 @@ dq_status dq_quantizer_checkpoint(dq_quantizer *q, const char *dir)
     if (q->state == FAILED) return dq_fail(DQ_E_STATE, "the quantizer failed: its last checkpoint stands");
     if (q->state == DONE || q->state == TAKEN) return dq_fail(DQ_E_STATE, "the quantizer is done");
     if (!dq_quantizer_has_weights(q))
-        return dq_fail(DQ_E_UNSUPPORTED, "a job that quantizes no weights has one step and no checkpoints");
+        return dq_fail(DQ_E_UNSUPPORTED, "a job that quantizes no weights has no checkpoints");
     if (q->keeper && strcmp(q->keeper->dir, dir) != 0)
         return dq_fail(DQ_E_INVALID, "this job keeps its checkpoints in %s", q->keeper->dir);
     if (q->state == READY) return begin(q, dir);
@@ -411,7 +411,7 @@ dq_status dq_quantizer_restore(dq_quantizer *q, const char *dir)
     saved s = {0};
     if (q->state != READY || q->keeper) return dq_fail(DQ_E_STATE, "the quantizer has started already");
     if (!dq_quantizer_has_weights(q))
-        return dq_fail(DQ_E_UNSUPPORTED, "a job that quantizes no weights has one step and no checkpoints");
+        return dq_fail(DQ_E_UNSUPPORTED, "a job that quantizes no weights has no checkpoints");
     if (!dq_quantizer_is_bound(q)) return dq_fail(DQ_E_STATE, "bind the same data before restoring");
     dq_status status = read_state(q, dir, &s);
     if (status == DQ_OK) status = keeper_new(&q->ctx->env, dir, &q->keeper);

@@ -120,6 +120,19 @@ unsigned dq_scheme_auto_sites(const dq_config *config, const dq_scheme *s)
     return sites;
 }
 
+void dq_scheme_warn_idle(dq_env *env, const dq_config *config, const dq_scheme *s)
+{
+    static const char *const names[] = {"kv_levels", "kv_outliers", "kv_sink", "kv_qnorm"};
+    if (s->kvquant.on && !dq_scheme_has_levels(s))
+        dq_log(env, DQ_LOG_WARNING,
+               "kv_method kvquant changes nothing: k_bits and v_bits are 16, so keys and values stay as they are");
+    for (size_t i = 0; !s->kvquant.on && i < sizeof names / sizeof *names; i++) {
+        int32_t given = 0;
+        if (dq_config_is_set(config, names[i], &given) == DQ_OK && given)
+            dq_log(env, DQ_LOG_WARNING, "%s changes nothing without kv_method kvquant", names[i]);
+    }
+}
+
 /* Also what the keys and values take on average, and which tables they have: null before they are found. */
 static json_t *kvquant_json(const dq_scheme *s)
 {

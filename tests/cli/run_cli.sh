@@ -181,6 +181,9 @@ run kvquant_text 0 quantize $model $kv $c && grep -qE '^keys and values: nuq lev
 json kvquant_compare 0 'r["rows"][1]["quantization"]["kvquant"]["levels"] == "nf" and r["rows"][1]["kl"] > 0' compare $model --cal-file "$work/cal.txt" --nsamples 8 $p --schemes none:kv4:kvquant:kv_levels=nf
 says kvquant_needs_text 2 'calibration text' quantize $model --preset kvquant-nuq4
 says kvquant_with_r3 1 'use_r3 with kv_method kvquant' quantize $model --preset kvquant-nuq4 --use_r3 true $c
+for idle in "--k_bits 4 --kv_levels nf:kv_levels changes nothing" "--kv_method kvquant:kv_method kvquant changes nothing"; do
+    run kvquant_idle 0 quantize $model ${idle%%:*} $c && grep -q "warning: ${idle#*:}" "$work/kvquant_idle.err" && ok kvquant_idle || bad kvquant_idle "$(cat "$work/kvquant_idle.err")"
+done
 says kvquant_cache 1 'kv = int8' generate "$work/kvquant" --prompt Once --kv int8
 run kvquant_generates 0 generate "$work/kvquant" --prompt "Once upon a time" --max_tokens 5 && ok kvquant_generates
 
