@@ -300,10 +300,11 @@ static void print_clips(const json_t *report)
 static void print_kvquant(const json_t *report)
 {
     const json_t *o = json_object_get(json_object_get(report, "scheme"), "kvquant");
+    int sink = (int)json_integer_value(json_object_get(o, "sink"));
     if (!o) return;
-    printf("keys and values: %s levels, %.2f and %.2f bits, %d sink tokens exact\n",
+    printf("keys and values: %s levels, %.2f and %.2f bits, %d sink token%s exact\n",
            json_string_value(json_object_get(o, "levels")), json_number_value(json_object_get(o, "key_bits")),
-           json_number_value(json_object_get(o, "value_bits")), (int)json_integer_value(json_object_get(o, "sink")));
+           json_number_value(json_object_get(o, "value_bits")), sink, sink == 1 ? "" : "s");
 }
 
 static void print_summary(cli *c, const job *j, const json_t *report)

@@ -11,11 +11,10 @@ struct dq_kv_tables {
     int64_t k_levels, v_levels; /* in a table; 0 = left alone */
     /* All in one piece of memory, `count` floats, which `ranges` begins. */
     int64_t count;
-    float *
-        ranges; /* [layers, 2, channels]: lowest and highest key of a channel that is no outlier; none without k_levels */
-    float *k;   /* [layers, k_levels], ascending on [-1, 1] */
-    float *v;   /* [layers, v_levels] */
-    float *norms; /* [layers, 4]: Q-Norm's scale and offset of keys, of values; 1 and 0 = off */
+    float *ranges; /* [layers, 2, channels]: lowest and highest key that are no outliers; none without k_levels */
+    float *k;      /* [layers, k_levels], ascending on [-1, 1] */
+    float *v;      /* [layers, v_levels] */
+    float *norms;  /* [layers, 4]: Q-Norm's scale and offset of keys, of values; 1 and 0 = off */
 };
 
 /* Sizes from the scheme's bits. Ranges and levels zero, norms off. */

@@ -13,8 +13,8 @@ typedef struct levels_job {
     const float *lo, *hi;    /* of columns */
     const int32_t *position; /* NULL: from the row */
     dq_level_table table;
-    int64_t
-        index; /* of rows with outliers: thresholds lie `part` of the way from this number of each end to the next */
+    /* Of rows with outliers: thresholds lie `part` of the way from this number of each end to the next. */
+    int64_t index;
     double part;
     float *scratch; /* [threads, 2 cols] */
     int64_t rows_per_task;
