@@ -268,14 +268,18 @@ static dq_status read_layout(dq_env *env, dq_source *store, const char *name, dq
     return DQ_OK;
 }
 
-static dq_status read_codes(dq_source *store, const char *name, dq_host_codes *h)
+/* Makes room only once the file is known to hold what the layout promises. */
+static dq_status read_codes(dq_env *env, dq_source *store, const char *name, dq_host_codes *h)
 {
     void *packed;
-    DQ_TRY(fetch(h->env, store, name, "codes", DQ_U8, h->out, packed_bytes(h->in, h->bits), true, &packed));
-    pack_job job = {packed, h->codes, h->out, h->in, h->bits, false};
-    dq_run(h->env, (h->out + ROWS_PER_TASK - 1) / ROWS_PER_TASK, unpack_task, &job);
+    DQ_TRY(fetch(env, store, name, "codes", DQ_U8, h->out, packed_bytes(h->in, h->bits), true, &packed));
+    dq_status status = dq_host_codes_alloc(env, h);
+    if (status == DQ_OK) {
+        pack_job job = {packed, h->codes, h->out, h->in, h->bits, false};
+        dq_run(env, (h->out + ROWS_PER_TASK - 1) / ROWS_PER_TASK, unpack_task, &job);
+    }
     dq_free(packed);
-    return DQ_OK;
+    return status;
 }
 
 static dq_status read_grid(dq_source *store, const char *name, dq_host_codes *h)
@@ -374,9 +378,8 @@ dq_status dq_codes_read_host(dq_env *env, dq_source *store, const char *name, dq
     if (dq_packed_source_find(store, name)) return dq_packed_source_read(store, name, out);
     DQ_TRY(read_layout(env, store, name, &c));
     dq_host_codes h = {.bits = c.bits, .out = c.out, .in = c.in, .group = c.group};
-    DQ_TRY(dq_host_codes_alloc(env, &h));
+    DQ_TRY(read_codes(env, store, name, &h));
     h.symmetric = c.symmetric;
-    DQ_GO(read_codes(store, name, &h));
     DQ_GO(read_grid(store, name, &h));
     DQ_GO(read_group_index(store, name, &h));
     *out = h;

@@ -142,6 +142,29 @@ static void bit_layout(void **state)
     fixture_close(&f);
 }
 
+/* A layout that promises more than the file holds is refused before memory is asked for. */
+static void layout_without_codes(void **state)
+{
+    (void)state;
+    static const int64_t layout[6] = {1, 4, 1, 1 << 28, 1 << 28, 1 << 28}, fields = 6, shape[2] = {1, 4};
+    static const uint8_t bytes[4];
+    fixture f;
+    dq_sink *sink;
+    dq_source *s;
+    dq_codes c;
+    fixture_open(&f, "ref", 1);
+    ok(dq_memory_sink(&f.env, &sink));
+    ok(sink->ops->add(sink, "lin.layout", DQ_I64, 1, &fields, layout, sizeof layout));
+    ok(sink->ops->add(sink, "lin.codes", DQ_U8, 2, shape, bytes, sizeof bytes));
+    ok(sink->ops->finish(sink));
+    ok(dq_memory_source(sink, &s));
+    sink->ops->free(sink);
+    assert_int_equal(dq_codes_read(f.dev, s, "lin", &c), DQ_E_MISMATCH);
+    assert_non_null(strstr(dq_error_text(), "lin.codes"));
+    dq_source_free(s);
+    fixture_close(&f);
+}
+
 static bool is_there(const char *dir, const char *file)
 {
     char path[256];
@@ -492,6 +515,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_round_trip),
         cmocka_unit_test(bit_layout),
+        cmocka_unit_test(layout_without_codes),
         cmocka_unit_test(saving_keeps_every_bit),
         cmocka_unit_test(quantization_takes_effect),
         cmocka_unit_test(streaming),
