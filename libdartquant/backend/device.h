@@ -134,7 +134,8 @@ dq_status dq_op_polar(int64_t groups, int math, const dq_tensor *a, dq_tensor *u
 dq_status dq_op_adam(double beta1, double beta2, double root, double epsilon, dq_tensor *g, dq_tensor *mean,
                      dq_tensor *square);
 
-/* Products of integers; only where dq_device_has_integers says so, nowhere else a host takes their place unasked. */
+/* Products of integers, for devices of which dq_device_has_integers says that they have them: elsewhere each would be a
+ * fallback. */
 enum { DQ_INT8_COLUMNS = 131071 };
 dq_status dq_op_quantize_rows(const dq_fake_quant_desc *d, const dq_tensor *x, dq_tensor *codes, dq_tensor *grid);
 dq_status dq_op_int8_linear(double beta, const dq_tensor *x, const dq_tensor *x_grid, const dq_tensor *w,

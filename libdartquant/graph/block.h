@@ -61,8 +61,8 @@ typedef struct dq_block {
     dq_linear qkv, gate_up;
     double clip[DQ_CLIP_SITES]; /* this layer's clip ratios; 0 = the scheme's */
     dq_kv_level_tables levels;
-    dq_kv_cache
-        *cache; /* NULL = attention within the rows at hand; else the spec's slot and span say where they belong */
+    /* NULL = attention within the rows at hand; else the spec's slot and span say where they belong */
+    dq_kv_cache *cache;
 } dq_block;
 
 void dq_block_free(dq_block *block);
@@ -99,8 +99,7 @@ typedef struct dq_workspace {
     dq_tensor gate, up; /* [rows or fewer, intermediate]; gate becomes the down_proj input */
     dq_tensor act;      /* BF16, like gate: what down_proj reads instead; empty unless `rounds` */
     dq_tensor qkv, gate_up; /* joined: q, k, v and gate, up are columns of these; else empty */
-    dq_tensor codes,
-        grid; /* I8 [rows, widest input], F32 [rows, 3]: what int8 weights read; empty unless the spec says */
+    dq_tensor codes, grid;  /* I8 [rows, widest input], F32 [rows, 3]: what int8 weights read; else empty */
     /* On devices that round inputs of products where they are made (DQ_FEATURE_BF16): xq is there, in BF16, and so is what the
      * products of one input share. No such input is rounded twice, so that all numbers are those of products that do it
      * themselves. */

@@ -73,9 +73,9 @@ bool dq_root_is_permuted(const dq_model *root, dq_role role);
 int64_t dq_root_stored_row(int64_t r, int64_t head_dim);
 /* Finds all tensors and checks their shapes. */
 dq_status dq_root_bind(dq_model *root);
-/* Rows [first, first + out.rows) of a root's tensor in the order of the HF layout, as F32 or F64; non-finite values are
- * an error. `role` decides about the q/k order of GGUF files; a bias counts as a column. *bound is the largest
- * magnitude. out may also have the type that the tensor is stored in. */
+/* Rows [first, first + out.rows) of a root's tensor in the order of the HF layout, as the floating type that `out` has,
+ * rounded once where that is narrower; non-finite values are an error. `role` decides about the q/k order of GGUF files; a
+ * bias counts as a column. *bound is the largest magnitude. */
 dq_status dq_root_read(const dq_model *root, dq_role role, bool bias, int64_t tensor, int64_t first, dq_tensor *out,
                        double *bound);
 

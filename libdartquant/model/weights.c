@@ -309,25 +309,21 @@ static dq_status load_levels(dq_model *model, int64_t layer, dq_block *b)
 dq_status dq_model_load_frame(dq_model *model, int64_t layer, dq_block *out)
 {
     dq_block b;
+    dq_status status;
     memset(&b, 0, sizeof b);
-    dq_status status = dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm);
-    if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm);
-    if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_Q_NORM, &b.q_norm);
-    if (status == DQ_OK) status = dq_model_read_norm(model, layer, DQ_K_NORM, &b.k_norm);
-    if (status == DQ_OK) status = dq_model_read_norm_bias(model, layer, DQ_ATTN_NORM, &b.attn_norm_bias);
-    if (status == DQ_OK) status = dq_model_read_norm_bias(model, layer, DQ_MLP_NORM, &b.mlp_norm_bias);
-    if (status != DQ_OK) {
-        dq_block_free(&b);
-        return status;
-    }
+    DQ_GO(dq_model_read_norm(model, layer, DQ_ATTN_NORM, &b.attn_norm));
+    DQ_GO(dq_model_read_norm(model, layer, DQ_MLP_NORM, &b.mlp_norm));
+    DQ_GO(dq_model_read_norm(model, layer, DQ_Q_NORM, &b.q_norm));
+    DQ_GO(dq_model_read_norm(model, layer, DQ_K_NORM, &b.k_norm));
+    DQ_GO(dq_model_read_norm_bias(model, layer, DQ_ATTN_NORM, &b.attn_norm_bias));
+    DQ_GO(dq_model_read_norm_bias(model, layer, DQ_MLP_NORM, &b.mlp_norm_bias));
     if (model->scheme && model->scheme->clips) memcpy(b.clip, model->scheme->clips->ratio[layer], sizeof b.clip);
-    if (model->scheme && model->scheme->tables) status = load_levels(model, layer, &b);
-    if (status != DQ_OK) {
-        dq_block_free(&b);
-        return status;
-    }
+    if (model->scheme && model->scheme->tables) DQ_GO(load_levels(model, layer, &b));
     *out = b;
     return DQ_OK;
+done:
+    dq_block_free(&b);
+    return status;
 }
 
 /* Linears that read the same input. */
@@ -335,14 +331,14 @@ typedef struct site {
     int first, count;
 } site;
 
+static const site sites[] = {{DQ_BLOCK_Q, 3}, {DQ_BLOCK_O, 1}, {DQ_BLOCK_GATE, 2}, {DQ_BLOCK_DOWN, 1}};
+enum { SITES = sizeof sites / sizeof *sites };
+
 static dq_status load_int8(dq_model *model, int64_t layer, dq_role role, dq_linear *l)
 {
     DQ_TRY(dq_model_read_integers(model, layer, role, &l->int8));
     return dq_model_read_bias(model, layer, role, &l->bias);
 }
-
-static const site sites[] = {{DQ_BLOCK_Q, 3}, {DQ_BLOCK_O, 1}, {DQ_BLOCK_GATE, 2}, {DQ_BLOCK_DOWN, 1}};
-enum { SITES = sizeof sites / sizeof *sites };
 
 /* Integers where all of them can be. */
 static dq_status has_integers(dq_model *model, int64_t layer, const site *at, bool *codes)

@@ -116,7 +116,7 @@ DQ_CUDA_SLOT dq_cuda_gptq_block(void *device, const dq_grid_desc *d, const dq_vi
                                 const dq_view *codes, const dq_view *err)
 {
     CU_ENTER(device);
-    if (u->cols > 160) /* 100 KB of shared memory, which every supported card has */
+    if (u->cols > 160) /* 100 KB of shared memory; cards with a little less refuse the launch above 158 */
         return dq_cuda_fail(dev, DQ_E_UNSUPPORTED, 0, "gptq_block: blocks of %lld columns (160 at most)",
                             (long long)u->cols);
     block_args a = {*d,
