@@ -24,13 +24,14 @@ extern "C" {
  * Lifetimes. A view, a descriptor, and what a descriptor points to (dq_hadamard_desc.hk) are valid until the slot
  * returns: a backend that queues copies them, tables included. The source of `upload` may be changed as soon as
  * `upload` returns, the target of `download` is complete when it returns, and numbers that a slot returns through a
- * pointer (find_nonfinite, dot, gptq_factor, gptq_root, rotation_loss, polar) are there when it returns. `free` may be called while queued ops use the
- * allocation: the backend keeps the memory until they are done. `close` may be called with work queued (it is dropped
- * or finished) and after all allocations were freed. The dq_host stays valid until `close` returns.
+ * pointer (find_nonfinite, dot, gptq_factor, gptq_root, rotation_loss, polar) are there when it returns. `free` may be
+ * called while queued ops use the allocation: the backend keeps the memory until they are done. `close` may be called with
+ * work queued (it is dropped or finished) and after all allocations were freed. The dq_host stays valid until `close`
+ * returns.
  *
  * Order. Everything happens as if in the order of the calls. A slot may return before its work is done, unless it is
- * said to wait: upload, free and the ops may be queued; download, sync, find_nonfinite, dot, gptq_factor, rotation_loss and
- * polar wait.
+ * said to wait: upload, free and the ops may be queued; download, sync, find_nonfinite, dot, gptq_factor, gptq_root,
+ * rotation_loss and polar wait.
  *
  * Errors. A slot returns DQ_OK or a status of types.h below 0, best after host->fail with a sentence and the vendor's
  * code; host->fail must be called inside the slot that returns the status. What goes wrong after a slot has returned is
@@ -70,8 +71,8 @@ typedef struct dq_host {
     dq_status (*fail)(void *self, dq_status status, int64_t vendor_code, const char *message);
 } dq_host;
 
-/* Precision of the products inside gemm, head_nll, attention, rotation_loss and polar. Storage of inputs and outputs is given by their
- * views; accumulation is fp32 or better (fp64 when the operands are fp64). */
+/* Precision of the products inside gemm, head_nll, attention, packed_linear, rotation_loss and polar. Storage of inputs and
+ * outputs is given by their views; accumulation is fp32 or better (fp64 when the operands are fp64). */
 enum {
     DQ_MATH_F32 = 0,  /* products in fp32 or better */
     DQ_MATH_BF16 = 1, /* operands may be rounded to bf16 (half to even), accumulation stays fp32 */
@@ -135,13 +136,12 @@ typedef struct dq_fake_quant_desc {
  *   A row with a NaN becomes NaN as a whole. An infinite range gives what the formulas give.
  * Outliers stay as they are with keep_outliers; without, they take the outermost level like any number beyond the range. */
 typedef struct dq_levels_quant_desc {
-    int32_t per_row; /* 0: `range` gives lo and hi of every column (static, keys); 1: of every row, its own (values) */
+    int32_t per_row;       /* 0: `range` gives lo and hi of every column (keys); 1: every row has its own (values) */
     int32_t keep_outliers; /* 0 or 1 */
     double outliers;       /* per_row: share of a row in both tails together, [0, 1); columns: no meaning */
-    int64_t
-        seqlen;   /* the position of row r is r % seqlen unless `position` says it; at least 1 where sink asks for it */
-    int32_t sink; /* rows at positions below it are copied (attention sinks); 0 = none */
-    float norm_scale; /* Q-Norm; 1 and 0 = off */
+    int64_t seqlen;        /* row r has position r % seqlen unless `position` says it; at least 1 where sink asks */
+    int32_t sink;          /* rows at positions below it are copied (attention sinks); 0 = none */
+    float norm_scale;      /* Q-Norm; 1 and 0 = off */
     float norm_offset;
 } dq_levels_quant_desc;
 
@@ -259,11 +259,11 @@ typedef struct dq_device_info {
     uint64_t memory_free;
 } dq_device_info;
 
-/* The table. The library copies it, as much as struct_size covers: later members count as NULL, and a new version of
- * this header only appends. Slots up to `sync` are mandatory. Slots may be NULL from `host_pointer` on: an op that is
- * NULL runs on the host if the context's policy allows it, and is counted. Any op may return DQ_E_UNSUPPORTED for
- * arguments it cannot serve, before touching any output; every other status is an error. An op on the host costs one
- * `download` per input and one `upload` per output, or a `sync` and no copy where `host_pointer` gives all addresses.
+/* The table. The library copies it, as much as struct_size covers: later members count as NULL or 0, and a new version of
+ * this header only appends. Slots up to `sync` are mandatory. Slots may be NULL from `host_pointer` on: an op that is NULL
+ * runs on the host if the context's policy allows it, and is counted. Any op may return DQ_E_UNSUPPORTED for arguments it
+ * cannot serve, before touching any output; every other status is an error. An op on the host costs one `download` per
+ * input and one `upload` per output, or a `sync` and no copy where `host_pointer` gives all addresses.
  *
  * Views handed to a slot lie inside one allocation, have the shapes and types said here, and start at a multiple of
  * their element size; any such offset and stride may occur. Outputs are never empty; of the inputs only those of a sum
