@@ -33,22 +33,6 @@ static host_bench open_place(const char *backend, const char *mode)
 
 static long long ops_of(const host_bench *p) { return (long long)counters_of(p->ctx).ops; }
 
-static dq_evaluator *new_evaluator(const host_bench *p, dq_model *model)
-{
-    dq_evaluator *e = NULL;
-    OK(dq_evaluator_new(model, p->config, &e));
-    OK(dq_evaluator_bind(e, p->set));
-    return e;
-}
-
-static dq_quantizer *new_quantizer(const host_bench *p)
-{
-    dq_quantizer *q = NULL;
-    OK(dq_quantizer_new(p->model, p->config, &q));
-    OK(dq_quantizer_bind(q, p->set));
-    return q;
-}
-
 static double finish_evaluator(dq_evaluator *e)
 {
     double ppl = 0;
@@ -70,7 +54,7 @@ static outcome finish_quantizer(const host_bench *p, dq_quantizer *q)
     OK(dq_quantizer_take_model(q, &model));
     OK(dq_quantizer_get_float(q, "bits_per_weight", &o.bits));
     OK(dq_quantizer_get_float(q, "mean_error", &o.error));
-    o.ppl = finish_evaluator(new_evaluator(p, model));
+    o.ppl = finish_evaluator(host_evaluator(p, model));
     dq_model_free(model);
     dq_quantizer_free(q);
     return o;
@@ -99,7 +83,7 @@ enum { STEPS = 2 }; /* done before the device goes, each with a checkpoint */
 static dq_status quantize_until_lost(const char *backend, const char *mode, long long *ops)
 {
     host_bench p = open_place(backend, mode);
-    dq_quantizer *q = new_quantizer(&p);
+    dq_quantizer *q = host_quantizer(&p);
     int32_t done = 0;
     dq_status status = dq_quantizer_checkpoint(q, dir);
     for (int i = 0; i < STEPS && status == DQ_OK; i++) {
@@ -123,7 +107,7 @@ static void quantizer(void **state)
         long long ops = 0;
         char backend[64];
         host_bench p = open_place("ref", modes[m]);
-        outcome want = finish_quantizer(&p, new_quantizer(&p)), got;
+        outcome want = finish_quantizer(&p, host_quantizer(&p)), got;
         host_bench_close(&p);
         assert_int_equal(quantize_until_lost("farsim", modes[m], &ops), DQ_OK);
         snprintf(backend, sizeof backend, "farsim:lost_at=%lld", ops + 20);
@@ -131,7 +115,7 @@ static void quantizer(void **state)
             double layers = 0;
             assert_int_equal(quantize_until_lost(backend, modes[m], &ops), DQ_E_DEVICE_LOST);
             p = open_place(takers[t], modes[m]);
-            dq_quantizer *q = new_quantizer(&p);
+            dq_quantizer *q = host_quantizer(&p);
             farsim_log.warnings = 0;
             OK(dq_quantizer_restore(q, dir));
             assert_warned(dq_context_device_name(p.ctx));
@@ -154,7 +138,7 @@ static void quantizer(void **state)
 static dq_status measure_until_lost(const char *backend, long long *ops)
 {
     host_bench p = open_place(backend, "hadamard");
-    dq_evaluator *e = new_evaluator(&p, p.model);
+    dq_evaluator *e = host_evaluator(&p, p.model);
     int32_t done = 0;
     dq_status status = DQ_OK;
     for (int i = 0; i < STEPS && status == DQ_OK; i++) {
@@ -177,14 +161,14 @@ static void evaluator(void **state)
     long long ops = 0;
     char backend[64];
     host_bench p = open_place("ref", "hadamard");
-    double want = finish_evaluator(new_evaluator(&p, p.model));
+    double want = finish_evaluator(host_evaluator(&p, p.model));
     host_bench_close(&p);
     assert_int_equal(measure_until_lost("farsim", &ops), DQ_OK);
     snprintf(backend, sizeof backend, "farsim:depth=1,lost_at=%lld", ops + 5);
     for (int t = 0; t < 2; t++) {
         assert_int_equal(measure_until_lost(backend, &ops), DQ_E_DEVICE_LOST);
         p = open_place(takers[t], "hadamard");
-        dq_evaluator *e = new_evaluator(&p, p.model);
+        dq_evaluator *e = host_evaluator(&p, p.model);
         farsim_log.warnings = 0;
         OK(dq_evaluator_restore(e, dir));
         assert_warned(dq_context_device_name(p.ctx));

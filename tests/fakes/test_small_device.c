@@ -44,26 +44,18 @@ typedef struct outcome {
     uint64_t downloads;
 } outcome;
 
-static dq_evaluator *new_evaluator(const host_bench *p)
-{
-    dq_evaluator *e = NULL;
-    OK(dq_evaluator_new(p->model, p->config, &e));
-    OK(dq_evaluator_bind(e, p->set));
-    return e;
-}
-
 /* The model beside itself; with `resume` some steps are done twice, from a checkpoint. */
 static outcome measure_at(const char *backend, bool resume)
 {
     host_bench p = open_place(backend);
     outcome o;
     dq_reference *reference = NULL;
-    dq_evaluator *e = new_evaluator(&p);
+    dq_evaluator *e = host_evaluator(&p, p.model);
     OK(dq_evaluator_keep_reference(e, 1));
     OK(dq_evaluator_run(e, NULL, NULL, NULL));
     OK(dq_evaluator_take_reference(e, &reference));
     dq_evaluator_free(e);
-    e = new_evaluator(&p);
+    e = host_evaluator(&p, p.model);
     OK(dq_evaluator_set_reference(e, reference));
     if (resume) {
         int32_t done = 0;
@@ -71,7 +63,7 @@ static outcome measure_at(const char *backend, bool resume)
         OK(dq_evaluator_checkpoint(e, dir));
         OK(dq_evaluator_step(e, NULL, NULL, NULL, &done));
         dq_evaluator_free(e);
-        e = new_evaluator(&p);
+        e = host_evaluator(&p, p.model);
         OK(dq_evaluator_set_reference(e, reference));
         OK(dq_evaluator_restore(e, dir));
         OK(dq_checkpoint_remove(p.ctx, dir));

@@ -75,6 +75,44 @@ double host_perplexity(dq_model *model, const dq_config *config, const dq_datase
     return ppl;
 }
 
+dq_quantizer *host_quantizer(const host_bench *b)
+{
+    dq_quantizer *q = NULL;
+    OK(dq_quantizer_new(b->model, b->config, &q));
+    OK(dq_quantizer_bind(q, b->set));
+    return q;
+}
+
+dq_quantizer *host_calibrated_quantizer(const host_bench *b)
+{
+    dq_quantizer *q = NULL;
+    int32_t needs = 0;
+    OK(dq_quantizer_new(b->model, b->config, &q));
+    OK(dq_quantizer_needs_data(q, &needs));
+    assert_int_equal(needs, 1);
+    OK(dq_quantizer_bind(q, b->set));
+    return q;
+}
+
+dq_evaluator *host_evaluator(const host_bench *b, dq_model *model)
+{
+    dq_evaluator *e = NULL;
+    OK(dq_evaluator_new(model, b->config, &e));
+    OK(dq_evaluator_bind(e, b->set));
+    return e;
+}
+
+void host_checkpoint_steps(dq_quantizer *q, int steps, const char *dir)
+{
+    int32_t done = 0;
+    OK(dq_quantizer_checkpoint(q, dir));
+    for (int i = 0; i < steps; i++) {
+        OK(dq_quantizer_step(q, NULL, NULL, NULL, &done));
+        assert_int_equal(done, 0);
+        OK(dq_quantizer_checkpoint(q, dir));
+    }
+}
+
 host_bench host_bench_on(dq_context *ctx, const char *settings, size_t ids, bool rotate)
 {
     host_bench b = {.ctx = ctx, .config = host_config(settings), .set = host_ids(ctx, ids)};

@@ -32,5 +32,12 @@ host_bench host_bench_open(const char *settings, int threads, bool rotate);
 /* Takes the context over. */
 host_bench host_bench_on(dq_context *ctx, const char *settings, size_t ids, bool rotate);
 void host_bench_close(host_bench *b);
+/* Jobs on it, bound to its data. */
+dq_quantizer *host_quantizer(const host_bench *b);
+dq_evaluator *host_evaluator(const host_bench *b, dq_model *model);
+/* host_quantizer of a job that needs data. */
+dq_quantizer *host_calibrated_quantizer(const host_bench *b);
+/* So many steps, none of them the last, with a checkpoint before the first and behind each. */
+void host_checkpoint_steps(dq_quantizer *q, int steps, const char *dir);
 
 #endif

@@ -328,17 +328,6 @@ static const char *const jobs[] = {
 };
 enum { JOBS = sizeof jobs / sizeof *jobs };
 
-static dq_quantizer *new_job(host_bench *b)
-{
-    dq_quantizer *q = NULL;
-    int32_t needs = 0;
-    OK(dq_quantizer_new(b->model, b->config, &q));
-    OK(dq_quantizer_needs_data(q, &needs));
-    assert_int_equal(needs, 1);
-    OK(dq_quantizer_bind(q, b->set));
-    return q;
-}
-
 static dq_model *finish(dq_quantizer *q)
 {
     dq_model *model = NULL;
@@ -365,7 +354,7 @@ static void same_bits_everywhere(void **state)
             double first = 0;
             for (int threads = 1; threads <= 3; threads++) {
                 host_bench b = host_bench_open(jobs[j], threads, rotate);
-                double ppl = perplexity(&b, finish(new_job(&b)));
+                double ppl = perplexity(&b, finish(host_calibrated_quantizer(&b)));
                 if (threads == 1) first = ppl;
                 assert_true(ppl == first && isfinite(ppl));
                 host_bench_close(&b);
@@ -373,7 +362,7 @@ static void same_bits_everywhere(void **state)
             host_bench b = host_bench_open(jobs[j], 2, rotate);
             snprintf(dir, sizeof dir, "%s/saved%d%d", scratch_dir(), j, rotate);
             OK(dq_config_set(b.config, "save_qmodel_path", dir));
-            assert_true(perplexity(&b, finish(new_job(&b))) == first);
+            assert_true(perplexity(&b, finish(host_calibrated_quantizer(&b))) == first);
             dq_model *model = NULL;
             OK(dq_model_open(b.ctx, dir, &model));
             assert_true(perplexity(&b, model) == first);
@@ -406,13 +395,13 @@ static void resumes_to_the_same_bits(void **state)
     char dir[400];
     for (int j = 0; j < JOBS; j++) {
         host_bench a = host_bench_open(jobs[j], 2, false);
-        double wanted = perplexity(&a, finish(new_job(&a)));
+        double wanted = perplexity(&a, finish(host_calibrated_quantizer(&a)));
         host_bench_close(&a);
         for (int stop = 0; stop < 4; stop++) {
             int32_t done = 0;
             snprintf(dir, sizeof dir, "%s/stop%d%d", scratch_dir(), j, stop);
             host_bench b = host_bench_open(jobs[j], 1, false);
-            dq_quantizer *q = new_job(&b);
+            dq_quantizer *q = host_calibrated_quantizer(&b);
             OK(dq_quantizer_checkpoint(q, dir));
             for (int i = 0; i < stop; i++) {
                 OK(dq_quantizer_step(q, NULL, NULL, NULL, &done));
@@ -421,7 +410,7 @@ static void resumes_to_the_same_bits(void **state)
             dq_quantizer_free(q);
             host_bench_close(&b);
             b = host_bench_open(jobs[j], 3, false);
-            q = new_job(&b);
+            q = host_calibrated_quantizer(&b);
             OK(dq_quantizer_restore(q, dir));
             assert_true(perplexity(&b, finish(q)) == wanted);
             host_bench_close(&b);
@@ -436,7 +425,7 @@ static void exports_hold_the_scales(void **state)
     char dir[400];
     host_bench b = host_bench_open(jobs[0], 2, false);
     OK(dq_config_set(b.config, "w_bits", "4"));
-    dq_model *model = finish(new_job(&b)), *back = NULL;
+    dq_model *model = finish(host_calibrated_quantizer(&b)), *back = NULL;
     snprintf(dir, sizeof dir, "%s/awq", scratch_dir());
     OK(dq_model_export(model, "awq", dir, NULL, NULL, NULL, NULL));
     OK(dq_model_open(b.ctx, dir, &back));

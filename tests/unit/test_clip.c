@@ -138,17 +138,6 @@ static void names_what_is_not_finite(void **state)
 
 /* ---- jobs ---- */
 
-static dq_quantizer *new_job(host_bench *b)
-{
-    dq_quantizer *q = NULL;
-    int32_t needs = 0;
-    OK(dq_quantizer_new(b->model, b->config, &q));
-    OK(dq_quantizer_needs_data(q, &needs));
-    assert_int_equal(needs, 1); /* although it rounds to nearest */
-    OK(dq_quantizer_bind(q, b->set));
-    return q;
-}
-
 /* Runs the job; its clip ratios as text (free), and the result's perplexity. */
 static char *finish_job(host_bench *b, dq_quantizer *q, double *ppl)
 {
@@ -199,7 +188,7 @@ static void same_for_any_threads(void **state)
     double ppl[4];
     for (int threads = 1; threads <= 3; threads++) {
         host_bench b = host_bench_open(AUTO, threads, true);
-        char *text = finish_job(&b, new_job(&b), &ppl[threads]);
+        char *text = finish_job(&b, host_calibrated_quantizer(&b), &ppl[threads]);
         check_ratios(text);
         if (!first) first = strdup(text);
         assert_string_equal(text, first);
@@ -219,9 +208,9 @@ static void saved_models_keep_them(void **state)
     host_bench b = host_bench_open(AUTO, 2, true);
     snprintf(dir, sizeof dir, "%s/saved", scratch_dir());
     snprintf(path, sizeof path, "%s/dartquant.json", dir);
-    char *clips = finish_job(&b, new_job(&b), &ppl);
+    char *clips = finish_job(&b, host_calibrated_quantizer(&b), &ppl);
     OK(dq_config_set(b.config, "save_qmodel_path", dir));
-    char *again = finish_job(&b, new_job(&b), &saved);
+    char *again = finish_job(&b, host_calibrated_quantizer(&b), &saved);
     assert_string_equal(clips, again);
     assert_true(saved == ppl);
     dq_model *model = NULL;
@@ -249,23 +238,17 @@ static void resumes_to_the_same_bits(void **state)
     char dir[400];
     double wanted, ppl;
     host_bench a = host_bench_open(AUTO, 2, true);
-    char *clips = finish_job(&a, new_job(&a), &wanted);
+    char *clips = finish_job(&a, host_calibrated_quantizer(&a), &wanted);
     host_bench_close(&a);
     for (int stop = 0; stop < 8; stop++) { /* 4 layers of search, 4 of weights */
-        int32_t done = 0;
         snprintf(dir, sizeof dir, "%s/stop%d", scratch_dir(), stop);
         host_bench b = host_bench_open(AUTO, 1, true);
-        dq_quantizer *q = new_job(&b);
-        OK(dq_quantizer_checkpoint(q, dir));
-        for (int i = 0; i < stop; i++) {
-            OK(dq_quantizer_step(q, NULL, NULL, NULL, &done));
-            assert_int_equal(done, 0);
-            OK(dq_quantizer_checkpoint(q, dir));
-        }
+        dq_quantizer *q = host_calibrated_quantizer(&b);
+        host_checkpoint_steps(q, stop, dir);
         dq_quantizer_free(q);
         host_bench_close(&b);
         b = host_bench_open(AUTO, 3, true);
-        q = new_job(&b);
+        q = host_calibrated_quantizer(&b);
         OK(dq_quantizer_restore(q, dir));
         char *again = finish_job(&b, q, &ppl);
         assert_string_equal(again, clips);

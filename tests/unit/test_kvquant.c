@@ -433,17 +433,6 @@ static void refuses_damaged_tables(void **state)
 
 #define KV "kv_method=kvquant k_bits=3 v_bits=4 kv_outliers=0.02 kv_sink=1 kv_qnorm=true nsamples=6 seqlen=32 limit=4"
 
-static dq_quantizer *new_job(host_bench *b)
-{
-    dq_quantizer *q = NULL;
-    int32_t needs = 0;
-    OK(dq_quantizer_new(b->model, b->config, &q));
-    OK(dq_quantizer_needs_data(q, &needs));
-    assert_int_equal(needs, 1);
-    OK(dq_quantizer_bind(q, b->set));
-    return q;
-}
-
 /* Runs the job; the hash of its tables (free), and the result's perplexity. */
 static char *finish_job(host_bench *b, dq_quantizer *q, double *ppl)
 {
@@ -476,7 +465,7 @@ static void same_for_any_threads(void **state)
     host_bench_close(&b);
     for (int threads = 1; threads <= 3; threads++) {
         b = host_bench_open(KV, threads, true);
-        char *hash = finish_job(&b, new_job(&b), &ppl[threads]);
+        char *hash = finish_job(&b, host_calibrated_quantizer(&b), &ppl[threads]);
         if (!first) first = strdup(hash);
         assert_string_equal(hash, first);
         assert_true(ppl[threads] == ppl[1] && ppl[1] != plain);
@@ -514,9 +503,9 @@ static void saved_models_keep_them(void **state)
         snprintf(dir, sizeof dir, "%s/saved%d", scratch_dir(), i);
         snprintf(second, sizeof second, "%s/again%d", scratch_dir(), i);
         snprintf(path, sizeof path, "%s/dartquant.json", dir);
-        char *hash = finish_job(&b, new_job(&b), &ppl);
+        char *hash = finish_job(&b, host_calibrated_quantizer(&b), &ppl);
         OK(dq_config_set(b.config, "save_qmodel_path", dir));
-        char *again = finish_job(&b, new_job(&b), &saved);
+        char *again = finish_job(&b, host_calibrated_quantizer(&b), &saved);
         assert_string_equal(hash, again);
         assert_true(saved == ppl);
         dq_model *model = NULL;
@@ -551,23 +540,17 @@ static void resumes_to_the_same_bits(void **state)
         char dir[400];
         double wanted, ppl;
         host_bench a = host_bench_open(jobs[i], 2, true);
-        char *hash = finish_job(&a, new_job(&a), &wanted);
+        char *hash = finish_job(&a, host_calibrated_quantizer(&a), &wanted);
         host_bench_close(&a);
         for (int stop = 0; stop < (i == 2 ? 12 : 8); stop++) { /* 4 layers each */
-            int32_t done = 0;
             snprintf(dir, sizeof dir, "%s/stop%d_%d", scratch_dir(), i, stop);
             host_bench b = host_bench_open(jobs[i], 1, true);
-            dq_quantizer *q = new_job(&b);
-            OK(dq_quantizer_checkpoint(q, dir));
-            for (int k = 0; k < stop; k++) {
-                OK(dq_quantizer_step(q, NULL, NULL, NULL, &done));
-                assert_int_equal(done, 0);
-                OK(dq_quantizer_checkpoint(q, dir));
-            }
+            dq_quantizer *q = host_calibrated_quantizer(&b);
+            host_checkpoint_steps(q, stop, dir);
             dq_quantizer_free(q);
             host_bench_close(&b);
             b = host_bench_open(jobs[i], 3, true);
-            q = new_job(&b);
+            q = host_calibrated_quantizer(&b);
             OK(dq_quantizer_restore(q, dir));
             char *again = finish_job(&b, q, &ppl);
             assert_string_equal(again, hash);
