@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "io/formats.h"
+#include "limited_heap.h"
 #include "models.h"
 #include "ok.h"
 
@@ -249,19 +250,6 @@ static void one_input_one_kind(void **state)
 }
 
 /* ---- no memory ---- */
-
-static int64_t allowed = INT64_MAX;
-static void *limited_alloc(void *user, size_t bytes)
-{
-    (void)user;
-    return allowed-- > 0 ? malloc(bytes) : NULL;
-}
-static void limited_free(void *user, void *ptr, size_t bytes)
-{
-    (void)user;
-    (void)bytes;
-    free(ptr);
-}
 
 static void every_allocation_may_fail(void **state)
 {

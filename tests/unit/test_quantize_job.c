@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "fake_backend.h"
 #include "io/formats.h"
+#include "limited_heap.h"
 #include "quant/quantize.h"
 #include "rotation/rotation.h"
 #include "ok.h"
@@ -24,19 +25,6 @@ typedef struct bench {
     dq_model *model;
     uint64_t at_start;
 } bench;
-
-static int64_t allowed = INT64_MAX;
-static void *limited_alloc(void *user, size_t bytes)
-{
-    (void)user;
-    return allowed-- > 0 ? malloc(bytes) : NULL;
-}
-static void limited_free(void *user, void *ptr, size_t bytes)
-{
-    (void)user;
-    (void)bytes;
-    free(ptr);
-}
 
 static void open_device(bench *b, const char *backend)
 {
